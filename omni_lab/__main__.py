@@ -1,0 +1,111 @@
+"""The command line: `omni-lab run`, `omni-lab list`, `omni-lab report`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from omni_lab import runs
+from omni_lab.config import PROFILES, project_root
+from omni_lab.results import print_results, read_results, write_index
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="omni-lab", description="Run the notebook series and read its results.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("--profile", default="quick", help=f"one of {', '.join(PROFILES)} (default: quick)")
+    where.add_argument(
+        "--output", type=Path, default=project_root() / "reports", help="folder of the results (default: reports/)"
+    )
+
+    run = commands.add_parser("run", parents=[where], help="execute notebooks headless")
+    run.add_argument("notebooks", nargs="*", help="names or numbers, like 04_training or 04 (default: all)")
+    run.add_argument("--seed", type=int, help="seed of every run (default: each notebook's own)")
+    run.add_argument(
+        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="set a notebook parameter"
+    )
+    run.add_argument("--grid", type=Path, help="a YAML file with notebooks, parameters and a grid of values")
+    run.add_argument("--jobs", type=int, default=1, help="how many notebooks to run at a time (default: 1)")
+    run.add_argument("--force", action="store_true", help="run finished runs again")
+    run.add_argument("--retrain", action="store_true", help="ignore checkpoints, train afresh (implies --force)")
+
+    commands.add_parser("list", parents=[where], help="show the notebooks, their parameters, their runs")
+    commands.add_parser("report", parents=[where], help="print the recorded results and write the index page")
+    return parser
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs, each value read as YAML. Raises UsageError for anything else."""
+    values = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            raise runs.UsageError(f"expected NAME=VALUE: got {assignment!r}")
+        values[name] = yaml.safe_load(value) if value else ""
+    return values
+
+
+def command_run(args: argparse.Namespace) -> int:
+    names: list[str] = args.notebooks
+    fixed: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = {}
+    if args.jobs < 1:
+        raise runs.UsageError(f"--jobs must be at least 1: got {args.jobs}")
+    if args.grid is not None:
+        if names:
+            raise runs.UsageError("give notebooks either by name or by --grid, not both")
+        names, fixed, grid = runs.read_grid(args.grid)
+    notebooks = [runs.find_notebook(name) for name in names] or runs.list_notebooks()
+    parameters: dict[str, Any] = {"profile": args.profile, **fixed, **parse_assignments(args.parameter)}
+    if args.seed is not None:
+        parameters["seed"] = args.seed
+    if args.retrain:
+        parameters["retrain"] = True
+    jobs = runs.plan(notebooks, output=args.output, parameters=parameters, grid=grid, shared=["retrain"])
+    outcomes = runs.run_jobs(jobs, workers=args.jobs, force=args.force or args.retrain)
+    return 1 if any(outcome.error for outcome in outcomes) else 0
+
+
+def command_list(args: argparse.Namespace) -> int:
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    table = Table("notebook", "parameters (defaults)", f"runs, profile {args.profile}", show_lines=True)
+    for notebook in runs.list_notebooks():
+        parameters = "\n".join(f"{p.name} = {p.default!r}  [dim]{p.help}[/]" for p in notebook.parameters.values())
+        states = "\n".join(runs.run_states(args.output, args.profile, notebook)) or "none"
+        table.add_row(f"[bold]{notebook.name}[/]\n{notebook.title}", parameters, states)
+    console.print(table)
+    return 0
+
+
+def command_report(args: argparse.Namespace) -> int:
+    folder = args.output / args.profile
+    results = read_results(folder) if folder.is_dir() else []
+    print_results(results, title=f"recorded results, profile {args.profile}")
+    if results:
+        print(f"report: {write_index(folder, results, title=f'omni-lab: {args.profile}')}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(arguments)
+    commands = {"run": command_run, "list": command_list, "report": command_report}
+    try:
+        return commands[args.command](args)
+    except (runs.UsageError, ValueError) as error:
+        print(f"omni-lab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("omni-lab: interrupted; the same command continues", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Scaled dot-product attention over masked tokens, twice: a fused path for speed, an explicit one for pictures."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from omni_lab.modalities import Tokens
+
+
+class AttentionOutput(NamedTuple):
+    """values: [B, Nq, D]. weights: [B, H, Nq, Nk], rows sum to one (zero where no key is open); None if fused."""
+
+    values: Float[Tensor, "b q d"]
+    weights: Float[Tensor, "b h q k"] | None
+
+
+class MultiHeadAttention(nn.Module):
+    """softmax(Q K^T / sqrt(d_head)) V over `heads` heads (Vaswani et al. 2017, eq. 1 and section 3.2.2).
+
+    Query, key, value and output are plain `nn.Linear` layers, so that tools that replace Linear layers
+    (quantization, pruning) reach them. A sample without one open key yields
+    exactly zero: not NaN, and not the output bias.
+
+    dim: D. heads: H, must divide D.
+    """
+
+    def __init__(self, *, dim: int, heads: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"heads must divide dim: got dim={dim}, heads={heads}")
+        self.dim = dim
+        self.heads = heads
+        self.head_dim = dim // heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def _split(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n e"]:
+        return x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # [B, H, N, D/H]
+
+    def forward(self, query: Float[Tensor, "b q d"], context: Tokens, *, need_weights: bool = False) -> AttentionOutput:
+        """Each sample's query attends to its own context tokens, which several samples may share.
+
+        need_weights: take the explicit path and return the weights.
+        """
+        if query.shape[-1] != self.dim or context.values.shape[-1] != self.dim or len(query) != len(context):
+            raise ValueError(
+                f"query and context must be {self.dim} wide and of as many samples: got query {list(query.shape)} and "
+                f"context {list(context.values.shape)} for {len(context)} samples"
+            )
+        q = self._split(self.query(query))
+        k = context.dealt(self._split(self.key(context.values)))  # projected once per entry, then dealt out
+        v = context.dealt(self._split(self.value(context.values)))
+        mask = context.sample_mask  # [B, Nk]
+        alive = mask.any(dim=1)  # [B]
+        open_keys = (mask | ~alive[:, None])[:, None, None, :]  # [B, 1, 1, Nk]; dead rows stay finite, zeroed below
+        weights = None
+        if need_weights:
+            scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)  # [B, H, Nq, Nk]
+            weights = scores.masked_fill(~open_keys, float("-inf")).softmax(dim=-1)
+            mixed = weights @ v  # [B, H, Nq, D/H]
+            weights = weights * alive[:, None, None, None]
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=open_keys)
+        values = self.out(mixed.transpose(1, 2).flatten(2))  # [B, Nq, D]: heads side by side, then mixed
+        return AttentionOutput(torch.where(alive[:, None, None], values, 0.0), weights)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention and feed-forward network: x + SA(LN x), then x + FFN(LN x). Works per entry, and wants
+    one entry per sample."""
+
+    def __init__(self, *, dim: int, heads: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(dim)
+        self.attention = MultiHeadAttention(dim=dim, heads=heads)
+        self.norm_mlp = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio), drop=dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        x = tokens.values
+        h = self.norm_attention(x)
+        x = x + self.dropout(self.attention(h, tokens.with_values(h)).values)
+        return tokens.with_values(x + self.dropout(self.mlp(self.norm_mlp(x))))

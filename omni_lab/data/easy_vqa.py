@@ -1,0 +1,87 @@
+"""easy-VQA (V. Zhou, 2019; MIT licence): pictures of one coloured shape, and questions about it.
+
+The set ships in the PyPI package `easy-vqa`, so nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omni_lab.data.pictures import read_picture
+from omni_lab.data.sources import Question, SourceError, check_answer, read_json, split_by_picture
+
+SHAPES = ("circle", "rectangle", "triangle")
+TEST_OFFSET = 1_000_000  # the official splits both count their pictures from 0; test keys start here
+
+
+class EasyVqa:
+    """The official train and test splits; validation is cut from train by picture.
+
+    folder: where `train/`, `test/` and `answers.txt` lie (default: inside the installed package).
+    """
+
+    name = "easy_vqa"
+    image_size = 64
+
+    def __init__(self, folder: Path | None = None, *, validation_fraction: float = 0.1, seed: int = 0) -> None:
+        if folder is None:
+            spec = find_spec("easy_vqa")
+            if spec is None or spec.origin is None:
+                raise SourceError("the package easy-vqa is not installed: expected it from `pip install easy-vqa`")
+            folder = Path(spec.origin).parent / "data"
+        self.folder = folder
+        self.validation_fraction = validation_fraction
+        self.seed = seed
+
+    def fingerprint(self) -> dict[str, Any]:
+        sizes = {part: (self.folder / part / "questions.json").stat().st_size for part in ("train", "test")}
+        return {
+            "package": version("easy-vqa"),
+            "validation_fraction": self.validation_fraction,
+            "split_seed": self.seed,
+            "question_bytes": sizes,
+        }
+
+    def answers(self) -> Sequence[str]:
+        path = self.folder / "answers.txt"
+        try:
+            answers = path.read_text(encoding="utf-8").split()
+        except FileNotFoundError as error:
+            raise SourceError(f"{path}: no such file") from error
+        if not answers:
+            raise SourceError(f"{path}: expected one answer a line: the file is empty")
+        return sorted(answers)
+
+    def questions(self) -> Mapping[str, Sequence[Question]]:
+        train, validation = split_by_picture(self._read("train", 0), fraction=self.validation_fraction, seed=self.seed)
+        return {"train": train, "validation": validation, "test": self._read("test", TEST_OFFSET)}
+
+    def _read(self, part: str, offset: int) -> list[Question]:
+        path = self.folder / part / "questions.json"
+        known = self.answers()
+        questions = []
+        for i, entry in enumerate(read_json(path)):
+            if not (isinstance(entry, list) and [type(e) for e in entry] == [str, str, int]):
+                raise SourceError(f"{path}: entry {i} is {entry!r}: expected [question, answer, picture number]")
+            text, answer, picture = entry
+            check_answer(answer, known, where=f"{path}: entry {i}")
+            questions.append(Question(f"{part}-{i}", text, _family(answer), picture + offset, {answer: 1.0}))
+        return questions
+
+    def pictures(self) -> Iterator[tuple[int, np.ndarray]]:
+        for part, offset in (("train", 0), ("test", TEST_OFFSET)):
+            for key in sorted({q.picture for q in self._read(part, offset)}):
+                path = self.folder / part / "images" / f"{key - offset}.png"
+                yield key, read_picture(path, size=self.image_size, exact=True)
+
+
+def _family(answer: str) -> str:
+    if answer in ("yes", "no"):
+        return "yes/no"
+    return "shape" if answer in SHAPES else "colour"

@@ -1,0 +1,79 @@
+"""One sample, and the collate that turns any mix of samples into an `OmniBatch`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from omni_lab.modalities import Modality, ModalityInput, OmniBatch
+
+TIME_AXIS = {Modality.TEXT: True, Modality.IMAGE: False, Modality.AUDIO: True, Modality.VIDEO: True}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """inputs: what the sample carries: token ids [T] int64, a picture [3, H, W] uint8, a waveform [S] float32,
+    a clip [F, 3, H, W] uint8. keys: equal keys mean the same input, which a batch then holds once.
+    """
+
+    id: str
+    task: str
+    family: str
+    inputs: Mapping[Modality, Tensor]
+    keys: Mapping[Modality, Hashable] = field(default_factory=dict)
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def collate(samples: Sequence[Sample], *, share: Collection[Modality] = tuple(Modality)) -> OmniBatch:
+    """Pads and masks samples that carry any subset of the modalities, in any lengths.
+
+    share: modalities whose equal-keyed inputs are stored once per batch (all of them; fewer only to measure
+    what sharing gains). Raises ValueError for an empty batch, an empty input, or shapes that do not go together,
+    naming the sample.
+    """
+    if not samples:
+        raise ValueError("a batch needs at least one sample: got an empty list")
+    inputs = {m: _collate_modality(samples, m, m in share) for m in Modality if any(m in s.inputs for s in samples)}
+    names = samples[0].targets.keys()
+    for sample in samples:
+        if sample.targets.keys() != names:
+            raise ValueError(f"sample {sample.id!r} has targets {list(sample.targets)}: expected {list(names)}")
+    return OmniBatch(
+        inputs=inputs,
+        tasks=[s.task for s in samples],
+        families=[s.family for s in samples],
+        ids=[s.id for s in samples],
+        targets={name: torch.stack([s.targets[name] for s in samples]) for name in names},
+    )
+
+
+def _collate_modality(samples: Sequence[Sample], modality: Modality, share: bool) -> ModalityInput:
+    entries: dict[Hashable, int] = {}
+    values: list[Tensor] = []
+    rows = torch.full((len(samples),), -1)
+    for b, sample in enumerate(samples):
+        if modality not in sample.inputs:
+            continue
+        value = sample.inputs[modality]
+        if value.numel() == 0:
+            raise ValueError(f"sample {sample.id!r}: {modality} is empty (shape {list(value.shape)})")
+        key = (0, sample.keys[modality]) if share and modality in sample.keys else (1, b)
+        if key not in entries:
+            first = values[0] if values else value
+            fixed = slice(1, None) if TIME_AXIS[modality] else slice(None)
+            if value.shape[fixed] != first.shape[fixed] or value.dtype != first.dtype:
+                raise ValueError(
+                    f"sample {sample.id!r}: {modality} is {list(value.shape)} {value.dtype}, which does not go "
+                    f"with {list(first.shape)} {first.dtype} earlier in the batch"
+                )
+            entries[key] = len(values)
+            values.append(value)
+        rows[b] = entries[key]
+    if not TIME_AXIS[modality]:
+        return ModalityInput(torch.stack(values), torch.ones(len(values), 1, dtype=torch.bool), rows)
+    lengths = torch.tensor([len(v) for v in values])
+    padded = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)  # [U, T, ...], zeros behind the end
+    return ModalityInput(padded, torch.arange(padded.shape[1]) < lengths[:, None], rows)

@@ -1,0 +1,36 @@
+"""Text: a token embedding and a small transformer."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from omni_lab.attention import TransformerBlock
+from omni_lab.config import TextConfig
+from omni_lab.modalities import Tokens
+
+
+class TextEncoder(nn.Module):
+    """Token ids [U, T] to `Tokens` [U, T, out_dim]: embedding + learned positions, transformer, projection."""
+
+    def __init__(self, config: TextConfig, *, vocab_size: int, out_dim: int) -> None:
+        super().__init__()
+        self.max_length = config.max_length
+        self.embedding = nn.Embedding(vocab_size, config.dim)
+        self.position = nn.Parameter(torch.randn(config.max_length, config.dim) * 0.02)
+        self.blocks = nn.Sequential(
+            *(
+                TransformerBlock(dim=config.dim, heads=config.heads, mlp_ratio=2.0, dropout=config.dropout)
+                for _ in range(config.depth)
+            )
+        )
+        self.norm = nn.LayerNorm(config.dim)
+        self.project = nn.Linear(config.dim, out_dim)
+
+    def forward(self, ids: Int[Tensor, "u t"], mask: Bool[Tensor, "u t"]) -> Tokens:
+        if ids.shape[1] > self.max_length:
+            raise ValueError(f"text must be at most {self.max_length} tokens long: got {ids.shape[1]}")
+        x = self.embedding(ids) + self.position[: ids.shape[1]]  # [U, T, d]
+        hidden = self.blocks(Tokens(x, mask))
+        return Tokens(self.project(self.norm(hidden.values)), mask)

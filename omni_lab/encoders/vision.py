@@ -1,0 +1,51 @@
+"""Images: a Swin transformer from timm (Liu et al. 2021)."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from jaxtyping import Bool, UInt8
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from torch import Tensor, nn
+
+from omni_lab.config import VisionConfig
+from omni_lab.modalities import Tokens
+
+
+class VisionEncoder(nn.Module):
+    """Pictures [U, 3, H, W] uint8 to `Tokens` [U, h*w, out_dim], one per cell of the last stage, row by row.
+
+    `grid` = (h, w) of the last stage. Learned position vectors tell cross-modal attention where a cell lies.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: VisionConfig, *, out_dim: int) -> None:
+        super().__init__()
+        self.image_size = config.image_size
+        swin = timm.create_model(
+            config.name, pretrained=config.pretrained, img_size=config.image_size, num_classes=0, **config.overrides
+        )
+        if not isinstance(swin, SwinTransformer | SwinTransformerV2):
+            raise ValueError(f"vision encoder must be a Swin transformer of timm: got {config.name!r}")
+        self.swin = swin
+        stride = swin.feature_info[-1]["reduction"]
+        self.grid = (config.image_size // stride, config.image_size // stride)
+        statistics = timm.data.resolve_model_data_config(swin)
+        self.register_buffer("mean", torch.tensor(statistics["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(statistics["std"]).view(3, 1, 1), persistent=False)
+        self.project = nn.Linear(self.swin.num_features, out_dim)
+        self.position = nn.Parameter(torch.randn(self.grid[0] * self.grid[1], out_dim) * 0.02)
+
+    def forward(self, pictures: UInt8[Tensor, "u 3 h w"], mask: Bool[Tensor, "u 1"]) -> Tokens:
+        """mask: [U, 1], True for every real picture (a picture is one frame on its time axis)."""
+        if pictures.shape[1:] != (3, self.image_size, self.image_size):
+            raise ValueError(
+                f"pictures must be [U, 3, {self.image_size}, {self.image_size}]: got {list(pictures.shape)}"
+            )
+        x = (pictures / 255.0 - self.mean) / self.std
+        cells = self.swin.forward_features(x).flatten(1, 2)  # [U, h*w, C]
+        values = self.project(cells) + self.position
+        return Tokens(values, mask.expand(-1, values.shape[1]))

@@ -1,0 +1,26 @@
+"""Intervals that respect which measurements belong together."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def bootstrap_interval(
+    values: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the mean of `values`, resampling whole groups (cluster bootstrap, Davison and Hinkley
+    1997, section 3.8): questions about one picture stand or fall together, so pictures are drawn, not questions.
+
+    values: [n]; for a paired comparison, the differences. groups: [n] labels.
+    """
+    if len(values) != len(groups) or len(values) == 0:
+        raise ValueError(f"values and groups must be equally long, not empty: got {len(values)} and {len(groups)}")
+    _, member = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(member, weights=values), np.bincount(member)
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    for i in range(resamples):
+        drawn = rng.integers(len(sums), size=len(sums))
+        means[i] = sums[drawn].sum() / sizes[drawn].sum()
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,96 @@
+"""Supervised training of an OmniModel."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from omni_lab.config import TrainingConfig
+from omni_lab.modalities import Modality, OmniBatch
+from omni_lab.model import OmniModel
+
+
+def answer_loss(logits: Float[Tensor, "b a"], scores: Float[Tensor, "b a"]) -> Float[Tensor, ""]:
+    """Cross-entropy against the soft scores made to sum to one; a sample without any creditable answer counts zero."""
+    total = scores.sum(dim=1, keepdim=True)
+    return F.cross_entropy(logits, scores / total.clamp(min=1e-6), reduction="none").mean()
+
+
+def random_flips(pictures: UInt8[Tensor, "u 3 h w"]) -> UInt8[Tensor, "u 3 h w"]:
+    """Mirrors each picture left to right with probability one half."""
+    flip = torch.rand(len(pictures), 1, 1, 1, device=pictures.device) < 0.5
+    return torch.where(flip, pictures.flip(-1), pictures)
+
+
+class MultitaskTraining(L.LightningModule):
+    """Trains the injected model on its answer task.
+
+    All randomness of a training step (augmentation, dropout, stochastic depth) is drawn from a stream that depends on
+    (seed, epoch, batch) alone. A training stopped at any update and resumed therefore ends with the same weights.
+    """
+
+    def __init__(self, model: OmniModel, config: TrainingConfig, *, answers: int, seed: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.seed_value = seed
+        metrics = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(num_classes=answers, average="micro"),
+                "macro_f1": MulticlassF1Score(num_classes=answers, average="macro"),
+            }
+        )
+        self.metrics = metrics.clone(prefix="validation/")
+
+    def forward(self, batch: OmniBatch) -> Float[Tensor, "b a"]:
+        return self.model(batch, heads=["answer"]).heads["answer"]
+
+    def _step(self, batch: OmniBatch, stage: str) -> tuple[Tensor, Tensor]:
+        logits = self(batch)
+        loss = answer_loss(logits, batch.targets["answer_scores"])
+        self.log(f"{stage}/loss", loss, batch_size=len(batch), on_step=False, on_epoch=True)
+        return loss, logits
+
+    def on_train_batch_start(self, batch: OmniBatch, batch_idx: int) -> None:
+        torch.manual_seed(hash((self.seed_value, self.current_epoch, batch_idx)) % 2**63)
+
+    def training_step(self, batch: OmniBatch, batch_idx: int) -> Tensor:
+        if self.config.augment and Modality.IMAGE in batch.inputs:
+            given = batch.inputs[Modality.IMAGE]
+            flipped = replace(given, values=random_flips(given.values))
+            batch = replace(batch, inputs={**batch.inputs, Modality.IMAGE: flipped})
+        return self._step(batch, "train")[0]
+
+    def validation_step(self, batch: OmniBatch, batch_idx: int) -> None:
+        _, logits = self._step(batch, "validation")
+        self.metrics.update(logits, batch.targets["answer_scores"].argmax(dim=1))
+        self.log_dict(self.metrics, batch_size=len(batch))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW (Loshchilov and Hutter 2019), no decay on biases and norms; linear warm-up, then cosine to zero."""
+        decayed = [p for p in self.parameters() if p.ndim > 1]
+        others = [p for p in self.parameters() if p.ndim <= 1]
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=self.config.learning_rate,
+        )
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = max(1, round(total * self.config.warmup_fraction))
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+        schedule: Any = {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}

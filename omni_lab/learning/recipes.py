@@ -1,0 +1,235 @@
+"""From a profile to a trained model: what every notebook and the command line train by."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import resource
+import shutil
+import sys
+import time
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from omni_lab.config import DataConfig, ModelConfig, Profile, TrainingConfig, project_root
+from omni_lab.data import EasyVqa, OmniDataModule, VqaSource
+from omni_lab.learning.checkpoints import CheckpointError, load_model, plain, save_model
+from omni_lab.learning.multitask import MultitaskTraining
+from omni_lab.learning.progress import ProgressTable
+from omni_lab.modalities import Modality, OmniBatch
+from omni_lab.model import OmniModel, build_model
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that determines a trained model. `name` and `seed` name its folder."""
+
+    name: str
+    profile: str
+    source: VqaSource
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+    seed: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.profile) / f"{self.name}-seed{self.seed}"
+
+    def work_folder(self, data: OmniDataModule) -> Path:
+        """Where the training writes: one folder per configuration, so that no two ever overwrite each other."""
+        digest = hashlib.sha256(json.dumps(plain(self.identity(data)), sort_keys=True).encode()).hexdigest()[:8]
+        return project_root() / "data" / "checkpoints" / f"{self.folder}-{digest}"
+
+    @property
+    def published_folder(self) -> Path:
+        return project_root() / "reports" / "published" / "checkpoints" / self.folder
+
+    def data_module(self) -> OmniDataModule:
+        return OmniDataModule(self.source, self.data, root=project_root() / "data" / "stores", seed=self.seed)
+
+    def identity(self, data: OmniDataModule) -> dict[str, Any]:
+        """What a checkpoint must agree with to be loaded. How often it was saved, or loaded by how many workers, is not
+        part of it."""
+        training = {k: v for k, v in vars(self.training).items() if k != "checkpoint_every"}
+        data_config = {k: v for k, v in vars(self.data).items() if k != "num_workers"}
+        vocabulary = hashlib.sha256(data.store.tokenizer.to_str().encode()).hexdigest()
+        return {
+            "source": data.store.manifest["source"],
+            "answers": data.store.answers,
+            "vocabulary": vocabulary,
+            "model": self.model,
+            "data": data_config,
+            "training": training,
+            "seed": self.seed,
+        }
+
+    def new_model(self, data: OmniDataModule) -> OmniModel:
+        """The untrained model, its initial weights drawn from the seed (the global random state is left alone)."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return build_model(
+                self.model, vocab_size=data.store.tokenizer.get_vocab_size(), answers=len(data.store.answers)
+            )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """facts: history (a row an epoch), samples_per_second, peak_memory_mb, seconds, device, precision.
+    origin: where the weights came from, in words for the reader.
+    """
+
+    model: OmniModel
+    data: OmniDataModule
+    facts: dict[str, Any]
+    origin: str
+
+
+def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
+    """The recipe of that name: "easy_vqa", or "easy_vqa_text", the same without its eyes (a control)."""
+    models = {
+        "easy_vqa": profile.model,
+        "easy_vqa_text": replace(profile.model, modalities=(Modality.TEXT,)),
+    }
+    if name not in models:
+        nearest = difflib.get_close_matches(name, models, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown recipe {name!r}; the nearest of {list(models)} is {nearest!r}")
+    return Recipe(name, profile.name, EasyVqa(), models[name], profile.data, profile.training, seed)
+
+
+class Meter(Callback):
+    """Measures the training loop, loading included and validation left out: questions and pictures per second."""
+
+    def __init__(self) -> None:
+        self.totals = {"questions": 0, "pictures": 0, "seconds": 0.0}
+        self._mark = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.totals)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.totals = dict(state_dict)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._mark = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OmniBatch, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        self.totals["seconds"] += now - self._mark
+        self.totals["questions"] += len(batch)
+        if Modality.IMAGE in batch.inputs:
+            self.totals["pictures"] += len(batch.inputs[Modality.IMAGE].values)
+        self._mark = now
+
+
+def resolve_precision(precision: str) -> str:
+    """ "auto" is float32 on a CPU, where autocast is slower, and bfloat16 autocast on a GPU."""
+    if precision != "auto":
+        return precision
+    return "bf16-mixed" if torch.cuda.is_available() else "32-true"
+
+
+def peak_memory_mb() -> float:
+    """Peak allocated memory of the GPU, else the peak resident memory of this process, in MB (1e6 bytes)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def make_trainer(config: TrainingConfig, folder: Path, *, callbacks: list[Callback], **overrides: Any) -> L.Trainer:
+    """A Lightning Trainer that logs to `folder` and keeps `folder/last.ckpt`, taken at an update, never between two."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for harmless in ("does not have many workers", "exists and is not empty", "treespec", "logging interval"):
+        warnings.filterwarnings("ignore", message=f".*{harmless}.*")
+    keep_last = ModelCheckpoint(
+        dirpath=folder, filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
+    )
+    settings: dict[str, Any] = {
+        "max_epochs": config.epochs,
+        "accelerator": "auto",
+        "devices": 1,
+        "precision": resolve_precision(config.precision),
+        "accumulate_grad_batches": config.accumulate,
+        "gradient_clip_val": config.clip_norm,
+        "logger": [CSVLogger(folder, name="logs", version="csv"), TensorBoardLogger(folder, name="logs", version="tb")],
+        "callbacks": [*callbacks, keep_last],
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "log_every_n_steps": 20,
+    }
+    return L.Trainer(**(settings | overrides))
+
+
+def train(recipe: Recipe, *, afresh: bool = False) -> Trained:
+    """Trains from the recipe, shows progress, saves the model, and returns it as saved (half-precision weights).
+
+    An interrupted training continues from its last checkpoint; afresh=True begins again.
+    """
+    data = recipe.data_module()
+    folder = recipe.work_folder(data)
+    if afresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    model = recipe.new_model(data)
+    module = MultitaskTraining(model, recipe.training, answers=len(data.store.answers), seed=recipe.seed)
+    table, meter = ProgressTable(), Meter()
+    trainer = make_trainer(recipe.training, folder, callbacks=[meter, table])
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    last = folder / "last.ckpt"
+    trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=False)
+    facts = {
+        "history": table.rows,
+        "samples_per_second": meter.totals["questions"] / meter.totals["seconds"],
+        "pictures_per_second": meter.totals["pictures"] / meter.totals["seconds"],
+        "seconds": meter.totals["seconds"],
+        "peak_memory_mb": peak_memory_mb(),
+        "device": device_name(),
+        "precision": str(trainer.precision),
+    }
+    save_model(folder, model, identity=recipe.identity(data), facts=facts)
+    last.unlink(missing_ok=True)
+    return _load(recipe, data, folder, "trained just now")
+
+
+def load_or_train(recipe: Recipe, *, retrain: bool = False, use_published: bool = True) -> Trained:
+    """The model of a recipe: the one trained here before, else the published one, else trained now.
+
+    retrain: ignore both and train afresh. A checkpoint that does not fit the recipe is reported and not used.
+    """
+    data = recipe.data_module()
+    places = [(recipe.work_folder(data), "trained here earlier")]
+    if use_published:
+        places.append((recipe.published_folder, "published with the project"))
+    for folder, origin in [] if retrain else places:
+        if folder.is_dir() and not (folder / "last.ckpt").exists():
+            try:
+                return _load(recipe, data, folder, origin)
+            except CheckpointError as error:
+                log.warning("not using a checkpoint: %s", error)
+    return train(recipe, afresh=retrain)
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _load(recipe: Recipe, data: OmniDataModule, folder: Path, origin: str) -> Trained:
+    model = recipe.new_model(data)
+    facts = load_model(folder, model, identity=recipe.identity(data))
+    return Trained(model.eval(), data, facts, f"{origin} ({facts['device']}, {facts['seconds']:.0f} s)")

@@ -1,0 +1,143 @@
+"""The words that every other room speaks: `Modality`, `Tokens`, `ModalityInput`, `OmniBatch`."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class Modality(enum.StrEnum):
+    """The modalities in their one fixed order: column `m.column` of every `[B, M]` tensor belongs to `m`."""
+
+    TEXT = "text"
+    IMAGE = "image"
+    AUDIO = "audio"
+    VIDEO = "video"
+
+    @property
+    def column(self) -> int:
+        return list(Modality).index(self)
+
+
+M = len(Modality)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What an encoder returns and fusion consumes.
+
+    values: [U, N, D]. mask: [U, N], True where a token is real. times: [U, N] in seconds, where the modality has a
+    clock. rows: [B], which of the U entries each sample uses, -1 where it has none; None means one entry per sample in
+    order, U = B. So what several samples share is computed once: everything that treats entries one by one (norms,
+    projections, pooling) runs on U entries, and only what mixes in something of the sample's own runs on B.
+    """
+
+    values: Float[Tensor, "u n d"]
+    mask: Bool[Tensor, "u n"]
+    times: Float[Tensor, "u n"] | None = None
+    rows: Int[Tensor, " b"] | None = None
+
+    def __len__(self) -> int:
+        """The number of samples, B."""
+        return len(self.values) if self.rows is None else len(self.rows)
+
+    def with_values(self, values: Float[Tensor, "u n d"]) -> Tokens:
+        return replace(self, values=values)
+
+    def dealt(self, per_entry: Float[Tensor, "u ..."]) -> Float[Tensor, "b ..."]:
+        """Something computed per entry, one copy for each sample that uses it."""
+        return per_entry if self.rows is None else per_entry.index_select(0, self.rows.clamp(min=0))
+
+    @property
+    def sample_mask(self) -> Bool[Tensor, "b n"]:
+        """[B, N], the mask dealt out; all False for a sample without an entry."""
+        if self.rows is None:
+            return self.mask
+        return self.mask.index_select(0, self.rows.clamp(min=0)) & (self.rows >= 0).unsqueeze(1)
+
+    def expanded(self) -> Tokens:
+        """The same tokens with one entry per sample."""
+        if self.rows is None:
+            return self
+        times = None if self.times is None else self.dealt(self.times)
+        return Tokens(self.dealt(self.values), self.sample_mask, times)
+
+    def pooled(self) -> Float[Tensor, "b d"]:
+        """Mean over each sample's real tokens; zeros where there are none. [B, D]"""
+        weight = self.mask.unsqueeze(-1).to(self.values.dtype)  # [U, N, 1]
+        mean = (self.values * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return torch.where(self.sample_mask.any(dim=1, keepdim=True), self.dealt(mean), 0.0)
+
+
+@dataclass(frozen=True)
+class ModalityInput:
+    """The inputs of one modality in a batch. What several samples share is stored, and encoded, once.
+
+    values: [U, ...], one entry per *distinct* input: token ids [U, T], pictures [U, 3, H, W] uint8,
+    waveforms [U, S], clips [U, F, 3, H, W] uint8. mask: [U, T], True where the time axis is not padding.
+    rows: [B], which entry belongs to each sample, -1 where the sample lacks the modality.
+    """
+
+    values: Tensor
+    mask: Bool[Tensor, "u t"]
+    rows: Int[Tensor, " b"]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ModalityInput:
+        return ModalityInput(*(t.to(device, non_blocking=non_blocking) for t in (self.values, self.mask, self.rows)))
+
+    def pin_memory(self) -> ModalityInput:
+        return ModalityInput(self.values.pin_memory(), self.mask.pin_memory(), self.rows.pin_memory())
+
+
+@dataclass(frozen=True)
+class OmniBatch:
+    """A batch in which every sample may carry any subset of the modalities.
+
+    inputs: one `ModalityInput` per modality that occurs at all. tasks, families, ids: one string per sample; a
+    family is a kind of question, for tables ("shape", "colour").
+    targets: tensors with first axis B, by name; the answer task has "answer_scores" [B, A] in [0, 1].
+    """
+
+    inputs: Mapping[Modality, ModalityInput]
+    tasks: Sequence[str]
+    families: Sequence[str]
+    ids: Sequence[str]
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def present(self) -> Bool[Tensor, "b m"]:
+        """[B, M], True where the sample carries the modality: read off the rows, so the two cannot disagree."""
+        missing = torch.full((len(self),), -1)
+        rows = [self.inputs[m].rows if m in self.inputs else missing for m in Modality]
+        device = next((i.rows.device for i in self.inputs.values()), torch.device("cpu"))
+        return torch.stack([r.to(device) for r in rows], dim=1) >= 0
+
+    def without(self, modality: Modality) -> OmniBatch:
+        """The same batch with one modality absent everywhere."""
+        return replace(self, inputs={m: i for m, i in self.inputs.items() if m is not modality})
+
+    def with_rows(self, modality: Modality, rows: Int[Tensor, " b"]) -> OmniBatch:
+        """The same batch with one modality dealt out differently, e.g. pictures shuffled across samples."""
+        return replace(self, inputs={**self.inputs, modality: replace(self.inputs[modality], rows=rows)})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> OmniBatch:
+        return replace(
+            self,
+            inputs={m: i.to(device, non_blocking) for m, i in self.inputs.items()},
+            targets={k: t.to(device, non_blocking=non_blocking) for k, t in self.targets.items()},
+        )
+
+    def pin_memory(self) -> OmniBatch:
+        return replace(
+            self,
+            inputs={m: i.pin_memory() for m, i in self.inputs.items()},
+            targets={k: t.pin_memory() for k, t in self.targets.items()},
+        )

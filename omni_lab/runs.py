@@ -1,0 +1,420 @@
+"""The Papermill runner: notebooks as experiments, each in its own process, checked before anything runs.
+
+A run's results appear under `<output>/<profile>/<notebook>/<run>/` when it has finished, all at once: they are made in
+a hidden folder beside it first. A finished run is skipped as long as notebook, library and parameters are the same; an
+interrupted one is run again, and its training continues from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+import tokenize
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from omni_lab.config import get_profile, project_root
+from omni_lab.progress import STATUS_VARIABLE
+
+RESERVED = ("profile", "seed", "output_dir")
+
+
+class UsageError(ValueError):
+    """A request that cannot be run as it stands: nothing has been executed."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a notebook's parameters cell."""
+
+    name: str
+    default: Any
+    help: str
+
+    def check(self, value: Any, *, where: str) -> Any:
+        """`value`, or its int as float where a float is wanted. Raises UsageError if it is of another type."""
+        wanted = type(self.default)
+        if wanted is float and type(value) is int:
+            return float(value)
+        hint = ""
+        if wanted is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value, re.IGNORECASE):
+            hint = f" (YAML reads {value} as text: write {value.lower().replace('e', '.0e')})"
+        elements = {type(v) for v in self.default} if wanted is list else set()
+        if type(value) is not wanted or (elements and {type(v) for v in value} - elements):
+            raise UsageError(
+                f"{where}: parameter {self.name!r} is {value!r}, a {type(value).__name__}: "
+                f"expected {wanted.__name__} like {self.default!r}{hint}"
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Notebook:
+    path: Path
+    title: str
+    parameters: dict[str, Parameter]
+    source: str
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do: a notebook, all its parameters, and where the results go."""
+
+    notebook: Path
+    name: str
+    parameters: dict[str, Any]
+    folder: Path
+    fingerprint: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.folder.name}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds the results of exactly this notebook, library and parameters."""
+        try:
+            executed = json.loads((self.folder / "executed.ipynb").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+        return executed["metadata"].get("omni_lab", {}).get("fingerprint") == self.fingerprint
+
+
+@dataclass(frozen=True)
+class Outcome:
+    job: Job
+    seconds: float
+    error: str | None
+
+
+def read_notebook(path: Path) -> Notebook:
+    """The notebook's title and parameters. Raises UsageError if it is no notebook or has no cell tagged parameters."""
+    try:
+        content = nbformat.read(path, as_version=4)
+    except Exception as error:
+        raise UsageError(f"{path}: not a readable notebook ({error})") from error
+    tagged = [c for c in content.cells if "parameters" in c.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise UsageError(f"{path}: expected one cell tagged 'parameters', found {len(tagged)}")
+    first = content.cells[0].source.splitlines()[0].lstrip("# ") if content.cells else path.stem
+    source = "\n".join(c.source for c in content.cells)
+    return Notebook(path, first, _parse_parameters(tagged[0].source, path), source)
+
+
+def _parse_parameters(code: str, path: Path) -> dict[str, Parameter]:
+    comments = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(code).readline)
+        if token.type == tokenize.COMMENT
+    }
+    parameters = {}
+    for statement in ast.parse(code).body:
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+        value = getattr(statement, "value", None)
+        if not isinstance(target, ast.Name) or value is None:
+            raise UsageError(f"{path}: the parameters cell may hold only NAME = VALUE lines: line {statement.lineno}")
+        try:
+            default = ast.literal_eval(value)
+        except ValueError as error:
+            raise UsageError(f"{path}: parameter {target.id!r} must be a plain value, not an expression") from error
+        parameters[target.id] = Parameter(target.id, default, comments.get(statement.lineno, ""))
+    missing = [name for name in RESERVED if name not in parameters]
+    if missing:
+        raise UsageError(f"{path}: the parameters cell lacks {missing}")
+    return parameters
+
+
+def list_notebooks() -> list[Notebook]:
+    """The numbered series, in order."""
+    return [read_notebook(path) for path in sorted((project_root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
+
+
+def find_notebook(name: str) -> Notebook:
+    """By file, full name ("04_training") or number ("04"). Raises UsageError naming the nearest one."""
+    if name.endswith(".ipynb"):
+        if not Path(name).exists():
+            raise UsageError(f"{name}: no such notebook")
+        return read_notebook(Path(name))
+    notebooks = list_notebooks()
+    for notebook in notebooks:
+        if name in (notebook.name, notebook.name.split("_")[0]):
+            return notebook
+    known = [notebook.name for notebook in notebooks]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    raise UsageError(f"unknown notebook {name!r}; the nearest is {nearest[0] if nearest else 'none: there are none'!r}")
+
+
+def read_grid(path: Path) -> tuple[list[str], dict[str, Any], dict[str, list[Any]]]:
+    """A YAML grid: `notebooks` (a list), `parameters` (the same in every run), `grid` (a list of values per parameter,
+    every combination is run)."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such grid file") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML ({error})") from error
+    allowed = {"notebooks": list, "parameters": dict, "grid": dict}
+    if not isinstance(content, dict) or not content.keys() <= allowed.keys() or not content.get("notebooks"):
+        raise UsageError(f"{path}: expected the keys {list(allowed)}, `notebooks` not empty: got {content!r}")
+    for key, kind in allowed.items():
+        if key in content and not isinstance(content[key], kind):
+            raise UsageError(f"{path}: {key} must be a {kind.__name__}: got {content[key]!r}")
+    grid = content.get("grid", {})
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"{path}: grid.{name} must be a list of values to try: got {values!r}")
+    return [str(n) for n in content["notebooks"]], content.get("parameters", {}), grid
+
+
+def plan(
+    notebooks: Sequence[Notebook],
+    *,
+    output: Path,
+    parameters: dict[str, Any],
+    grid: dict[str, list[Any]] | None = None,
+    shared: Sequence[str] = (),
+) -> list[Job]:
+    """Every run to do, all parameters checked. `shared` parameters go only to the notebooks that have them.
+
+    Raises UsageError for an unknown notebook parameter or profile, naming the nearest known one, and for a wrong type.
+    """
+    library = _library_digest()
+    jobs = []
+    for notebook in notebooks:
+        for values in itertools.product(*(grid or {}).values()):
+            wanted = parameters | dict(zip(grid or {}, values, strict=True))
+            settings = {name: p.default for name, p in notebook.parameters.items()}
+            for name, value in wanted.items():
+                if name not in notebook.parameters:
+                    if name in shared:
+                        continue
+                    nearest = difflib.get_close_matches(name, notebook.parameters, n=1, cutoff=0.0)[0]
+                    raise UsageError(f"{notebook.name}: unknown parameter {name!r}; the nearest is {nearest!r}")
+                settings[name] = notebook.parameters[name].check(value, where=notebook.name)
+            try:
+                get_profile(settings["profile"])
+            except ValueError as error:
+                raise UsageError(f"{notebook.name}: {error}") from error
+            folder = output / settings["profile"] / notebook.name / _run_name(notebook, settings)
+            settings["output_dir"] = ""
+            identity = json.dumps([notebook.source, {k: v for k, v in settings.items() if k != "retrain"}, library])
+            digest = hashlib.sha256(identity.encode()).hexdigest()
+            jobs.append(Job(notebook.path, notebook.name, settings, folder.resolve(), digest))
+    return jobs
+
+
+def _run_name(notebook: Notebook, settings: dict[str, Any]) -> str:
+    changed = {
+        k: v for k, v in settings.items() if k not in (*RESERVED, "retrain") and v != notebook.parameters[k].default
+    }
+    name = "-".join([f"seed{settings['seed']}", *(f"{k}={v}" for k, v in sorted(changed.items()))])
+    name = re.sub(r"[^\w=.,-]", "_", name)
+    return name if len(name) <= 80 else f"{name[:71]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _library_digest() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def execute(job: Job, status: Path, threads: int | None) -> Outcome:
+    """Runs one notebook. On success the run's folder is replaced; on failure earlier results stay and the partly
+    executed notebook, its error at the top, is kept as failed.ipynb."""
+    import papermill
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class CellCounter(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> Any:
+            complete = nb_man.cell_complete
+            total = len(nb_man.nb.cells)
+
+            def cell_complete(cell: Any, cell_index: int | None = None, **options: Any) -> None:
+                complete(cell, cell_index, **options)
+                _status_file(status, "cells").write_text(f"{(cell_index or 0) + 1} {total}", encoding="utf-8")
+                _status_file(status, "line").unlink(missing_ok=True)
+
+            nb_man.cell_complete = cell_complete
+            return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+
+    papermill_engines.register("cell-counter", CellCounter)
+    os.environ[STATUS_VARIABLE] = str(_status_file(status, "line"))
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without cached byte code every kernel starts half a minute later
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    start = time.monotonic()
+    part = job.folder.with_name(f".{job.folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    executed = part / "executed.ipynb"
+    try:
+        papermill.execute_notebook(
+            str(job.notebook),
+            str(executed),
+            parameters=job.parameters | {"output_dir": str(part)},
+            kernel_name="python3",  # the kernel of this very interpreter
+            engine_name="cell-counter",
+            progress_bar=False,
+            cwd=str(job.notebook.parent),
+        )
+        _export(executed, part / "notebook.html")
+        _stamp(executed, job.fingerprint)
+    except Exception as error:
+        message = _first_line(error)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if executed.exists():
+            _mark_error(executed, message)
+            executed.replace(job.folder / "failed.ipynb")
+        shutil.rmtree(part, ignore_errors=True)
+        return Outcome(job, time.monotonic() - start, message)
+    shutil.rmtree(job.folder, ignore_errors=True)
+    part.rename(job.folder)
+    return Outcome(job, time.monotonic() - start, None)
+
+
+def _export(executed: Path, page: Path) -> None:
+    from nbconvert import HTMLExporter
+
+    body, _ = HTMLExporter().from_filename(str(executed))
+    page.write_text(body, encoding="utf-8")
+
+
+def _stamp(executed: Path, fingerprint: str) -> None:
+    content = nbformat.read(executed, as_version=4)
+    content.metadata["omni_lab"] = {"fingerprint": fingerprint}
+    nbformat.write(content, executed)
+
+
+def _mark_error(executed: Path, message: str) -> None:
+    """Papermill marks an error that a cell raised; a kernel that died, say, it does not."""
+    content = nbformat.read(executed, as_version=4)
+    if not any("papermill-error" in str(c.metadata.get("tags", [])) for c in content.cells):
+        content.cells.insert(0, nbformat.v4.new_markdown_cell(f"**This run failed:** {message}"))
+        nbformat.write(content, executed)
+
+
+def _first_line(error: Exception) -> str:
+    name, value = getattr(error, "ename", None), getattr(error, "evalue", None)
+    text = f"{name}: {value}" if name else f"{type(error).__name__}: {error}"
+    return text.strip().splitlines()[0]
+
+
+def _status_file(status: Path, kind: str) -> Path:
+    return status.with_suffix(f".{kind}")
+
+
+def run_jobs(jobs: Sequence[Job], *, workers: int = 1, force: bool = False) -> list[Outcome]:
+    """Runs what is not finished, at most `workers` at a time, each in a process of its own, and shows progress."""
+    console = Console(width=None if Console().is_terminal else 110)
+    todo = [job for job in jobs if force or not job.finished]
+    for job in jobs:
+        if job not in todo:
+            console.print(f"[dim]finished before, skipped: {job.label}")
+    for job in todo:
+        _check_writable(job.folder)
+    outcomes: list[Outcome] = []
+    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"), TimeElapsedColumn())
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Progress(*columns, console=console, transient=True) as progress,
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool,
+    ):
+        whole = progress.add_task("[bold]series", total=len(todo), line=f"0 of {len(todo)} notebooks")
+        running: dict[Future[Outcome], tuple[TaskID, Path]] = {}
+        waiting = iter(todo)
+        for job in itertools.islice(waiting, workers):
+            _submit(pool, job, Path(scratch), threads, progress, running)
+        while running:
+            time.sleep(0.2)
+            for future, (task, status) in list(running.items()):
+                _show(progress, task, status)
+                if not future.done():
+                    continue
+                progress.remove_task(task)
+                del running[future]
+                outcomes.append(future.result())
+                progress.update(whole, advance=1, line=f"{len(outcomes)} of {len(todo)} notebooks")
+                _report(console, outcomes[-1])
+                for job in itertools.islice(waiting, 1):
+                    _submit(pool, job, Path(scratch), threads, progress, running)
+    return outcomes
+
+
+def _submit(
+    pool: ProcessPoolExecutor,
+    job: Job,
+    scratch: Path,
+    threads: int | None,
+    progress: Progress,
+    running: dict[Future[Outcome], tuple[TaskID, Path]],
+) -> None:
+    status = scratch / hashlib.sha256(str(job.folder).encode()).hexdigest()[:16]
+    task = progress.add_task(job.label, total=None, line="starting")
+    running[pool.submit(execute, job, status, threads)] = (task, status)
+
+
+def _show(progress: Progress, task: TaskID, status: Path) -> None:
+    try:
+        done, total = _status_file(status, "cells").read_text(encoding="utf-8").split()
+    except (FileNotFoundError, ValueError):
+        return
+    line = f"cell {done} of {total}"
+    with contextlib.suppress(FileNotFoundError):
+        line += f": {_status_file(status, 'line').read_text(encoding='utf-8')}"
+    progress.update(task, completed=int(done), total=int(total), line=line)
+
+
+def _report(console: Console, outcome: Outcome) -> None:
+    minutes, seconds = divmod(round(outcome.seconds), 60)
+    if outcome.error is None:
+        console.print(f"[green]finished[/] {outcome.job.label} in {minutes}:{seconds:02d}")
+    else:
+        console.print(f"[red]failed[/] {outcome.job.label} after {minutes}:{seconds:02d}: {outcome.error}", markup=True)
+        console.print(f"  see {outcome.job.folder / 'failed.ipynb'}", soft_wrap=True)
+
+
+def _check_writable(folder: Path) -> None:
+    probe = folder.parent
+    try:
+        probe.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=probe):
+            pass
+    except OSError as error:
+        raise UsageError(f"the output folder {str(probe)!r} cannot be written ({error.strerror})") from error
+
+
+def run_states(output: Path, profile: str, notebook: Notebook) -> Iterator[str]:
+    """One word or two for each run of a notebook that has left something behind."""
+    for folder in sorted((output / profile / notebook.name).glob("*")):
+        if (folder / "executed.ipynb").exists():
+            yield f"{folder.name}: finished"
+        if (folder / "failed.ipynb").exists():
+            yield f"{folder.name}: failed"
+        if folder.name.startswith(".") and folder.name.endswith(".part"):
+            yield f"{folder.name[1:-5]}: interrupted"

@@ -1,0 +1,22 @@
+"""Figures: functions that take data and return a matplotlib Figure, in one style."""
+
+from omni_lab.viz.attention import attention_over_picture, weight_matrix
+from omni_lab.viz.diagram import architecture
+from omni_lab.viz.pictures import show_pictures
+from omni_lab.viz.style import COLOURS, CONTROL, METHOD, use_style
+from omni_lab.viz.training import accuracy_bars, confusion, lines, training_curves
+
+__all__ = [
+    "COLOURS",
+    "CONTROL",
+    "METHOD",
+    "accuracy_bars",
+    "architecture",
+    "attention_over_picture",
+    "confusion",
+    "lines",
+    "show_pictures",
+    "training_curves",
+    "use_style",
+    "weight_matrix",
+]

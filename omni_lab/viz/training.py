@@ -1,0 +1,71 @@
+"""Learning curves, accuracy beside its controls, and which answers are mistaken for which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from omni_lab.viz.style import CONTROL, METHOD
+
+
+def training_curves(history: Sequence[Mapping[str, float]], *, floor: float, floor_label: str) -> Figure:
+    """history: one row an epoch, as the training table shows it. floor: accuracy of a control, drawn dashed."""
+    epochs = [row["epoch"] for row in history]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
+    for name in ("train loss", "validation loss"):
+        left.plot(epochs, [row[name] for row in history], marker="o", label=name)
+    left.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="loss", ylim=(0, None))
+    left.legend()
+    for name in ("validation accuracy", "macro F1"):
+        right.plot(epochs, [row[name] for row in history], marker="o", label=name)
+    right.axhline(floor, linestyle="--", color=CONTROL, label=floor_label)
+    right.set(xlabel="epoch", ylabel="share", title="validation", ylim=(0, 1.02))
+    right.legend(loc="lower right")
+    return figure
+
+
+def accuracy_bars(
+    rows: Sequence[tuple[str, float, tuple[float, float] | None, bool]], *, title: str, xlabel: str = "test accuracy"
+) -> Figure:
+    """rows: (label, value, (low, high) or None, whether it is a control), drawn from top to bottom."""
+    figure, axis = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.2))
+    for y, (_, value, interval, control) in enumerate(rows):
+        error = None if interval is None else np.abs(np.array(interval) - value)[:, None]
+        axis.barh(y, value, xerr=error, color=CONTROL if control else METHOD, height=0.65, capsize=3)
+        axis.text(0.01, y, f"{value:.3f}", va="center", color="white", fontweight="bold")
+    axis.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    axis.invert_yaxis()
+    axis.grid(False, axis="y")
+    axis.set(xlim=(0, 1.02), xlabel=xlabel, title=title)
+    return figure
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray, answers: Sequence[str]) -> Figure:
+    """Counts of predicted against true answers, shaded by the share of each true answer."""
+    counts = np.zeros((len(answers), len(answers)), dtype=int)
+    np.add.at(counts, (truth, predicted), 1)
+    share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    figure, axis = plt.subplots(figsize=(0.62 * len(answers) + 2.5, 0.5 * len(answers) + 1.5))
+    shades = axis.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (y, x), count in np.ndenumerate(counts):
+        if count:
+            axis.text(x, y, str(count), ha="center", va="center", color="white" if share[y, x] > 0.5 else "black")
+    axis.set_xticks(range(len(answers)), answers, rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(answers)), answers)
+    axis.grid(False)
+    axis.set(xlabel="predicted answer", ylabel="true answer", title="test questions by true and predicted answer")
+    figure.colorbar(shades, ax=axis, label="share of the true answer")
+    return figure
+
+
+def lines(x: Sequence[float], series: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: str, title: str) -> Figure:
+    """A line per named series over a common axis."""
+    figure, axis = plt.subplots(figsize=(7, 3.8))
+    for name, values in series.items():
+        axis.plot(x, values, marker="o", label=name)
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axis.legend()
+    return figure
