@@ -72,7 +72,7 @@ class DataConfig:
     """
 
     images_per_batch: int = 32
-    questions_per_image: int = 4
+    questions_per_image: int = 6
     balance_families: bool = True
     max_images: int | None = None
     num_workers: int = 0
@@ -162,7 +162,7 @@ PROFILES = {
                 vision=VisionConfig(overrides=SMALL_SWIN),
                 fusion=FusionConfig(paths=((Modality.TEXT, Modality.IMAGE),)),
             ),
-            data=DataConfig(images_per_batch=32, questions_per_image=4),
+            data=DataConfig(images_per_batch=32, questions_per_image=6),
             training=TrainingConfig(epochs=14),
             timing_rounds=9,
             bootstrap=2000,

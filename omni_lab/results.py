@@ -144,12 +144,13 @@ def print_results(results: Sequence[dict[str, Any]], *, title: str) -> None:
     if not results:
         console.print("nothing recorded yet")
         return
-    table = Table("notebook", "seed", "metric", "value", "95 % interval", "", title=title)
+    table = Table("metric", "value", "95 % interval", "", title=title)
     for result in results:
-        for i, metric in enumerate(result["metrics"]):
-            head = (result["notebook"], str(result["seed"])) if i == 0 else ("", "")
-            cells = (metric["name"], format_value(metric), format_interval(metric))
-            table.add_row(*head, *cells, "control" if metric["control"] else "")
+        minutes, seconds = divmod(round(result["seconds"]), 60)
+        table.add_row(f"[bold]{result['notebook']}", f"[dim]seed {result['seed']}", f"[dim]{minutes}:{seconds:02d} min")
+        for metric in result["metrics"]:
+            cells = (f"  {metric['name']}", format_value(metric), format_interval(metric))
+            table.add_row(*cells, "control" if metric["control"] else "")
         table.add_section()
     console.print(table)
 

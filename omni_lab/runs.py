@@ -98,7 +98,7 @@ class Job:
         """Whether the folder holds the results of exactly this notebook, library and parameters."""
         try:
             executed = json.loads((self.folder / "executed.ipynb").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (OSError, json.JSONDecodeError):
             return False
         return executed["metadata"].get("omni_lab", {}).get("fingerprint") == self.fingerprint
 
@@ -268,6 +268,8 @@ def execute(job: Job, status: Path, threads: int | None) -> Outcome:
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     start = time.monotonic()
+    log = status.with_suffix(".log").open("w")
+    os.dup2(log.fileno(), 2)  # what the kernel says of itself: shown only if it fails
     part = job.folder.with_name(f".{job.folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -290,6 +292,7 @@ def execute(job: Job, status: Path, threads: int | None) -> Outcome:
         if executed.exists():
             _mark_error(executed, message)
             executed.replace(job.folder / "failed.ipynb")
+        shutil.copyfile(log.name, job.folder / "failed.log")
         shutil.rmtree(part, ignore_errors=True)
         return Outcome(job, time.monotonic() - start, message)
     shutil.rmtree(job.folder, ignore_errors=True)

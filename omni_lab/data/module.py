@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,19 @@ ANSWER = "answer"
 
 
 class QuestionDataset(Dataset[Sample]):
-    """Questions of one split as samples of text and image. max_images: keep only the first that many pictures."""
+    """Questions of one split as samples of text and image.
 
-    def __init__(self, store: Store, split: str, *, max_images: int | None = None) -> None:
+    modalities: leave out the others (a control without eyes). max_images: keep only the first that many pictures.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        split: str,
+        *,
+        modalities: Collection[Modality] = (Modality.TEXT, Modality.IMAGE),
+        max_images: int | None = None,
+    ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split must be one of {SPLITS}: got {split!r}")
         table = store.questions(split)
@@ -34,6 +45,7 @@ class QuestionDataset(Dataset[Sample]):
         if max_images is not None:
             table = table.filter(np.isin(rows, np.unique(rows)[:max_images]))
         self.store = store
+        self.modalities = modalities
         self.picture_rows = table.column("picture").to_numpy()
         self.ids: list[str] = table.column("id").to_pylist()
         self.texts: list[str] = table.column("text").to_pylist()
@@ -60,18 +72,21 @@ class QuestionDataset(Dataset[Sample]):
         _, family, sizes = np.unique(self.families, return_inverse=True, return_counts=True)
         return 1.0 / sizes[family]
 
+    def ask(self, text: str, picture_row: int) -> Sample:
+        """Any question about any picture of the store, without a known answer."""
+        inputs = {}
+        if Modality.TEXT in self.modalities:
+            if text not in self._tokens:
+                self._tokens[text] = torch.tensor(encode_text(self.store.tokenizer, text, name="question"))
+            inputs[Modality.TEXT] = self._tokens[text]
+        if Modality.IMAGE in self.modalities:
+            inputs[Modality.IMAGE] = torch.from_numpy(self.store.picture(picture_row).copy())
+        keys = {Modality.TEXT: text, Modality.IMAGE: picture_row}
+        return Sample(id=f"{picture_row}: {text}", task=ANSWER, family="", inputs=inputs, keys=keys)
+
     def __getitem__(self, i: int) -> Sample:
-        row = int(self.picture_rows[i])
-        text = self.texts[i]
-        picture = torch.from_numpy(self.store.picture(row).copy())
-        return Sample(
-            id=self.ids[i],
-            task=ANSWER,
-            family=self.families[i],
-            inputs={Modality.TEXT: self._tokens[text], Modality.IMAGE: picture},
-            keys={Modality.TEXT: text, Modality.IMAGE: row},
-            targets={"answer_scores": self.scores[i]},
-        )
+        asked = self.ask(self.texts[i], int(self.picture_rows[i]))
+        return replace(asked, id=self.ids[i], family=self.families[i], targets={"answer_scores": self.scores[i]})
 
 
 class ResumableLoader(DataLoader[Sample]):
@@ -100,11 +115,20 @@ class ResumableLoader(DataLoader[Sample]):
 class OmniDataModule(L.LightningDataModule):
     """Builds or opens the store of `source` under `root` and serves its splits."""
 
-    def __init__(self, source: VqaSource, config: DataConfig, *, root: Path, seed: int = 0) -> None:
+    def __init__(
+        self,
+        source: VqaSource,
+        config: DataConfig,
+        *,
+        root: Path,
+        modalities: Collection[Modality] = (Modality.TEXT, Modality.IMAGE),
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.source = source
         self.config = config
         self.root = root
+        self.modalities = modalities
         self.seed = seed
         self._datasets: dict[str, QuestionDataset] = {}
         self._store: Store | None = None
@@ -120,7 +144,9 @@ class OmniDataModule(L.LightningDataModule):
 
     def dataset(self, split: str) -> QuestionDataset:
         if split not in self._datasets:
-            self._datasets[split] = QuestionDataset(self.store, split, max_images=self.config.max_images)
+            self._datasets[split] = QuestionDataset(
+                self.store, split, modalities=self.modalities, max_images=self.config.max_images
+            )
         return self._datasets[split]
 
     def loader(self, split: str, *, share: tuple[Modality, ...] = tuple(Modality)) -> ResumableLoader:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class Question:
     scores: Mapping[str, float]
 
 
+@runtime_checkable
 class VqaSource(Protocol):
     """Pictures, questions about them, and the list of answers a model may give."""
 

@@ -96,6 +96,11 @@ class Store:
         """Columns id, text, family, picture (row into the pictures), answers, scores (parallel lists)."""
         return self._tables[split]
 
+    @property
+    def picture_keys(self) -> list[int]:
+        """The source's key of every picture, in row order."""
+        return self._tables["pictures"].column("key").to_pylist()
+
     def picture(self, row: int) -> np.ndarray:
         """[3, H, W] uint8, a read-only view into the mapped file."""
         size = self.image_size

@@ -124,6 +124,7 @@ class VqaV2:
         self.validation_fraction = validation_fraction
         self.seed = seed
         self.leave_one_out = leave_one_out
+        self._parts: dict[str, list[Question]] = {}
 
     def _files(self, part: str) -> tuple[Path, Path]:
         return (
@@ -153,6 +154,11 @@ class VqaV2:
         return {"train": train, "validation": validation, "test": self._read(self.PARTS[1])}
 
     def _read(self, part: str) -> list[Question]:
+        if part not in self._parts:
+            self._parts[part] = self._parse(part)
+        return self._parts[part]
+
+    def _parse(self, part: str) -> list[Question]:
         question_file, annotation_file = self._files(part)
         asked = _entries(question_file, "questions", ("question_id", "image_id", "question"))
         noted = _entries(annotation_file, "annotations", ("question_id", "image_id", "answers", "answer_type"))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from jaxtyping import Bool, UInt8
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
 from omni_lab.config import VisionConfig
@@ -25,11 +25,12 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: VisionConfig, *, out_dim: int) -> None:
         super().__init__()
         self.image_size = config.image_size
-        swin = timm.create_model(
+        architecture = timm.is_model(config.name) and timm.model_entrypoint(config.name).__module__
+        if architecture not in ("timm.models.swin_transformer", "timm.models.swin_transformer_v2"):
+            raise ValueError(f"vision encoder must be a Swin transformer of timm: got {config.name!r}")
+        swin: Any = timm.create_model(
             config.name, pretrained=config.pretrained, img_size=config.image_size, num_classes=0, **config.overrides
         )
-        if not isinstance(swin, SwinTransformer | SwinTransformerV2):
-            raise ValueError(f"vision encoder must be a Swin transformer of timm: got {config.name!r}")
         self.swin = swin
         stride = swin.feature_info[-1]["reduction"]
         self.grid = (config.image_size // stride, config.image_size // stride)

@@ -82,7 +82,7 @@ def predict(
 
 
 def shuffle_pictures(batch: OmniBatch) -> OmniBatch:
-    """Every question gets the next picture of its batch: a control that keeps pictures and questions, but not the pairs."""
+    """Every question gets the next picture of its batch: a control that keeps pictures and questions, not the pairs."""
     given = batch.inputs[Modality.IMAGE]
     count = len(given.values)
     if count < 2:

@@ -84,7 +84,10 @@ class MultitaskTraining(L.LightningModule):
             [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=self.config.learning_rate,
         )
-        total = int(self.trainer.estimated_stepping_batches)
+        # trainer.estimated_stepping_batches, asked this early, would build the loaders before the state that a
+        # checkpoint holds for them is restored: a resumed epoch would begin again at its first batch.
+        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        total = self.config.epochs * math.ceil(batches / self.config.accumulate)
         warmup = max(1, round(total * self.config.warmup_fraction))
 
         def factor(step: int) -> float:

@@ -17,12 +17,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from filelock import FileLock
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from omni_lab.config import DataConfig, ModelConfig, Profile, TrainingConfig, project_root
 from omni_lab.data import EasyVqa, OmniDataModule, VqaSource
-from omni_lab.learning.checkpoints import CheckpointError, load_model, plain, save_model
+from omni_lab.learning.checkpoints import FACTS, CheckpointError, load_model, plain, save_model
 from omni_lab.learning.multitask import MultitaskTraining
 from omni_lab.learning.progress import ProgressTable
 from omni_lab.modalities import Modality, OmniBatch
@@ -57,7 +58,8 @@ class Recipe:
         return project_root() / "reports" / "published" / "checkpoints" / self.folder
 
     def data_module(self) -> OmniDataModule:
-        return OmniDataModule(self.source, self.data, root=project_root() / "data" / "stores", seed=self.seed)
+        root = project_root() / "data" / "stores"
+        return OmniDataModule(self.source, self.data, root=root, modalities=self.model.modalities, seed=self.seed)
 
     def identity(self, data: OmniDataModule) -> dict[str, Any]:
         """What a checkpoint must agree with to be loaded. How often it was saved, or loaded by how many workers, is not
@@ -213,16 +215,19 @@ def load_or_train(recipe: Recipe, *, retrain: bool = False, use_published: bool 
     retrain: ignore both and train afresh. A checkpoint that does not fit the recipe is reported and not used.
     """
     data = recipe.data_module()
-    places = [(recipe.work_folder(data), "trained here earlier")]
+    work = recipe.work_folder(data)
+    places = [(work, "trained here earlier")]
     if use_published:
         places.append((recipe.published_folder, "published with the project"))
-    for folder, origin in [] if retrain else places:
-        if folder.is_dir() and not (folder / "last.ckpt").exists():
-            try:
-                return _load(recipe, data, folder, origin)
-            except CheckpointError as error:
-                log.warning("not using a checkpoint: %s", error)
-    return train(recipe, afresh=retrain)
+    work.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{work}.lock"):  # notebooks that run side by side want the same model: one trains, the others wait
+        for folder, origin in [] if retrain else places:
+            if (folder / FACTS).exists():
+                try:
+                    return _load(recipe, data, folder, origin)
+                except CheckpointError as error:
+                    log.warning("not using a checkpoint: %s", error)
+        return train(recipe, afresh=retrain)
 
 
 def device_name() -> str:

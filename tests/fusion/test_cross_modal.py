@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from omni_lab.fusion import CrossModalAttention, CrossModalFusion, Path, all_paths
+from omni_lab.modalities import Modality, Tokens
+
+TEXT, IMAGE, AUDIO = Modality.TEXT, Modality.IMAGE, Modality.AUDIO
+DIM = 8
+
+
+def tokens(batch: int, length: int, seed: int) -> Tokens:
+    values = torch.randn(batch, length, DIM, generator=torch.Generator().manual_seed(seed))
+    return Tokens(values, torch.ones(batch, length, dtype=torch.bool))
+
+
+def fusion(*paths: Path) -> CrossModalFusion:
+    torch.manual_seed(0)
+    return CrossModalFusion(paths=paths, dim=DIM, depth=2, heads=2).eval()
+
+
+def test_all_paths_are_the_directed_pairs() -> None:
+    assert len(all_paths([TEXT, IMAGE, AUDIO])) == 6
+    assert Path(TEXT, IMAGE) in all_paths([TEXT, IMAGE]) and Path(TEXT, TEXT) not in all_paths([TEXT, IMAGE])
+
+
+def test_an_absent_key_modality_adds_nothing() -> None:
+    streams = {TEXT: tokens(2, 3, 1), IMAGE: tokens(2, 4, 2)}
+    absent = Tokens(streams[IMAGE].values, torch.zeros(2, 4, dtype=torch.bool))
+    network = fusion(*all_paths([TEXT, IMAGE]))
+    masked = network({TEXT: streams[TEXT], IMAGE: absent}).tokens[TEXT].values
+    missing = network({TEXT: streams[TEXT]}).tokens[TEXT].values
+    assert (masked - missing).abs().max() < 1e-6
+    assert (network(streams).tokens[TEXT].values - missing).abs().max() > 1e-3
+
+
+def test_one_sample_without_a_picture_leaves_the_others_alone() -> None:
+    network = fusion(*all_paths([TEXT, IMAGE]))
+    text, image = tokens(3, 3, 1), tokens(3, 4, 2)
+    mask = image.mask.clone()
+    mask[1] = False
+    whole = network({TEXT: text, IMAGE: image}).tokens[TEXT].values
+    partly = network({TEXT: text, IMAGE: Tokens(image.values, mask)}).tokens[TEXT].values
+    assert torch.allclose(whole[[0, 2]], partly[[0, 2]], atol=1e-6)
+    assert (whole[1] - partly[1]).abs().max() > 1e-3
+
+
+def test_a_stream_that_listens_to_nobody_passes_through() -> None:
+    streams = {TEXT: tokens(2, 3, 1), IMAGE: tokens(2, 4, 2)}
+    fused = fusion(Path(TEXT, IMAGE))(streams).tokens
+    assert fused[IMAGE] is streams[IMAGE]
+    assert (fused[TEXT].values - streams[TEXT].values).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("paths", [[Path(TEXT, IMAGE)], all_paths([TEXT, IMAGE])])
+def test_shared_pictures_equal_expanded_ones(paths: list[Path]) -> None:
+    rows = torch.tensor([0, 1, 1, 0])
+    shared = Tokens(tokens(2, 4, 2).values, torch.ones(2, 4, dtype=torch.bool), rows=rows)
+    network, text = fusion(*paths), tokens(4, 3, 1)
+    once, apart = network({TEXT: text, IMAGE: shared}), network({TEXT: text, IMAGE: shared.expanded()})
+    for m in (TEXT, IMAGE):
+        assert (once.tokens[m].expanded().values - apart.tokens[m].expanded().values).abs().max() < 1e-6
+
+
+def test_weights_come_from_the_same_forward() -> None:
+    streams = {TEXT: tokens(2, 3, 1), IMAGE: tokens(2, 4, 2)}
+    network = fusion(*all_paths([TEXT, IMAGE]))
+    plain, shown = network(streams), network(streams, need_weights=True)
+    assert (plain.tokens[TEXT].values - shown.tokens[TEXT].values).abs().max() < 1e-5
+    assert not any(plain.attention)
+    assert [set(layer) for layer in shown.attention] == [set(all_paths([TEXT, IMAGE]))] * 2
+    assert shown.attention[0][Path(TEXT, IMAGE)].shape == (2, 2, 3, 4)
+
+
+def test_a_path_owns_its_weights() -> None:
+    path = CrossModalAttention(dim=DIM, heads=2)
+    both = fusion(*all_paths([TEXT, IMAGE]))
+    one = fusion(Path(TEXT, IMAGE))
+    count = [sum(p.numel() for p in network.parameters()) for network in (both, one, path)]
+    assert count[0] - count[1] > 2 * count[2], "two layers lose one path each, and a block"

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omni_lab.data import Sample, collate
+from omni_lab.modalities import M, Modality, OmniBatch, Tokens
+
+RAW = {
+    Modality.TEXT: lambda n: torch.arange(1, n + 1),
+    Modality.IMAGE: lambda n: torch.full((3, 4, 4), n, dtype=torch.uint8),
+    Modality.AUDIO: lambda n: torch.linspace(-1, 1, n),
+    Modality.VIDEO: lambda n: torch.full((n, 3, 2, 2), n, dtype=torch.uint8),
+}
+MIXES = st.lists(st.dictionaries(st.sampled_from(list(Modality)), st.integers(1, 7)), min_size=1, max_size=6)
+
+
+def make(mix: list[dict[Modality, int]]) -> list[Sample]:
+    return [
+        Sample(id=str(i), task="t", family="f", inputs={m: RAW[m](n) for m, n in lengths.items()})
+        for i, lengths in enumerate(mix)
+    ]
+
+
+def test_modalities_have_one_fixed_order() -> None:
+    assert M == 4
+    assert [m.value for m in Modality] == ["text", "image", "audio", "video"]
+    assert [m.column for m in Modality] == [0, 1, 2, 3]
+
+
+@given(MIXES)
+@settings(max_examples=60, deadline=None)
+def test_collate_keeps_every_input_and_masks_the_rest(mix: list[dict[Modality, int]]) -> None:
+    samples = make(mix)
+    batch = collate(samples)
+    assert len(batch) == len(samples)
+    assert batch.present.shape == (len(samples), M)
+    for b, sample in enumerate(samples):
+        for m in Modality:
+            assert batch.present[b, m.column].item() == (m in sample.inputs)
+            if m not in sample.inputs:
+                assert m not in batch.inputs or batch.inputs[m].rows[b] == -1
+                continue
+            given_input = batch.inputs[m]
+            row = int(given_input.rows[b])
+            value = sample.inputs[m]
+            length = 1 if m is Modality.IMAGE else len(value)
+            assert given_input.mask[row].sum() == length
+            assert given_input.mask[row, :length].all(), "padding comes after the end"
+            stored = given_input.values[row] if m is Modality.IMAGE else given_input.values[row, :length]
+            assert torch.equal(stored, value)
+            if m is not Modality.IMAGE:
+                assert not given_input.values[row, length:].any(), "padding is zero"
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=8))
+@settings(deadline=None)
+def test_equal_keys_are_stored_once(keys: list[int]) -> None:
+    samples = [
+        Sample(
+            id=str(i),
+            task="t",
+            family="f",
+            inputs={Modality.IMAGE: torch.full((3, 2, 2), key, dtype=torch.uint8)},
+            keys={Modality.IMAGE: key},
+        )
+        for i, key in enumerate(keys)
+    ]
+    shared, separate = collate(samples), collate(samples, share=[])
+    assert len(shared.inputs[Modality.IMAGE].values) == len(set(keys))
+    assert len(separate.inputs[Modality.IMAGE].values) == len(keys)
+    for batch in (shared, separate):
+        dealt = batch.inputs[Modality.IMAGE].values[batch.inputs[Modality.IMAGE].rows]
+        assert dealt[:, 0, 0, 0].tolist() == keys
+
+
+def test_present_of_a_batch_without_any_modality() -> None:
+    batch = OmniBatch(inputs={}, tasks=["t"] * 2, families=["f"] * 2, ids=["a", "b"])
+    assert not batch.present.any()
+    assert batch.present.shape == (2, M)
+
+
+def test_without_and_with_rows_leave_the_original_alone() -> None:
+    batch = collate(make([{Modality.TEXT: 2, Modality.IMAGE: 1}, {Modality.TEXT: 3, Modality.IMAGE: 2}]))
+    blind = batch.without(Modality.IMAGE)
+    assert blind.present[:, Modality.IMAGE.column].tolist() == [False, False]
+    swapped = batch.with_rows(Modality.IMAGE, torch.tensor([1, 0]))
+    assert swapped.inputs[Modality.IMAGE].rows.tolist() == [1, 0]
+    assert batch.inputs[Modality.IMAGE].rows.tolist() == [0, 1]
+    assert batch.present.sum() == 4
+
+
+def test_moving_a_batch_moves_every_tensor() -> None:
+    batch = collate(make([{m: 2 for m in Modality}])).to("meta")
+    assert all(t.device.type == "meta" for i in batch.inputs.values() for t in (i.values, i.mask, i.rows))
+
+
+@given(st.lists(st.integers(-1, 2), min_size=1, max_size=6))
+def test_shared_tokens_equal_their_expansion(rows: list[int]) -> None:
+    values = torch.arange(3 * 4 * 2, dtype=torch.float32).view(3, 4, 2)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.bool)
+    shared = Tokens(values, mask, times=values[..., 0], rows=torch.tensor(rows))
+    full = shared.expanded()
+    assert len(shared) == len(full) == len(rows)
+    assert torch.equal(shared.pooled(), full.pooled())
+    for b, row in enumerate(rows):
+        if row < 0:
+            assert not full.mask[b].any()
+            assert not full.pooled()[b].any()
+        else:
+            assert torch.equal(full.values[b], values[row])
+            assert torch.equal(full.mask[b], mask[row])
+            assert full.times is not None and torch.equal(full.times[b], values[row, :, 0])
+            assert torch.allclose(full.pooled()[b], values[row][mask[row]].mean(dim=0))

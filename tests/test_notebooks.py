@@ -1,0 +1,86 @@
+"""Every notebook runs under the smoke profile, records what it should, and is written as the series demands."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from omni_lab import runs
+from omni_lab.config import project_root
+
+NOTEBOOKS = sorted((project_root() / "notebooks").glob("*.ipynb"))
+IDS = [path.stem for path in NOTEBOOKS]
+EXPECTED = {
+    "00_tour": {"tour/validation_accuracy", "tour/parameters"},
+    "01_data_preparation": {"data/blind_accuracy", "data/read_speedup", "data/questions_per_encoded_picture"},
+    "02_encoders": {"encoders/shape_probe_accuracy", "encoders/shape_untrained_probe_accuracy"},
+    "03_cross_modal_attention": {"attention/difference_to_torch", "attention/on_object", "attention/uniform_on_object"},
+    "04_training": {
+        "easy_vqa/test_accuracy",
+        "easy_vqa/test_accuracy_yes_no",
+        "easy_vqa/test_accuracy_shape",
+        "easy_vqa/test_accuracy_colour",
+        "easy_vqa/majority_accuracy",
+        "easy_vqa/text_only_accuracy",
+        "easy_vqa/shuffled_accuracy",
+        "training/samples_per_second",
+        "training/peak_memory_mb",
+        "training/sharing_gain",
+        "training/accumulation_gradient_difference",
+    },
+    "90_solutions": {"solutions/accuracy_without_picture"},
+}
+BOUNDS = {
+    "accuracy": (0.0, 1.0),
+    "share": (0.0, 1.0),
+    "difference_to_torch": (0.0, 1e-5),
+    "difference_fused_explicit": (0.0, 1e-5),
+    "gradient_difference": (0.0, 1e-5),
+}
+
+
+@pytest.fixture(scope="session")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, runs.Outcome]:
+    output = tmp_path_factory.mktemp("reports")
+    jobs = runs.plan(runs.list_notebooks(), output=output, parameters={"profile": "smoke"})
+    return {outcome.job.name: outcome for outcome in runs.run_jobs(jobs, workers=min(2, os.cpu_count() or 1))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
+def test_it_runs_and_records(path: Path, outcomes: dict[str, runs.Outcome]) -> None:
+    outcome = outcomes[path.stem]
+    assert outcome.error is None, outcome.error
+    metrics = {m["name"]: m for m in json.loads((outcome.job.folder / "metrics.json").read_text())["metrics"]}
+    assert metrics.keys() >= EXPECTED[path.stem]
+    for name, metric in metrics.items():
+        for ending, (low, high) in BOUNDS.items():
+            if name.endswith(ending):
+                assert low <= metric["value"] <= high, name
+        if metric["interval"] is not None:
+            assert metric["interval"][0] <= metric["interval"][1]
+    assert (outcome.job.folder / "notebook.html").stat().st_size > 10_000
+    if path.stem != "90_solutions":
+        assert list((outcome.job.folder / "figures").glob("*.png"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
+def test_it_is_written_as_the_series_demands(path: Path) -> None:
+    content = nbformat.read(path, as_version=4)
+    nbformat.validate(content)
+    code = [c for c in content.cells if c.cell_type == "code"]
+    assert not any(c.outputs or c.execution_count for c in code), "sources carry no outputs"
+    assert all(len(c.source.splitlines()) <= 32 for c in code), "cells stay short enough to project"
+    first = content.cells[0].source
+    assert first.startswith("# ") and "**The question.**" in first and "*Measured*" in first
+    assert "@@" not in first
+    for name, parameter in runs.read_notebook(path).parameters.items():
+        assert parameter.help, f"{name} needs a comment"
+    assert content.metadata.kernelspec.name == "omni-lab"
+    if path.stem != "90_solutions":
+        last = content.cells[-1].source
+        assert "## Exercises" in last and "## Summary" in content.cells[-1].source

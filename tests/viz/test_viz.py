@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from omni_lab import viz
+from omni_lab.data import collate
+from omni_lab.learning import Recipe
+
+matplotlib.use("Agg")
+PICTURE = np.zeros((3, 16, 16), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def close_figures() -> object:
+    viz.use_style()
+    yield
+    plt.close("all")
+
+
+def texts(figure: Figure) -> str:
+    return " ".join(t.get_text() for t in figure.findobj(matplotlib.text.Text))
+
+
+def test_one_colour_per_modality() -> None:
+    assert len(set(viz.COLOURS.values())) == 4
+
+
+def test_pictures_carry_their_captions() -> None:
+    figure = viz.show_pictures([PICTURE] * 3, ["one", "two", "three\nlines"], columns=2)
+    assert "three" in texts(figure)
+    with pytest.raises(ValueError, match="got 1 pictures and 2 captions"):
+        viz.show_pictures([PICTURE], ["a", "b"])
+
+
+def test_attention_is_drawn_as_given() -> None:
+    weights = np.array([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]])
+    figure = viz.attention_over_picture(PICTURE, weights, (2, 2), ["is", "it"])
+    drawn = [np.asarray(image.get_array()) for axis in figure.axes for image in axis.images]
+    assert any(np.allclose(a, weights[0].reshape(2, 2)) for a in drawn if a.shape == (2, 2))
+    assert "attention weight" in texts(figure)
+    with pytest.raises(ValueError, match=r"must be \[1, 4\]: got \[2, 4\]"):
+        viz.attention_over_picture(PICTURE, weights, (2, 2), ["is"])
+
+
+def test_matrices_curves_and_bars_are_labelled() -> None:
+    matrix = viz.weight_matrix(
+        np.full((2, 2, 3), 0.3), queries=["a", "b"], keys=["x", "y", "z"], titles=["l", "r"], xlabel="key", ylabel="q"
+    )
+    assert "key" in texts(matrix)
+    row = {"train loss": 1.0, "validation loss": 1.0, "validation accuracy": 0.5, "macro F1": 0.5}
+    curves = viz.training_curves([{"epoch": 1, **row}, {"epoch": 2, **row}], floor=0.6, floor_label="blind")
+    assert "blind" in texts(curves) and "epoch" in texts(curves)
+    bars = viz.accuracy_bars([("ours", 0.9, (0.8, 0.95), False), ("blind", 0.6, None, True)], title="t")
+    assert "0.900" in texts(bars) and "test accuracy" in texts(bars)
+
+
+def test_the_confusion_counts() -> None:
+    figure = viz.confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), ["no", "yes"])
+    shares = np.asarray(figure.axes[0].images[0].get_array())
+    assert shares.tolist() == [[0.5, 0.5], [0.0, 1.0]]
+    assert "predicted answer" in texts(figure)
+
+
+def test_the_diagram_shows_the_shapes_that_ran(recipe: Recipe) -> None:
+    data = recipe.data_module()
+    dataset = data.dataset("train")
+    batch = collate([dataset[i] for i in range(4)])
+    model = recipe.new_model(data)
+    shown = texts(viz.architecture(model, batch, model(batch)))
+    assert "[1, 3, 16, 16]" in shown and "[4, 4]" in shown and "text listens to image" in shown
