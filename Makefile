@@ -40,6 +40,7 @@ $(READY): pyproject.toml constraints.txt
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"; \
 	fi
 	$(BIN)/python -m ipykernel install --prefix $(VENV) --name omni-lab --display-name "omni-lab"
+	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then git config filter.nbstripout.clean "$(CURDIR)/$(BIN)/nbstripout"; fi
 	touch $(READY)
 
 clean:

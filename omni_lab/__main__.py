@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from omni_lab import runs
-from omni_lab.config import PROFILES, project_root
+from omni_lab.config import PROFILES, RETRAIN_SINCE, project_root
 from omni_lab.results import print_results, read_results, write_index
 
 
@@ -35,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--grid", type=Path, help="a YAML file with notebooks, parameters and a grid of values")
     run.add_argument("--jobs", type=int, default=1, help="how many notebooks to run at a time (default: 1)")
     run.add_argument("--force", action="store_true", help="run finished runs again")
-    run.add_argument("--retrain", action="store_true", help="ignore checkpoints, train afresh (implies --force)")
+    run.add_argument("--retrain", action="store_true", help="ignore all earlier checkpoints (implies --force)")
 
     commands.add_parser("list", parents=[where], help="show the notebooks, their parameters, their runs")
     commands.add_parser("report", parents=[where], help="print the recorded results and write the index page")
@@ -68,8 +70,8 @@ def command_run(args: argparse.Namespace) -> int:
     if args.seed is not None:
         parameters["seed"] = args.seed
     if args.retrain:
-        parameters["retrain"] = True
-    jobs = runs.plan(notebooks, output=args.output, parameters=parameters, grid=grid, shared=["retrain"])
+        os.environ[RETRAIN_SINCE] = str(time.time())
+    jobs = runs.plan(notebooks, output=args.output, parameters=parameters, grid=grid)
     outcomes = runs.run_jobs(jobs, workers=args.jobs, force=args.force or args.retrain)
     return 1 if any(outcome.error for outcome in outcomes) else 0
 

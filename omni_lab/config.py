@@ -130,6 +130,9 @@ def get_profile(name: str) -> Profile:
     return PROFILES[name]
 
 
+RETRAIN_SINCE = "OMNI_LAB_RETRAIN_SINCE"  # checkpoints made before this moment (seconds since 1970) do not count
+
+
 def project_root() -> Path:
     """The folder that holds data/ and reports/: OMNI_LAB_ROOT, else the checkout this file lies in, else here."""
     if "OMNI_LAB_ROOT" in os.environ:

@@ -195,9 +195,8 @@ def plan(
     output: Path,
     parameters: dict[str, Any],
     grid: dict[str, list[Any]] | None = None,
-    shared: Sequence[str] = (),
 ) -> list[Job]:
-    """Every run to do, all parameters checked. `shared` parameters go only to the notebooks that have them.
+    """Every run to do, all parameters checked.
 
     Raises UsageError for an unknown notebook parameter or profile, naming the nearest known one, and for a wrong type.
     """
@@ -209,8 +208,6 @@ def plan(
             settings = {name: p.default for name, p in notebook.parameters.items()}
             for name, value in wanted.items():
                 if name not in notebook.parameters:
-                    if name in shared:
-                        continue
                     nearest = difflib.get_close_matches(name, notebook.parameters, n=1, cutoff=0.0)[0]
                     raise UsageError(f"{notebook.name}: unknown parameter {name!r}; the nearest is {nearest!r}")
                 settings[name] = notebook.parameters[name].check(value, where=notebook.name)

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import logging
+import os
 import resource
 import shutil
 import sys
@@ -21,7 +22,7 @@ from filelock import FileLock
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from omni_lab.config import DataConfig, ModelConfig, Profile, TrainingConfig, project_root
+from omni_lab.config import RETRAIN_SINCE, DataConfig, ModelConfig, Profile, TrainingConfig, project_root
 from omni_lab.data import EasyVqa, OmniDataModule, VqaSource
 from omni_lab.learning.checkpoints import FACTS, CheckpointError, load_model, plain, save_model
 from omni_lab.learning.multitask import MultitaskTraining
@@ -212,8 +213,10 @@ def train(recipe: Recipe, *, afresh: bool = False) -> Trained:
 def load_or_train(recipe: Recipe, *, retrain: bool = False, use_published: bool = True) -> Trained:
     """The model of a recipe: the one trained here before, else the published one, else trained now.
 
-    retrain: ignore both and train afresh. A checkpoint that does not fit the recipe is reported and not used.
+    retrain: ignore both and train afresh; the command line's --retrain ignores what is older than the command itself,
+    so that a whole series trains each model once. A checkpoint that does not fit the recipe is reported and not used.
     """
+    since = float(os.environ.get(RETRAIN_SINCE, "-inf"))
     data = recipe.data_module()
     work = recipe.work_folder(data)
     places = [(work, "trained here earlier")]
@@ -222,12 +225,13 @@ def load_or_train(recipe: Recipe, *, retrain: bool = False, use_published: bool 
     work.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{work}.lock"):  # notebooks that run side by side want the same model: one trains, the others wait
         for folder, origin in [] if retrain else places:
-            if (folder / FACTS).exists():
+            if (folder / FACTS).exists() and (folder / FACTS).stat().st_mtime >= since:
                 try:
                     return _load(recipe, data, folder, origin)
                 except CheckpointError as error:
                     log.warning("not using a checkpoint: %s", error)
-        return train(recipe, afresh=retrain)
+        last = work / "last.ckpt"
+        return train(recipe, afresh=retrain or (last.exists() and last.stat().st_mtime < since))
 
 
 def device_name() -> str:

@@ -35,7 +35,9 @@ def architecture(model: OmniModel, batch: OmniBatch, output: OmniOutput) -> Figu
     paths = dict.fromkeys(path for layer in layers for path in layer.paths)
     listening = "\n".join(f"{path.query} listens to {path.key}" for path in paths) or "no path"
     tall = top + HEIGHT + 0.5
-    _box(axis, 7.1, middle, f"fusion\n{len(layers)} layer(s)\n\n{listening}", "#333333", tall=tall)
+    _box(
+        axis, 7.1, middle, f"fusion\n{len(layers)} layer{'s' * (len(layers) != 1)}\n\n{listening}", "#333333", tall=tall
+    )
     _arrow(axis, (7.1 + WIDTH, middle), (10.5, middle), "#333333", "pooled")
     for i, (name, result) in enumerate(output.heads.items()):
         _box(axis, 10.5, middle - 1.4 * i, f"head: {name}\n{_shape(result)}", CONTROL, filled=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from omni_lab.config import TrainingConfig
+from omni_lab.config import RETRAIN_SINCE, TrainingConfig
 from omni_lab.data import collate
 from omni_lab.learning import CheckpointError, MultitaskTraining, Recipe, get_recipe, load_model, load_or_train, train
 from omni_lab.learning.checkpoints import save_model
@@ -173,6 +174,14 @@ def test_load_or_train_trains_once(recipe: Recipe, monkeypatch: pytest.MonkeyPat
     again = load_or_train(recipe)
     assert again.origin.startswith("trained here earlier")
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_retraining_a_series_trains_each_model_once(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_or_train(recipe)
+    monkeypatch.setenv(RETRAIN_SINCE, str(time.time()))
+    assert load_or_train(recipe).origin.startswith("trained just now")
+    assert load_or_train(recipe).origin.startswith("trained here earlier")
+    assert load_or_train(recipe, retrain=True).origin.startswith("trained just now")
 
 
 def test_the_published_model_stands_in_and_can_be_declined(recipe: Recipe) -> None:
