@@ -283,6 +283,7 @@ def execute(job: Job, status: Path, threads: int | None) -> Outcome:
         )
         _export(executed, part / "notebook.html")
         _stamp(executed, job.fingerprint)
+        _time(part / "metrics.json", time.monotonic() - start)
     except Exception as error:
         message = _first_line(error)
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -308,6 +309,13 @@ def _stamp(executed: Path, fingerprint: str) -> None:
     content = nbformat.read(executed, as_version=4)
     content.metadata["omni_lab"] = {"fingerprint": fingerprint}
     nbformat.write(content, executed)
+
+
+def _time(metrics: Path, seconds: float) -> None:
+    """The notebook only knows how long it has been running since its first cell: here the imports count too."""
+    if metrics.exists():
+        content = json.loads(metrics.read_text(encoding="utf-8"))
+        metrics.write_text(json.dumps(content | {"seconds": round(seconds, 1)}, indent=2), encoding="utf-8")
 
 
 def _mark_error(executed: Path, message: str) -> None:

@@ -35,7 +35,11 @@ def accuracy_bars(
     for y, (_, value, interval, control) in enumerate(rows):
         error = None if interval is None else np.abs(np.array(interval) - value)[:, None]
         axis.barh(y, value, xerr=error, color=CONTROL if control else METHOD, height=0.65, capsize=3)
-        axis.text(0.01, y, f"{value:.3f}", va="center", color="white", fontweight="bold")
+        if value > 0.15:
+            axis.text(0.01, y, f"{value:.3f}", va="center", color="white", fontweight="bold")
+        else:
+            end = value if interval is None else interval[1]
+            axis.text(end + 0.01, y, f"{value:.3f}", va="center", fontweight="bold")
     axis.set_yticks(range(len(rows)), [label for label, *_ in rows])
     axis.invert_yaxis()
     axis.grid(False, axis="y")
