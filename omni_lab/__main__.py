@@ -51,7 +51,10 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         name, equals, value = assignment.partition("=")
         if not equals or not name:
             raise runs.UsageError(f"expected NAME=VALUE: got {assignment!r}")
-        values[name] = yaml.safe_load(value) if value else ""
+        try:
+            values[name] = yaml.safe_load(value) if value else ""
+        except yaml.YAMLError:
+            values[name] = value  # a text with a colon in it, say: the parameter's type decides whether it will do
     return values
 
 

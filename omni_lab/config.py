@@ -67,8 +67,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """questions_per_image: drawn anew each epoch; balance_families: each family comes equally often.
-    max_images: use only the first that many pictures of each split.
+    """questions_per_image: drawn anew each epoch. balance_families: draw a question with a chance of one over the size
+    of its family; as a picture has only some ten questions, that evens the families out but partly. max_images: use
+    only the first that many pictures of each split.
     """
 
     images_per_batch: int = 32
@@ -82,8 +83,10 @@ class DataConfig:
 class TrainingConfig:
     """AdamW with linear warm-up and cosine decay. One epoch sees every training picture once.
 
-    accumulate: micro-batches per update. precision: of Lightning, or "auto": `32-true` on CPU, `bf16-mixed` on GPU.
-    checkpoint_every: updates between checkpoints that an interrupted training resumes from.
+    accumulate: micro-batches per update; an epoch's last update may have fewer, each of which still counts one k-th.
+    precision: of Lightning, or "auto": `32-true` on CPU, `bf16-mixed` on GPU. augment: mirror pictures left to right;
+    turn it off where questions speak of left and right. checkpoint_every: updates between the checkpoints that an
+    interrupted training resumes from.
     """
 
     epochs: int = 12

@@ -147,7 +147,9 @@ def print_results(results: Sequence[dict[str, Any]], *, title: str) -> None:
     table = Table("metric", "value", "95 % interval", "", title=title)
     for result in results:
         minutes, seconds = divmod(round(result["seconds"]), 60)
-        table.add_row(f"[bold]{result['notebook']}", f"[dim]seed {result['seed']}", f"[dim]{minutes}:{seconds:02d} min")
+        table.add_row(
+            f"[bold]{result['notebook']}", f"[dim]{result['folder'].name}", f"[dim]{minutes}:{seconds:02d} min"
+        )
         for metric in result["metrics"]:
             cells = (f"  {metric['name']}", format_value(metric), format_interval(metric))
             table.add_row(*cells, "control" if metric["control"] else "")
@@ -171,7 +173,7 @@ def write_index(folder: Path, results: Sequence[dict[str, Any]], *, title: str) 
         )
         link = f'<a href="{where}/notebook.html">' if (result["folder"] / "notebook.html").exists() else "<a>"
         sections.append(
-            f"<h2>{link}{result['notebook']}</a></h2><p>seed {result['seed']}, {html.escape(result['device'])}, "
+            f"<h2>{link}{result['notebook']}</a></h2><p>{result['folder'].name}, {html.escape(result['device'])}, "
             f"{result['started']}, {result['seconds']:.0f} s</p><div>{figures}</div>"
             f"<table><tr><th>metric</th><th>value</th><th>95 % interval</th><th></th></tr>{rows}</table>"
         )

@@ -22,6 +22,7 @@ import time
 import tokenize
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,6 +31,7 @@ from typing import Any
 import nbformat
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from omni_lab.config import get_profile, project_root
@@ -105,6 +107,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
+    """error: the first line of what went wrong, None where nothing did."""
+
     job: Job
     seconds: float
     error: str | None
@@ -201,7 +205,7 @@ def plan(
     Raises UsageError for an unknown notebook parameter or profile, naming the nearest known one, and for a wrong type.
     """
     library = _library_digest()
-    jobs = []
+    jobs: list[Job] = []
     for notebook in notebooks:
         for values in itertools.product(*(grid or {}).values()):
             wanted = parameters | dict(zip(grid or {}, values, strict=True))
@@ -210,26 +214,35 @@ def plan(
                 if name not in notebook.parameters:
                     nearest = difflib.get_close_matches(name, notebook.parameters, n=1, cutoff=0.0)[0]
                     raise UsageError(f"{notebook.name}: unknown parameter {name!r}; the nearest is {nearest!r}")
+                if name == "output_dir":
+                    raise UsageError(f"{notebook.name}: output_dir is set for each run: give --output instead")
                 settings[name] = notebook.parameters[name].check(value, where=notebook.name)
             try:
                 get_profile(settings["profile"])
             except ValueError as error:
                 raise UsageError(f"{notebook.name}: {error}") from error
             folder = output / settings["profile"] / notebook.name / _run_name(notebook, settings)
-            settings["output_dir"] = ""
-            identity = json.dumps([notebook.source, {k: v for k, v in settings.items() if k != "retrain"}, library])
-            digest = hashlib.sha256(identity.encode()).hexdigest()
-            jobs.append(Job(notebook.path, notebook.name, settings, folder.resolve(), digest))
+            job = Job(
+                notebook.path, notebook.name, settings, folder.resolve(), _fingerprint(notebook, settings, library)
+            )
+            if any(other.folder == job.folder for other in jobs):
+                raise UsageError(f"{notebook.name}: two runs with the same parameters: {job.folder.name}")
+            jobs.append(job)
     return jobs
+
+
+def _fingerprint(notebook: Notebook, settings: dict[str, Any], library: str) -> str:
+    what_counts = {name: value for name, value in settings.items() if name not in ("output_dir", "retrain")}
+    return hashlib.sha256(json.dumps([notebook.source, what_counts, library]).encode()).hexdigest()
 
 
 def _run_name(notebook: Notebook, settings: dict[str, Any]) -> str:
     changed = {
         k: v for k, v in settings.items() if k not in (*RESERVED, "retrain") and v != notebook.parameters[k].default
     }
-    name = "-".join([f"seed{settings['seed']}", *(f"{k}={v}" for k, v in sorted(changed.items()))])
-    name = re.sub(r"[^\w=.,-]", "_", name)
-    return name if len(name) <= 80 else f"{name[:71]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    full = "-".join([f"seed{settings['seed']}", *(f"{k}={v}" for k, v in sorted(changed.items()))])
+    name = re.sub(r"[^\w=.,-]", "_", full)
+    return name if name == full and len(name) <= 80 else f"{name[:71]}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
 
 
 def _library_digest() -> str:
@@ -339,7 +352,7 @@ def _status_file(status: Path, kind: str) -> Path:
 def run_jobs(jobs: Sequence[Job], *, workers: int = 1, force: bool = False) -> list[Outcome]:
     """Runs what is not finished, at most `workers` at a time, each in a process of its own, and shows progress."""
     console = Console(width=None if Console().is_terminal else 110)
-    todo = [job for job in jobs if force or not job.finished]
+    todo = [job for job in jobs if force or job.parameters.get("retrain") or not job.finished]
     for job in jobs:
         if job not in todo:
             console.print(f"[dim]finished before, skipped: {job.label}")
@@ -351,40 +364,48 @@ def run_jobs(jobs: Sequence[Job], *, workers: int = 1, force: bool = False) -> l
     with (
         tempfile.TemporaryDirectory() as scratch,
         Progress(*columns, console=console, transient=True) as progress,
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool,
     ):
         whole = progress.add_task("[bold]series", total=len(todo), line=f"0 of {len(todo)} notebooks")
-        running: dict[Future[Outcome], tuple[TaskID, Path]] = {}
+        running: dict[Future[Outcome], tuple[Job, TaskID, Path]] = {}
         waiting = iter(todo)
         for job in itertools.islice(waiting, workers):
-            _submit(pool, job, Path(scratch), threads, progress, running)
+            _submit(job, Path(scratch), threads, progress, running)
         while running:
             time.sleep(0.2)
-            for future, (task, status) in list(running.items()):
+            for future, (job, task, status) in list(running.items()):
                 _show(progress, task, status)
                 if not future.done():
                     continue
                 progress.remove_task(task)
                 del running[future]
-                outcomes.append(future.result())
+                outcomes.append(_outcome(future, job))
                 progress.update(whole, advance=1, line=f"{len(outcomes)} of {len(todo)} notebooks")
                 _report(console, outcomes[-1])
-                for job in itertools.islice(waiting, 1):
-                    _submit(pool, job, Path(scratch), threads, progress, running)
+                for following in itertools.islice(waiting, 1):
+                    _submit(following, Path(scratch), threads, progress, running)
     return outcomes
 
 
 def _submit(
-    pool: ProcessPoolExecutor,
     job: Job,
     scratch: Path,
     threads: int | None,
     progress: Progress,
-    running: dict[Future[Outcome], tuple[TaskID, Path]],
+    running: dict[Future[Outcome], tuple[Job, TaskID, Path]],
 ) -> None:
     status = scratch / hashlib.sha256(str(job.folder).encode()).hexdigest()[:16]
     task = progress.add_task(job.label, total=None, line="starting")
-    running[pool.submit(execute, job, status, threads)] = (task, status)
+    # a pool for one: a process that dies, killed for memory say, then takes no other run along
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    running[pool.submit(execute, job, status, threads)] = (job, task, status)
+    pool.shutdown(wait=False)
+
+
+def _outcome(future: Future[Outcome], job: Job) -> Outcome:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return Outcome(job, 0.0, "its process was killed, perhaps for lack of memory")
 
 
 def _show(progress: Progress, task: TaskID, status: Path) -> None:
@@ -403,7 +424,8 @@ def _report(console: Console, outcome: Outcome) -> None:
     if outcome.error is None:
         console.print(f"[green]finished[/] {outcome.job.label} in {minutes}:{seconds:02d}")
     else:
-        console.print(f"[red]failed[/] {outcome.job.label} after {minutes}:{seconds:02d}: {outcome.error}", markup=True)
+        reason = escape(outcome.error)
+        console.print(f"[red]failed[/] {outcome.job.label} after {minutes}:{seconds:02d}: {reason}")
         console.print(f"  see {outcome.job.folder / 'failed.ipynb'}", soft_wrap=True)
 
 
@@ -418,10 +440,14 @@ def _check_writable(folder: Path) -> None:
 
 
 def run_states(output: Path, profile: str, notebook: Notebook) -> Iterator[str]:
-    """One word or two for each run of a notebook that has left something behind."""
+    """A word or two for each run of a notebook that has left something behind."""
+    library = _library_digest()
     for folder in sorted((output / profile / notebook.name).glob("*")):
         if (folder / "executed.ipynb").exists():
-            yield f"{folder.name}: finished"
+            metadata = nbformat.read(folder / "executed.ipynb", as_version=4).metadata
+            current = _fingerprint(notebook, metadata["papermill"]["parameters"], library)
+            same = metadata.get("omni_lab", {}).get("fingerprint") == current
+            yield f"{folder.name}: {'finished' if same else 'out of date'}"
         if (folder / "failed.ipynb").exists():
             yield f"{folder.name}: failed"
         if folder.name.startswith(".") and folder.name.endswith(".part"):

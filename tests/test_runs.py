@@ -23,7 +23,7 @@ BODY = """
 from omni_lab.results import Run
 from pathlib import Path
 if fail:
-    raise RuntimeError("as was asked")
+    raise RuntimeError("[/as] was asked")
 run = Run("00_first", profile=profile, seed=seed, folder=Path(output_dir), parameters={"rate": rate})
 run.record("first/rate", rate)
 """
@@ -94,6 +94,8 @@ def test_a_bad_parameters_cell_is_named(tmp_path: Path, parameters: str, message
         (["run", "-p", "seed=true"], "parameter 'seed' is True, a bool"),
         (["run", "-p", "names=[1]"], "parameter 'names' is"),
         (["run", "-p", "rate"], "expected NAME=VALUE: got 'rate'"),
+        (["run", "-p", "rate=a: b: c"], "parameter 'rate' is 'a: b: c', a str"),
+        (["run", "-p", "output_dir=here"], "give --output instead"),
         (["run", "--profile", "quik"], "unknown profile 'quik'; the nearest of .* is 'quick'"),
         (["run", "--jobs", "0"], "--jobs must be at least 1"),
         (["run", "--grid", "none.yaml"], "none.yaml: no such grid file"),
@@ -141,6 +143,14 @@ def test_a_grid_is_every_combination_each_in_a_folder_of_its_own(root: Path) -> 
     assert all(j.folder.parent == root / "reports" / "smoke" / "00_first" for j in jobs)
 
 
+def test_runs_that_would_share_a_folder_are_refused_or_told_apart(root: Path) -> None:
+    notebook = runs.find_notebook("00")
+    with pytest.raises(runs.UsageError, match="two runs with the same parameters: seed1"):
+        runs.plan([notebook], output=root, parameters={"profile": "smoke"}, grid={"seed": [1, 1]})
+    jobs = runs.plan([notebook], output=root, parameters={"profile": "smoke"}, grid={"names": [["a?"], ["a!"]]})
+    assert jobs[0].folder != jobs[1].folder
+
+
 def test_long_run_names_stay_distinct(root: Path) -> None:
     notebook = runs.find_notebook("00")
     lists = [["x" * 50, "y" * 50, str(i)] for i in range(2)]
@@ -167,6 +177,8 @@ def test_finished_runs_are_skipped_and_stale_ones_run_again(root: Path, capsys: 
     assert "skipped: 00_first seed0" in out and "finished 00_first seed1" in out
 
     write_notebook(root / "notebooks" / "00_first.ipynb", body=BODY + "\nrun.record('first/more', 1)")
+    assert command(root, "list") == 0
+    assert "seed0: out of date" in capsys.readouterr().out
     assert command(root, *words) == 0
     assert "skipped" not in capsys.readouterr().out
     assert [len(r["metrics"]) for r in read_results(root / "reports")] == [2, 2]
@@ -178,12 +190,15 @@ def test_a_failing_notebook_is_kept_and_the_rest_goes_on(root: Path, capsys: pyt
     good = (run_folder(root) / "metrics.json").read_text()
     write_notebook(root / "notebooks" / "00_first.ipynb", body=BODY.replace("if fail:", "if True:"))
     write_notebook(root / "notebooks" / "01_other.ipynb", body="import os\nos._exit(3)")
+    killed = "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)"
+    write_notebook(root / "notebooks" / "02_killed.ipynb", body=killed)
     assert command(root, "run") == 1
     out = capsys.readouterr().out
-    assert "failed 00_first seed0" in out and "RuntimeError: as was asked" in out
+    assert "failed 00_first seed0" in out and "RuntimeError: [/as] was asked" in out
+    assert "failed 02_killed seed0" in out and "its process was killed" in out
     kept = nbformat.read(run_folder(root) / "failed.ipynb", as_version=4)
     assert "error" in kept.cells[0].source.lower()
-    assert any(o.get("evalue") == "as was asked" for c in kept.cells for o in c.get("outputs", []))
+    assert any(o.get("evalue") == "[/as] was asked" for c in kept.cells for o in c.get("outputs", []))
     assert (run_folder(root) / "metrics.json").read_text() == good, "earlier results are not lost"
 
     dead = root / "reports" / "smoke" / "01_other" / "seed0" / "failed.ipynb"

@@ -68,7 +68,7 @@ class QuestionDataset(Dataset[Sample]):
         return len(self.ids)
 
     def family_weights(self) -> np.ndarray:
-        """[n], one over the size of each question's family: drawn by these, families come equally often."""
+        """[n], one over the size of each question's family."""
         _, family, sizes = np.unique(self.families, return_inverse=True, return_counts=True)
         return 1.0 / sizes[family]
 

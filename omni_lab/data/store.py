@@ -22,7 +22,7 @@ import pyarrow as pa
 from filelock import FileLock
 from tokenizers import Tokenizer
 
-from omni_lab.data.sources import SPLITS, VqaSource
+from omni_lab.data.sources import SPLITS, SourceError, VqaSource
 from omni_lab.data.tokenizer import load_tokenizer, train_tokenizer
 from omni_lab.progress import track
 
@@ -59,8 +59,12 @@ class Store:
             raise StoreError(f"{path}: no store there (no manifest.json)") from error
         except json.JSONDecodeError as error:
             raise StoreError(f"{manifest_path}: broken manifest ({error})") from error
+        if not isinstance(manifest, dict):
+            raise StoreError(f"{manifest_path}: broken manifest (not an object)")
         if manifest.get("version") != FORMAT_VERSION:
             raise StoreError(f"{path}: store of format version {manifest.get('version')}: expected {FORMAT_VERSION}")
+        if not {"source", "answers", "rows", "files"} <= manifest.keys():
+            raise StoreError(f"{manifest_path}: broken manifest (it has only {sorted(manifest)})")
         if source is not None:
             expected = _built_from(source)
             differing = sorted(k for k in expected | manifest["source"] if expected.get(k) != manifest["source"].get(k))
@@ -132,13 +136,19 @@ def ensure_store(source: VqaSource, root: Path, *, force: bool = False) -> Store
 
 def _build(source: VqaSource, path: Path) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    for left_over in path.parent.glob(f".{path.name}.*.part"):  # of a build that was killed: the lock is ours
+        shutil.rmtree(left_over)
     part.mkdir()
     try:
         answers = list(source.answers())
         questions = source.questions()
         count = len({q.picture for split in SPLITS for q in questions[split]})
         rows = _write_pictures(source, part / "pictures.arrow", count)
+        lost = [q for split in SPLITS for q in questions[split] if q.picture not in rows]
+        if lost:
+            raise SourceError(
+                f"{source.name}: question {lost[0].id!r} is about picture {lost[0].picture}, not among the pictures"
+            )
         for split in SPLITS:
             table = pa.table(
                 {
@@ -179,6 +189,15 @@ def _write_pictures(source: VqaSource, file: Path, count: int) -> dict[int, int]
             track(source.pictures(), f"building the store {source.name}", total=count, unit="picture")
         ):
             keys = [key for key, _ in batch]
+            for key, pixels in batch:
+                if pixels.shape != (3, size, size) or pixels.dtype != np.uint8:
+                    raise SourceError(
+                        f"{source.name}: picture {key} is {list(pixels.shape)} {pixels.dtype}: "
+                        f"expected [3, {size}, {size}] uint8"
+                    )
+            twice = [key for i, key in enumerate(keys) if key in rows or key in keys[:i]]
+            if twice:
+                raise SourceError(f"{source.name}: picture {twice[0]} comes twice: expected every picture once")
             rows.update(zip(keys, range(len(rows), len(rows) + len(keys)), strict=True))
             writer.write_batch(pa.record_batch([keys, [p.tobytes() for _, p in batch]], schema=schema))
     return rows

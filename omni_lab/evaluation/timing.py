@@ -11,7 +11,7 @@ import torch
 
 
 class Ratio(NamedTuple):
-    """Median of the round-by-round ratios, and their middle 80 %."""
+    """Median of the round-by-round ratios, and a 95 % bootstrap interval of that median over the rounds."""
 
     median: float
     low: float
@@ -38,7 +38,9 @@ def interleaved_seconds(
 def ratio(seconds: Mapping[str, np.ndarray], numerator: str, denominator: str) -> Ratio:
     """How many times as long `numerator` takes as `denominator`."""
     ratios = seconds[numerator] / seconds[denominator]
-    return Ratio(float(np.median(ratios)), *(float(q) for q in np.quantile(ratios, [0.1, 0.9])))
+    drawn = np.random.default_rng(0).choice(ratios, size=(2000, len(ratios)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return Ratio(float(np.median(ratios)), float(low), float(high))
 
 
 def _wait_for_gpu() -> None:

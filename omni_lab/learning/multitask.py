@@ -77,7 +77,7 @@ class MultitaskTraining(L.LightningModule):
         self.log_dict(self.metrics, batch_size=len(batch))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW (Loshchilov and Hutter 2019), no decay on biases and norms; linear warm-up, then cosine to zero."""
+        """AdamW (Loshchilov and Hutter 2019), no decay on vectors (biases, norms); linear warm-up, cosine to zero."""
         decayed = [p for p in self.parameters() if p.ndim > 1]
         others = [p for p in self.parameters() if p.ndim <= 1]
         optimizer = torch.optim.AdamW(

@@ -37,6 +37,7 @@ class ProgressTable(Callback):
         self._live = Live("training", total=int(trainer.estimated_stepping_batches), unit="update")
         if not in_notebook():
             print("  ".join(f"{c:>19}" for c in COLUMNS))
+        self._epoch_start = time.monotonic()  # an epoch resumed in the middle has no start of its own
         self._show(trainer, force=True)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -124,6 +125,9 @@ class Meter(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.totals = dict(state_dict)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._mark = time.perf_counter()  # an epoch resumed in the middle has no start of its own
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._mark = time.perf_counter()
 
@@ -139,16 +143,28 @@ class Meter(Callback):
 
 
 def resolve_precision(precision: str) -> str:
-    """ "auto" is float32 on a CPU, where autocast is slower, and bfloat16 autocast on a GPU."""
+    """ "auto" is bfloat16 autocast on a GPU, and on a CPU float32, in which resuming is exact."""
     if precision != "auto":
         return precision
     return "bf16-mixed" if torch.cuda.is_available() else "32-true"
 
 
+def reset_peak_memory() -> None:
+    """Peaks count from here on. Without a GPU that takes Linux; elsewhere they count from the start of the process."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory_mb() -> float:
-    """Peak allocated memory of the GPU, else the peak resident memory of this process, in MB (1e6 bytes)."""
+    """Peak allocated memory of the GPU, else peak resident memory of this process, in MB (1e6 bytes)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
@@ -163,12 +179,12 @@ def make_trainer(config: TrainingConfig, folder: Path, *, callbacks: list[Callba
     )
     settings: dict[str, Any] = {
         "max_epochs": config.epochs,
-        "accelerator": "auto",
+        "accelerator": "gpu" if torch.cuda.is_available() else "cpu",
         "devices": 1,
         "precision": resolve_precision(config.precision),
         "accumulate_grad_batches": config.accumulate,
         "gradient_clip_val": config.clip_norm,
-        "logger": [CSVLogger(folder, name="logs", version="csv"), TensorBoardLogger(folder, name="logs", version="tb")],
+        "logger": [CSVLogger(folder / "logs", name="csv"), TensorBoardLogger(folder / "logs", name="tensorboard")],
         "callbacks": [*callbacks, keep_last],
         "enable_progress_bar": False,
         "enable_model_summary": False,
@@ -192,8 +208,7 @@ def train(recipe: Recipe, *, afresh: bool = False) -> Trained:
     module = MultitaskTraining(model, recipe.training, answers=len(data.store.answers), seed=recipe.seed)
     table, meter = ProgressTable(), Meter()
     trainer = make_trainer(recipe.training, folder, callbacks=[meter, table])
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    reset_peak_memory()
     last = folder / "last.ckpt"
     trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=False)
     facts = {

@@ -51,6 +51,13 @@ def test_a_small_set_in_the_official_layout(folder: Path, tmp_path: Path) -> Non
     assert store.picture(2).max() == 2
 
 
+def test_an_edited_folder_makes_the_store_outdated(folder: Path, tmp_path: Path) -> None:
+    before = EasyVqa(folder).fingerprint()
+    Image.new("RGB", (64, 64), "red").save(folder / "train" / "images" / "2.png")
+    assert EasyVqa(folder).fingerprint() != before
+    assert ensure_store(EasyVqa(folder), tmp_path).picture(2)[0].min() == 255
+
+
 def test_corrupt_and_missing_pictures_are_named(folder: Path, tmp_path: Path) -> None:
     victim = folder / "train" / "images" / "1.png"
     victim.write_bytes(victim.read_bytes()[:60])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from omni_lab.data import OmniDataModule, Store, StoreError, ensure_store
+from omni_lab.data.sources import SourceError
 from tests.conftest import TINY_DATA, ShadesOfGray
 
 
@@ -74,6 +75,10 @@ def test_missing_files_versions_and_manifests_are_named(tmp_path: Path) -> None:
     edit_manifest(store.path, version=0)
     with pytest.raises(StoreError, match="format version 0: expected 1"):
         Store.open(store.path)
+    for text in ("[]", '{"version": 1}'):
+        (store.path / "manifest.json").write_text(text)
+        with pytest.raises(StoreError, match="broken manifest"):
+            Store.open(store.path)
     (store.path / "manifest.json").write_text("{")
     with pytest.raises(StoreError, match=r"manifest.json: broken manifest"):
         Store.open(store.path)
@@ -91,10 +96,32 @@ def test_a_build_that_fails_leaves_nothing_and_keeps_the_old(tmp_path: Path, mon
     old = ensure_store(ShadesOfGray(), tmp_path)
     monkeypatch.setattr(ShadesOfGray, "version", 2)
     monkeypatch.setattr(ShadesOfGray, "pictures", lambda self: iter([(0, np.zeros((3, 16, 16), np.uint8))]))
-    with pytest.raises(KeyError):
+    with pytest.raises(SourceError, match="question '1-0' is about picture 1, not among the pictures"):
         ensure_store(ShadesOfGray(), tmp_path)
     assert Store.open(old.path).manifest == old.manifest
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["shades"]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        ([(0, (3, 16, 16)), (0, (3, 16, 16))], "picture 0 comes twice"),
+        ([(0, (3, 8, 16))], r"picture 0 is \[3, 8, 16\] uint8: expected \[3, 16, 16\] uint8"),
+    ],
+)
+def test_pictures_that_do_not_fit_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: list[tuple[int, tuple[int, ...]]], message: str
+) -> None:
+    made = [(key, np.zeros(shape, np.uint8)) for key, shape in pictures]
+    monkeypatch.setattr(ShadesOfGray, "pictures", lambda self: iter(made))
+    with pytest.raises(SourceError, match=message):
+        ensure_store(ShadesOfGray(), tmp_path)
+
+
+def test_what_a_killed_build_left_behind_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".shades.12345.part").mkdir()
+    ensure_store(ShadesOfGray(), tmp_path)
+    assert not (tmp_path / ".shades.12345.part").exists()
 
 
 def test_two_builders_at_once_build_one_store(tmp_path: Path) -> None:

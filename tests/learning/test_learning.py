@@ -99,12 +99,41 @@ def test_micro_batches_give_the_update_of_one_batch(recipe: Recipe) -> None:
     assert (gradients[0] - gradients[1]).abs().max() < 1e-6
 
 
-def test_accumulation_reaches_the_trainer(recipe: Recipe, tmp_path: Path) -> None:
-    training = replace(recipe.training, accumulate=4, epochs=1)
-    trainer = make_trainer(training, tmp_path, callbacks=[], accelerator="cpu")
+class Gradients(Callback):
+    """Keeps the gradient of every update, before clipping."""
+
+    def __init__(self) -> None:
+        self.values: list[torch.Tensor] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        grads = [p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]
+        self.values.append(torch.cat(grads).clone())
+
+
+def test_the_trainer_accumulates_to_the_update_of_one_batch(recipe: Recipe, tmp_path: Path) -> None:
+    """Twelve pictures with all their questions: in one batch, or in four that are accumulated."""
+    kept = {}
+    for images, accumulate in ((12, 1), (3, 4)):
+        training = replace(recipe.training, accumulate=accumulate, epochs=1, augment=False)
+        config = replace(recipe.data, images_per_batch=images, questions_per_image=4)
+        data = replace(recipe, data=config).data_module()
+        kept[accumulate] = Gradients()
+        trainer = make_trainer(training, tmp_path / str(images), callbacks=[kept[accumulate]], accelerator="cpu")
+        trainer.fit(MultitaskTraining(recipe.new_model(data), training, answers=4), data)
+        assert trainer.global_step == 1
+    assert (kept[1].values[0] - kept[4].values[0]).abs().max() < 1e-6
+    assert kept[1].values[0].abs().max() > 1e-3
+
+
+def test_a_resumed_training_keeps_its_logs_and_its_clock(recipe: Recipe) -> None:
     data = recipe.data_module()
-    trainer.fit(MultitaskTraining(recipe.new_model(data), training, answers=4), data)
-    assert trainer.global_step == 1, "four batches, one update"
+    folder = recipe.work_folder(data)
+    with pytest.raises(RuntimeError, match="plug"):
+        fit(recipe, folder, stop_after=6)
+    trained = train(recipe)
+    assert len(list(folder.glob("logs/csv/*/metrics.csv"))) == 2
+    assert 0 < trained.facts["seconds"] < 60
+    assert all(0 < row["seconds"] < 60 for row in trained.facts["history"])
 
 
 def test_fast_dev_run_and_bf16(recipe: Recipe, tmp_path: Path) -> None:
