@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,21 +116,24 @@ class Profile:
     bootstrap: int
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Which of the known names looks most like this one, for an error message."""
+    return (difflib.get_close_matches(name, known, n=1, cutoff=0.0) or ["(there is none)"])[0]
+
+
 def with_changes(config: Any, **changes: Any) -> Any:
     """A copy of a frozen configuration with some fields replaced; a field that does not exist is named."""
     known = [f.name for f in dataclasses.fields(config)]
     for name in changes:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{type(config).__name__} has no field {name!r}; the nearest is {nearest!r}")
+            raise ValueError(f"{type(config).__name__} has no field {name!r}; the nearest is {nearest(name, known)!r}")
     return dataclasses.replace(config, **changes)
 
 
 def get_profile(name: str) -> Profile:
     """The profile of that name. Raises ValueError naming the nearest known one."""
     if name not in PROFILES:
-        nearest = difflib.get_close_matches(name, PROFILES, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown profile {name!r}; the nearest of {sorted(PROFILES)} is {nearest!r}")
+        raise ValueError(f"unknown profile {name!r}; the nearest of {[*PROFILES]} is {nearest(name, PROFILES)!r}")
     return PROFILES[name]
 
 

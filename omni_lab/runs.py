@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import hashlib
 import io
 import itertools
@@ -34,7 +33,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from omni_lab.config import get_profile, project_root
+from omni_lab.config import get_profile, nearest, project_root
 from omni_lab.progress import STATUS_VARIABLE
 
 RESERVED = ("profile", "seed", "output_dir")
@@ -167,8 +166,7 @@ def find_notebook(name: str) -> Notebook:
         if name in (notebook.name, notebook.name.split("_")[0]):
             return notebook
     known = [notebook.name for notebook in notebooks]
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    raise UsageError(f"unknown notebook {name!r}; the nearest is {nearest[0] if nearest else 'none: there are none'!r}")
+    raise UsageError(f"unknown notebook {name!r}; the nearest is {nearest(name, known)!r}")
 
 
 def read_grid(path: Path) -> tuple[list[str], dict[str, Any], dict[str, list[Any]]]:
@@ -212,8 +210,8 @@ def plan(
             settings = {name: p.default for name, p in notebook.parameters.items()}
             for name, value in wanted.items():
                 if name not in notebook.parameters:
-                    nearest = difflib.get_close_matches(name, notebook.parameters, n=1, cutoff=0.0)[0]
-                    raise UsageError(f"{notebook.name}: unknown parameter {name!r}; the nearest is {nearest!r}")
+                    close = nearest(name, notebook.parameters)
+                    raise UsageError(f"{notebook.name}: unknown parameter {name!r}; the nearest is {close!r}")
                 if name == "output_dir":
                     raise UsageError(f"{notebook.name}: output_dir is set for each run: give --output instead")
                 settings[name] = notebook.parameters[name].check(value, where=notebook.name)

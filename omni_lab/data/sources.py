@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+from omni_lab.config import nearest
 
 SPLITS = ("train", "validation", "test")
 
@@ -76,7 +77,6 @@ def split_by_picture(
 def check_answer(answer: str, known: Sequence[str], *, where: str) -> None:
     """Raises SourceError if `answer` is not among `known`, naming the nearest one."""
     if answer not in known:
-        nearest = difflib.get_close_matches(answer, known, n=1, cutoff=0.0)
         raise SourceError(
-            f"{where}: unknown answer {answer!r}; the nearest of the {len(known)} known is {nearest[0]!r}"
+            f"{where}: unknown answer {answer!r}; the nearest of the {len(known)} known is {nearest(answer, known)!r}"
         )

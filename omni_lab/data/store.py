@@ -141,6 +141,8 @@ def _build(source: VqaSource, path: Path) -> None:
     part.mkdir()
     try:
         answers = list(source.answers())
+        if len(answers) < 2:
+            raise SourceError(f"{source.name}: expected at least two answers to choose from: got {answers}")
         questions = source.questions()
         count = len({q.picture for split in SPLITS for q in questions[split]})
         rows = _write_pictures(source, part / "pictures.arrow", count)

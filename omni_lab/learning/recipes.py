@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import json
 import logging
@@ -23,7 +22,7 @@ from filelock import FileLock
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from omni_lab.config import RETRAIN_SINCE, DataConfig, ModelConfig, Profile, TrainingConfig, project_root
+from omni_lab.config import RETRAIN_SINCE, DataConfig, ModelConfig, Profile, TrainingConfig, nearest, project_root
 from omni_lab.data import EasyVqa, OmniDataModule, VqaSource
 from omni_lab.learning.checkpoints import FACTS, CheckpointError, load_model, plain, save_model
 from omni_lab.learning.multitask import MultitaskTraining
@@ -107,8 +106,7 @@ def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
         "easy_vqa_text": replace(profile.model, modalities=(Modality.TEXT,)),
     }
     if name not in models:
-        nearest = difflib.get_close_matches(name, models, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown recipe {name!r}; the nearest of {list(models)} is {nearest!r}")
+        raise ValueError(f"unknown recipe {name!r}; the nearest of {[*models]} is {nearest(name, models)!r}")
     return Recipe(name, profile.name, EasyVqa(), models[name], profile.data, profile.training, seed)
 
 

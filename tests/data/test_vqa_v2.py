@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -11,6 +12,9 @@ from omni_lab.data import VqaV2, ensure_store
 from omni_lab.data.module import QuestionDataset
 from omni_lab.data.sources import SourceError
 from omni_lab.data.vqa_v2 import normalise, soft_scores
+from omni_lab.evaluation import predict
+from omni_lab.learning import Recipe, load_or_train
+from tests.conftest import TINY_DATA, TINY_MODEL, TINY_TRAINING
 
 PART = "train2014"
 
@@ -21,7 +25,7 @@ def write(folder: Path, part: str, questions: list[dict[str, Any]], annotations:
 
 
 def entries(first: int, pictures: list[int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    said = ["yes"] * 7 + ["no"] * 2 + ["maybe"]
+    said = [["yes"] * 7 + ["no"] * 2 + ["maybe"], ["no"] * 9 + ["never"]]  # of even and of odd questions
     questions = [
         {"question_id": first + i, "image_id": p, "question": f"Is it number {i}?"} for i, p in enumerate(pictures)
     ]
@@ -30,7 +34,9 @@ def entries(first: int, pictures: list[int]) -> tuple[list[dict[str, Any]], list
             "question_id": first + i,
             "image_id": p,
             "answer_type": "yes/no",
-            "answers": [{"answer": a, "answer_confidence": "yes", "answer_id": k + 1} for k, a in enumerate(said)],
+            "answers": [
+                {"answer": a, "answer_confidence": "yes", "answer_id": k + 1} for k, a in enumerate(said[i % 2])
+            ],
         }
         for i, p in enumerate(pictures)
     ]
@@ -60,9 +66,17 @@ def test_the_official_files_become_a_store(folder: Path, tmp_path: Path) -> None
     assert store.manifest["rows"]["pictures"] == 7
     assert store.manifest["rows"]["test"] == 2
     assert store.picture(0).shape == (3, 16, 16)
-    assert store.answers == ["yes"], "each question's best answer"
+    assert store.answers == ["no", "yes"], "each question's best answer"
     dataset = QuestionDataset(store, "test")
-    assert dataset.scores.tolist() == [[1.0], [1.0]], "answers outside the vocabulary earn nothing and break nothing"
+    expected = [[2 / 3, 1.0], [1.0, 0.0]]
+    assert np.allclose(dataset.scores, expected), "answers outside the vocabulary earn nothing and break nothing"
+
+
+def test_a_model_trains_on_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_LAB_ROOT", str(tmp_path))
+    trained = load_or_train(Recipe("vqa_v2", "tiny", source(folder), TINY_MODEL, TINY_DATA, TINY_TRAINING))
+    result = predict(trained.model, trained.data.test_dataloader(), trained.data.dataset("test"))
+    assert result.score[0] in (pytest.approx(2 / 3), 1.0) and result.score[1] in (0.0, 1.0)
 
 
 @pytest.mark.parametrize(("count", "score"), [(1, 1 / 3), (2, 2 / 3), (3, 1.0), (10, 1.0)])
