@@ -286,7 +286,7 @@ def execute(job: Job, status: Path, threads: int | None) -> Outcome:
         papermill.execute_notebook(
             str(job.notebook),
             str(executed),
-            parameters=job.parameters | {"output_dir": str(part)},
+            parameters=job.parameters | {"output_dir": os.path.relpath(part, job.notebook.parent)},
             kernel_name="python3",  # the kernel of this very interpreter
             engine_name="cell-counter",
             progress_bar=False,
@@ -319,6 +319,7 @@ def _export(executed: Path, page: Path) -> None:
 def _stamp(executed: Path, fingerprint: str) -> None:
     content = nbformat.read(executed, as_version=4)
     content.metadata["omni_lab"] = {"fingerprint": fingerprint}
+    content.metadata["papermill"] |= {"input_path": "", "output_path": ""}  # of this machine: nobody else's concern
     nbformat.write(content, executed)
 
 
