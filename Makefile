@@ -29,15 +29,17 @@ test: $(READY)
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt worlds.txt
 	@if command -v uv >/dev/null 2>&1; then \
 	  echo "installing with uv"; \
 	  uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV) && \
-	  VIRTUAL_ENV="$(CURDIR)/$(VENV)" uv pip install --quiet --constraint constraints.txt --editable ".[dev]"; \
+	  VIRTUAL_ENV="$(CURDIR)/$(VENV)" uv pip install --quiet --constraint constraints.txt --editable ".[dev]" && \
+	  VIRTUAL_ENV="$(CURDIR)/$(VENV)" uv pip install --quiet --no-deps --require-hashes --requirement worlds.txt; \
 	else \
 	  echo "installing with pip (uv would be faster)"; \
 	  $(PYTHON) -m venv $(VENV) && \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]" && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement worlds.txt; \
 	fi
 	$(BIN)/python -m ipykernel install --prefix $(VENV) --name omni-lab --display-name "omni-lab"
 	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then git config filter.nbstripout.clean "$(CURDIR)/$(BIN)/nbstripout"; fi

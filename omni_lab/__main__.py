@@ -1,4 +1,4 @@
-"""The command line: `omni-lab run`, `omni-lab list`, `omni-lab report`."""
+"""The command line: `omni-lab run`, `omni-lab train`, `omni-lab list`, `omni-lab report`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from omni_lab import runs
-from omni_lab.config import PROFILES, RETRAIN_SINCE, project_root
+from omni_lab.config import PROFILES, RETRAIN_SINCE, get_profile, project_root
 from omni_lab.results import print_results, read_results, write_index
 
 
@@ -38,6 +38,12 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=int, default=1, help="how many notebooks to run at a time (default: 1)")
     run.add_argument("--force", action="store_true", help="run finished runs again")
     run.add_argument("--retrain", action="store_true", help="ignore all earlier checkpoints (implies --force)")
+
+    train = commands.add_parser("train", help="train a model by its recipe, or continue where it stopped")
+    train.add_argument("recipe", help="like emoji_world; a wrong name lists them all")
+    train.add_argument("--profile", default="quick", help=f"one of {', '.join(PROFILES)} (default: quick)")
+    train.add_argument("--seed", type=int, default=0, help="of weights and batches (default: 0)")
+    train.add_argument("--afresh", action="store_true", help="begin again, whatever was trained before")
 
     commands.add_parser("list", parents=[where], help="show the notebooks, their parameters, their runs")
     commands.add_parser("report", parents=[where], help="print the recorded results and write the index page")
@@ -79,6 +85,16 @@ def command_run(args: argparse.Namespace) -> int:
     return 1 if any(outcome.error for outcome in outcomes) else 0
 
 
+def command_train(args: argparse.Namespace) -> int:
+    from omni_lab.learning import get_recipe, load_or_train  # takes seconds to import
+
+    recipe = get_recipe(args.recipe, get_profile(args.profile), seed=args.seed)
+    trained = load_or_train(recipe, retrain=args.afresh, use_published=False)
+    last = ", ".join(f"{name} {value:.4g}" for name, value in trained.facts["history"][-1].items())
+    print(f"{recipe.name}: {trained.origin}; {last}\nin {recipe.work_folder(trained.data)}")
+    return 0
+
+
 def command_list(args: argparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else 110)
     table = Table("notebook", "parameters (defaults)", f"runs, profile {args.profile}", show_lines=True)
@@ -101,7 +117,7 @@ def command_report(args: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
-    commands = {"run": command_run, "list": command_list, "report": command_report}
+    commands = {"run": command_run, "train": command_train, "list": command_list, "report": command_report}
     try:
         return commands[args.command](args)
     except (runs.UsageError, ValueError) as error:

@@ -42,6 +42,7 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
+        self.key.load_state_dict(self.query.state_dict())  # at first, like attends to like
 
     def _split(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n e"]:
         return x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # [B, H, N, D/H]

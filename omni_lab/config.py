@@ -45,6 +45,39 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class AudioConfig:
+    """front_end: "mel" (log-mel spectrogram and a small convolution), "wav2vec2" (wav2vec 2.0 with the convolutions
+    below), or the name of a bundle of torchaudio.pipelines, such as "WAV2VEC2_BASE" (downloads its weights).
+
+    input_rate: of the waveforms handed in, in Hz; inside it is 16,000. convolutions: (channels, kernel, stride) each.
+    seconds_per_token: what is pooled into one token.
+    """
+
+    front_end: str = "mel"
+    dim: int = 128
+    depth: int = 2
+    heads: int = 4
+    dropout: float = 0.0
+    input_rate: int = 16_000
+    convolutions: tuple[tuple[int, int, int], ...] = ((48, 40, 20), (96, 8, 4), (128, 4, 4))
+    seconds_per_token: float = 0.12
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """frame_size: in pixels. seconds: how long a clip lasts, whatever its number of frames. depth: temporal attention
+    layers. grid: each frame ends as grid x grid tokens.
+    """
+
+    frame_size: int = 32
+    seconds: float = 2.0
+    dim: int = 128
+    depth: int = 1
+    heads: int = 4
+    grid: int = 2
+
+
+@dataclass(frozen=True)
 class FusionConfig:
     """paths: the directed (query, key) pairs that exist in each layer; None means all of them."""
 
@@ -57,26 +90,34 @@ class FusionConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """dim: the one width that all encoders return and fusion works in."""
+    """dim: the one width that all encoders return and fusion works in. latent_bits: train on tokens as storing them in
+    so many bits per value leaves them. pool: how the answer head sums a stream up, "mean" or "max".
+    """
 
     modalities: tuple[Modality, ...] = (Modality.TEXT, Modality.IMAGE)
     dim: int = 256
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
+    audio: AudioConfig = AudioConfig()
+    video: VideoConfig = VideoConfig()
     fusion: FusionConfig = FusionConfig()
+    latent_bits: int | None = None
+    pool: str = "mean"
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """questions_per_image: drawn anew each epoch. balance_families: draw a question with a chance of one over the size
-    of its family; as a picture has only some ten questions, that evens the families out but partly. max_images: use
-    only the first that many pictures of each split.
+    """budget: what a batch may cost; a sample costs the sum of `costs` over the modalities it carries (the questions
+    about one scene count once, as they share its media). questions_per_scene: drawn anew each epoch. balance_families:
+    draw a question with a chance of one over the size of its family; as a scene has only some ten questions, that evens
+    the families out but partly. max_scenes: use only the first that many scenes of each split.
     """
 
-    images_per_batch: int = 32
-    questions_per_image: int = 6
+    budget: float = 32.0
+    costs: dict[Modality, float] = field(default_factory=lambda: {Modality.IMAGE: 1.0})
+    questions_per_scene: int = 6
     balance_families: bool = True
-    max_images: int | None = None
+    max_scenes: int | None = None
     num_workers: int = 0
 
 
@@ -85,9 +126,10 @@ class TrainingConfig:
     """AdamW with linear warm-up and cosine decay. One epoch sees every training picture once.
 
     accumulate: micro-batches per update; an epoch's last update may have fewer, each of which still counts one k-th.
-    precision: of Lightning, or "auto": `32-true` on CPU, `bf16-mixed` on GPU. augment: mirror pictures left to right;
-    turn it off where questions speak of left and right. checkpoint_every: updates between the checkpoints that an
-    interrupted training resumes from.
+    modality_dropout: chance that a training batch comes without one of its modalities, so that the model works without
+    any and says nothing where it cannot know. precision: of Lightning, or "auto": `32-true` on CPU, `bf16-mixed` on
+    GPU. augment: mirror pictures left to right; turn it off where questions speak of left and right. checkpoint_every:
+    updates between the checkpoints that an interrupted training resumes from.
     """
 
     epochs: int = 12
@@ -98,20 +140,40 @@ class TrainingConfig:
     clip_norm: float = 1.0
     precision: str = "auto"
     augment: bool = True
+    modality_dropout: float = 0.0
     checkpoint_every: int = 100
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """EmojiWorld: things: size of its vocabulary. scenes: per split. alignment: the contrastive pre-training; an epoch
+    of it is so many `views`, drawn afresh, in batches of `views_per_batch`. training: on questions, from those
+    encoders.
+    """
+
+    things: int
+    scenes: dict[str, int]
+    model: ModelConfig
+    data: DataConfig
+    alignment: TrainingConfig
+    training: TrainingConfig
+    views: int = 6400
+    views_per_batch: int = 64
 
 
 @dataclass(frozen=True)
 class Profile:
     """How much to compute: `smoke` proves the plumbing, `quick` suits two CPU cores, `full` one GPU.
 
-    timing_rounds: repetitions of each measured time. bootstrap: resamples behind each interval.
+    model, data, training: for easy-VQA. world: for EmojiWorld. timing_rounds: repetitions of each measured time.
+    bootstrap: resamples behind each interval.
     """
 
     name: str
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig
+    world: WorldConfig
     timing_rounds: int
     bootstrap: int
 
@@ -148,6 +210,17 @@ def project_root() -> Path:
     return checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
 
 
+ALL = tuple(Modality)
+# Swin windows of 4 x 4 fit the 64 px pictures and the 32 px frames alike, so both share their weights.
+SHARED_SWIN = SMALL_SWIN | {"window_size": 4, "strict_img_size": False}
+_LISTENING = {
+    Modality.TEXT: (Modality.IMAGE, Modality.AUDIO, Modality.VIDEO),
+    Modality.AUDIO: (Modality.IMAGE, Modality.VIDEO),
+}
+# The question listens to all else; the sound, which may be the question, to pictures and clips.
+QUESTION_PATHS = tuple((query, key) for query, keys in _LISTENING.items() for key in keys)
+COSTS = {Modality.TEXT: 0.02, Modality.IMAGE: 0.25, Modality.AUDIO: 0.25, Modality.VIDEO: 0.48}
+
 PROFILES = {
     profile.name: profile
     for profile in (
@@ -161,8 +234,26 @@ PROFILES = {
                 text=TextConfig(dim=32, depth=1, heads=2),
                 fusion=FusionConfig(depth=1, heads=4, mlp_ratio=1.0),
             ),
-            data=DataConfig(images_per_batch=8, questions_per_image=2, max_images=32),
+            data=DataConfig(budget=8, questions_per_scene=2, max_scenes=32),
             training=TrainingConfig(epochs=2, checkpoint_every=2),
+            world=WorldConfig(
+                things=8,
+                scenes={"train": 24, "validation": 8, "test": 8},
+                model=ModelConfig(
+                    modalities=ALL,
+                    vision=VisionConfig(overrides=SHARED_SWIN | {"embed_dim": 16, "depths": (1, 1)}),
+                    text=TextConfig(dim=32, depth=1, heads=2),
+                    audio=AudioConfig(dim=32, depth=1, heads=2),
+                    video=VideoConfig(dim=32, heads=2),
+                    fusion=FusionConfig(paths=QUESTION_PATHS, mlp_ratio=1.0),
+                    pool="max",
+                ),
+                data=DataConfig(budget=8, costs=COSTS, questions_per_scene=2),
+                alignment=TrainingConfig(epochs=1, learning_rate=2e-3, augment=False),
+                training=TrainingConfig(epochs=1, augment=False, modality_dropout=0.25),
+                views=32,
+                views_per_batch=16,
+            ),
             timing_rounds=2,
             bootstrap=50,
         ),
@@ -172,8 +263,22 @@ PROFILES = {
                 vision=VisionConfig(overrides=SMALL_SWIN),
                 fusion=FusionConfig(paths=((Modality.TEXT, Modality.IMAGE),)),
             ),
-            data=DataConfig(images_per_batch=32, questions_per_image=6),
+            data=DataConfig(budget=32, questions_per_scene=6),
             training=TrainingConfig(epochs=14),
+            world=WorldConfig(
+                things=32,
+                scenes={"train": 10_000, "validation": 1_000, "test": 1_500},
+                model=ModelConfig(
+                    modalities=ALL,
+                    vision=VisionConfig(overrides=SHARED_SWIN),
+                    fusion=FusionConfig(paths=QUESTION_PATHS, depth=2, mlp_ratio=1.0),
+                    latent_bits=8,
+                    pool="max",
+                ),
+                data=DataConfig(budget=32, costs=COSTS, questions_per_scene=4),
+                alignment=TrainingConfig(epochs=5, learning_rate=2e-3, augment=False),
+                training=TrainingConfig(epochs=7, learning_rate=5e-4, augment=False, modality_dropout=0.25),
+            ),
             timing_rounds=9,
             bootstrap=2000,
         ),
@@ -184,8 +289,27 @@ PROFILES = {
                 text=TextConfig(dim=256, depth=4),
                 fusion=FusionConfig(depth=2, dropout=0.1),
             ),
-            data=DataConfig(images_per_batch=128, questions_per_image=8, num_workers=8),
+            data=DataConfig(budget=128, questions_per_scene=8, num_workers=8),
             training=TrainingConfig(epochs=60, learning_rate=1e-3),
+            world=WorldConfig(
+                things=40,
+                scenes={"train": 100_000, "validation": 2_000, "test": 4_000},
+                model=ModelConfig(
+                    modalities=ALL,
+                    vision=VisionConfig(overrides=SHARED_SWIN | {"embed_dim": 96, "num_heads": (3, 6)}),
+                    text=TextConfig(dim=256, depth=4),
+                    audio=AudioConfig(dim=256, depth=4),
+                    video=VideoConfig(dim=256, depth=2),
+                    fusion=FusionConfig(paths=QUESTION_PATHS, depth=3),
+                    latent_bits=8,
+                    pool="max",
+                ),
+                data=DataConfig(budget=128, costs=COSTS, num_workers=8),
+                alignment=TrainingConfig(epochs=20, learning_rate=2e-3, augment=False),
+                training=TrainingConfig(epochs=30, learning_rate=5e-4, augment=False, modality_dropout=0.25),
+                views=40_000,
+                views_per_batch=256,
+            ),
             timing_rounds=30,
             bootstrap=10_000,
         ),

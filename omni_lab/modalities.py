@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -73,6 +73,14 @@ class Tokens:
         mean = (self.values * weight).sum(1) / weight.sum(1).clamp(min=1)
         return torch.where(self.sample_mask.any(dim=1, keepdim=True), self.dealt(mean), 0.0)
 
+    def strongest(self) -> Float[Tensor, "b d"]:
+        """The largest value of each channel over each sample's real tokens; zeros where there are none. [B, D]
+
+        What few tokens say is heard among many that say nothing; in a mean it drowns.
+        """
+        largest = self.values.masked_fill(~self.mask.unsqueeze(-1), -torch.inf).amax(dim=1)
+        return torch.where(self.sample_mask.any(dim=1, keepdim=True), self.dealt(largest), 0.0)
+
 
 @dataclass(frozen=True)
 class ModalityInput:
@@ -80,18 +88,13 @@ class ModalityInput:
 
     values: [U, ...], one entry per *distinct* input: token ids [U, T], pictures [U, 3, H, W] uint8,
     waveforms [U, S], clips [U, F, 3, H, W] uint8. mask: [U, T], True where the time axis is not padding.
-    rows: [B], which entry belongs to each sample, -1 where the sample lacks the modality.
+    rows: [B], which entry belongs to each sample, -1 where the sample lacks the modality. Modalities that are dealt out
+    alike share one `rows` object: what happens between them is then computed once per entry.
     """
 
     values: Tensor
     mask: Bool[Tensor, "u t"]
     rows: Int[Tensor, " b"]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> ModalityInput:
-        return ModalityInput(*(t.to(device, non_blocking=non_blocking) for t in (self.values, self.mask, self.rows)))
-
-    def pin_memory(self) -> ModalityInput:
-        return ModalityInput(self.values.pin_memory(), self.mask.pin_memory(), self.rows.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -129,15 +132,18 @@ class OmniBatch:
         return replace(self, inputs={**self.inputs, modality: replace(self.inputs[modality], rows=rows)})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> OmniBatch:
-        return replace(
-            self,
-            inputs={m: i.to(device, non_blocking) for m, i in self.inputs.items()},
-            targets={k: t.to(device, non_blocking=non_blocking) for k, t in self.targets.items()},
-        )
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> OmniBatch:
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> OmniBatch:
+        rows = {id(given.rows): change(given.rows) for given in self.inputs.values()}  # shared before, shared after
         return replace(
             self,
-            inputs={m: i.pin_memory() for m, i in self.inputs.items()},
-            targets={k: t.pin_memory() for k, t in self.targets.items()},
+            inputs={
+                m: ModalityInput(change(given.values), change(given.mask), rows[id(given.rows)])
+                for m, given in self.inputs.items()
+            },
+            targets={name: change(tensor) for name, tensor in self.targets.items()},
         )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from omni_lab.config import ModelConfig
-from omni_lab.encoders import TextEncoder, VisionEncoder
+from omni_lab.encoders import AudioEncoder, Int8Latents, TextEncoder, VideoEncoder, VisionEncoder, fake_quantize
 from omni_lab.fusion import CrossModalFusion, FusionOutput, Path, all_paths
 from omni_lab.heads import AnswerHead
 from omni_lab.modalities import Modality, OmniBatch, Tokens
@@ -26,23 +26,34 @@ class OmniOutput(NamedTuple):
 
 class OmniModel(nn.Module):
     """encoders: one per modality, called as encoder(values, mask) -> Tokens. fusion: streams -> FusionOutput.
-    heads: by name, each called with the fused streams.
+    heads: by name, each called with the fused streams. latent_bits: what fusion sees of each token's values is what
+    storing them in so many bits leaves; None for all of it.
     """
 
-    def __init__(self, *, encoders: Mapping[Modality, nn.Module], fusion: nn.Module, heads: Mapping[str, nn.Module]):
+    def __init__(
+        self,
+        *,
+        encoders: Mapping[Modality, nn.Module],
+        fusion: nn.Module,
+        heads: Mapping[str, nn.Module],
+        latent_bits: int | None = None,
+    ):
         super().__init__()
+        self.latent_bits = latent_bits
         self.encoders = nn.ModuleDict({m.value: encoders[m] for m in Modality if m in encoders})
         self.fusion = fusion
         self.heads = nn.ModuleDict(heads)
 
     def encode(self, batch: OmniBatch) -> dict[Modality, Tokens]:
         """Every distinct input goes through its encoder once; `rows` say which samples use it."""
-        streams = {}
-        for modality, given in batch.inputs.items():
-            if modality.value not in self.encoders:
-                raise ValueError(f"no encoder for {modality}: this model has {list(self.encoders)}")
-            streams[modality] = replace(self.encoders[modality.value](given.values, given.mask), rows=given.rows)
+        streams = encode_inputs(self.encoders, batch)
+        if self.latent_bits is not None:
+            streams = {m: t.with_values(fake_quantize(t.values, self.latent_bits)) for m, t in streams.items()}
         return streams
+
+    def encode_int8(self, batch: OmniBatch) -> dict[Modality, Int8Latents]:
+        """What `encode` returns, stored as int8 values and scales: `fuse` takes their `tokens()`."""
+        return {m: Int8Latents.of(tokens) for m, tokens in encode_inputs(self.encoders, batch).items()}
 
     def forward(
         self, batch: OmniBatch, *, heads: Collection[str] | None = None, need_weights: bool = False
@@ -52,25 +63,46 @@ class OmniModel(nn.Module):
         unknown = [name for name in wanted if name not in self.heads]
         if unknown:
             raise ValueError(f"no head named {unknown[0]!r}: this model has {list(self.heads)}")
-        encoded = self.encode(batch)
+        return self.fuse(self.encode(batch), heads=wanted, need_weights=need_weights)
+
+    def fuse(
+        self, encoded: Mapping[Modality, Tokens], *, heads: Collection[str], need_weights: bool = False
+    ) -> OmniOutput:
+        """Fusion and heads, from what the encoders returned."""
         fused = self.fusion(encoded, need_weights=need_weights)
-        return OmniOutput({name: self.heads[name](fused.tokens) for name in wanted}, encoded, fused)
+        return OmniOutput({name: self.heads[name](fused.tokens) for name in heads}, encoded, fused)
+
+
+def encode_inputs(encoders: nn.ModuleDict, batch: OmniBatch) -> dict[Modality, Tokens]:
+    """Each modality of the batch through its encoder. Raises ValueError for one that has none."""
+    streams = {}
+    for modality, given in batch.inputs.items():
+        if modality.value not in encoders:
+            raise ValueError(f"no encoder for {modality}: this model has {list(encoders)}")
+        streams[modality] = replace(encoders[modality.value](given.values, given.mask), rows=given.rows)
+    return streams
+
+
+def build_encoders(config: ModelConfig, *, vocab_size: int) -> dict[Modality, nn.Module]:
+    """One encoder per modality of the configuration; clips are encoded with the pictures' weights."""
+    vision = VisionEncoder(config.vision, out_dim=config.dim)
+    makers: dict[Modality, Callable[[], nn.Module]] = {
+        Modality.TEXT: lambda: TextEncoder(config.text, vocab_size=vocab_size, out_dim=config.dim),
+        Modality.IMAGE: lambda: vision,
+        Modality.AUDIO: lambda: AudioEncoder(config.audio, out_dim=config.dim),
+        Modality.VIDEO: lambda: VideoEncoder(config.video, vision=vision, out_dim=config.dim),
+    }
+    return {m: makers[m]() for m in config.modalities}
 
 
 def build_model(config: ModelConfig, *, vocab_size: int, answers: int) -> OmniModel:
     """The model of a configuration: vocab_size token ids in, scores for so many answers out."""
-    makers = {
-        Modality.TEXT: lambda: TextEncoder(config.text, vocab_size=vocab_size, out_dim=config.dim),
-        Modality.IMAGE: lambda: VisionEncoder(config.vision, out_dim=config.dim),
-    }
-    missing = [str(m) for m in config.modalities if m not in makers]
-    if missing:
-        raise ValueError(f"no encoder is implemented for {missing}: choose among {[str(m) for m in makers]}")
     paths: Sequence[Path] = (
         all_paths(config.modalities) if config.fusion.paths is None else [Path(*p) for p in config.fusion.paths]
     )
     return OmniModel(
-        encoders={m: makers[m]() for m in config.modalities},
+        encoders=build_encoders(config, vocab_size=vocab_size),
+        latent_bits=config.latent_bits,
         fusion=CrossModalFusion(
             paths=[p for p in paths if {*p} <= {*config.modalities}],
             dim=config.dim,
@@ -81,7 +113,11 @@ def build_model(config: ModelConfig, *, vocab_size: int, answers: int) -> OmniMo
         ),
         heads={
             "answer": AnswerHead(
-                modalities=config.modalities, dim=config.dim, answers=answers, dropout=config.fusion.dropout
+                modalities=config.modalities,
+                dim=config.dim,
+                answers=answers,
+                dropout=config.fusion.dropout,
+                pool=config.pool,
             )
         },
     )

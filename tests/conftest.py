@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
 
-from omni_lab.config import DataConfig, FusionConfig, ModelConfig, Profile, TextConfig, TrainingConfig, VisionConfig
+from omni_lab.config import (
+    ALL,
+    COSTS,
+    QUESTION_PATHS,
+    AudioConfig,
+    DataConfig,
+    FusionConfig,
+    ModelConfig,
+    Profile,
+    TextConfig,
+    TrainingConfig,
+    VideoConfig,
+    VisionConfig,
+    WorldConfig,
+)
 from omni_lab.data import Question
-from omni_lab.learning import Recipe
+from omni_lab.data.sources import Family, Medium
+from omni_lab.learning import Recipe, get_recipe
+from omni_lab.modalities import Modality
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,7 +45,7 @@ class ShadesOfGray:
     """A source made in memory: one gray picture per key, and four questions about each."""
 
     name = "shades"
-    image_size = 16
+    shapes: Mapping[Modality, tuple[int, ...]] = MappingProxyType({Modality.IMAGE: (3, 16, 16)})
     version = 1
 
     def fingerprint(self) -> dict[str, int]:
@@ -35,6 +53,13 @@ class ShadesOfGray:
 
     def answers(self) -> list[str]:
         return ["bright", "dark", "no", "yes"]
+
+    def families(self) -> dict[str, Family]:
+        both = (Modality.TEXT, Modality.IMAGE)
+        return {"shade": Family(both, (both,), 0.5)}
+
+    def corpus(self) -> list[str]:
+        return ["a bright picture", "a dark picture"]
 
     def questions(self) -> dict[str, list[Question]]:
         splits: dict[str, list[Question]] = {}
@@ -53,35 +78,57 @@ class ShadesOfGray:
             splits[split] = made
         return splits
 
-    def pictures(self) -> Iterator[tuple[int, np.ndarray]]:
+    def media(self, modality: Modality) -> Iterator[Medium]:
         for key in range(20):
-            yield key, np.full((3, 16, 16), 40 if key % 2 else 210, dtype=np.uint8)
+            shade = 40 if key % 2 else 210
+            yield Medium(key, np.full((3, 16, 16), shade, dtype=np.uint8), {"shade": shade})
 
 
+TINY_SWIN = {
+    "patch_size": 4,
+    "embed_dim": 8,
+    "depths": (1, 1),
+    "num_heads": (1, 2),
+    "window_size": 2,
+    "weight_init": "jax",
+    "drop_path_rate": 0.0,
+}
 TINY_MODEL = ModelConfig(
     dim=16,
-    vision=VisionConfig(
-        image_size=16,
-        overrides={
-            "patch_size": 4,
-            "embed_dim": 8,
-            "depths": (1, 1),
-            "num_heads": (1, 2),
-            "window_size": 2,
-            "weight_init": "jax",
-            "drop_path_rate": 0.0,
-        },
-    ),
+    vision=VisionConfig(image_size=16, overrides=TINY_SWIN),
     text=TextConfig(dim=16, depth=1, heads=2, max_length=32),
     fusion=FusionConfig(depth=2, heads=2),
 )
-TINY_DATA = DataConfig(images_per_batch=3, questions_per_image=2)
+TINY_DATA = DataConfig(budget=3, questions_per_scene=2)
 TINY_TRAINING = TrainingConfig(epochs=2, learning_rate=3e-3, checkpoint_every=1)
+
+
+TINY_WORLD = WorldConfig(
+    things=8,
+    scenes={"train": 12, "validation": 4, "test": 4},
+    model=ModelConfig(
+        modalities=ALL,
+        dim=16,
+        vision=VisionConfig(image_size=64, overrides=TINY_SWIN | {"patch_size": 8, "strict_img_size": False}),
+        text=TextConfig(dim=16, depth=1, heads=2),
+        audio=AudioConfig(dim=16, depth=1, heads=2),
+        video=VideoConfig(dim=16, heads=2),
+        fusion=FusionConfig(paths=QUESTION_PATHS, heads=2, mlp_ratio=1.0),
+    ),
+    data=DataConfig(budget=3, costs=COSTS, questions_per_scene=2),
+    alignment=TrainingConfig(epochs=2, learning_rate=3e-3, augment=False, checkpoint_every=1),
+    training=TrainingConfig(epochs=1, augment=False, modality_dropout=0.25, checkpoint_every=1),
+    views=16,
+    views_per_batch=8,
+)
+
+
+TINY_PROFILE = Profile("tiny", TINY_MODEL, TINY_DATA, TINY_TRAINING, TINY_WORLD, timing_rounds=2, bootstrap=20)
 
 
 @pytest.fixture
 def tiny_profile() -> Profile:
-    return Profile("tiny", TINY_MODEL, TINY_DATA, TINY_TRAINING, timing_rounds=2, bootstrap=20)
+    return TINY_PROFILE
 
 
 @pytest.fixture
@@ -89,3 +136,10 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """A recipe whose data and checkpoints live in a folder of the test's own."""
     monkeypatch.setenv("OMNI_LAB_ROOT", str(tmp_path))
     return Recipe("shades", "tiny", ShadesOfGray(), TINY_MODEL, TINY_DATA, TINY_TRAINING)
+
+
+@pytest.fixture
+def world_recipe(tiny_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """The recipe of a small EmojiWorld, all four modalities, without its contrastive pre-training."""
+    monkeypatch.setenv("OMNI_LAB_ROOT", str(tmp_path))
+    return replace(get_recipe("emoji_world", tiny_profile), start=None)

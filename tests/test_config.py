@@ -4,8 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from omni_lab.config import PROFILES, TrainingConfig, get_profile, project_root, with_changes
+from omni_lab.data import EmojiWorld, Sample, collate
+from omni_lab.data.worlds.emoji_world import SPOKEN
+from omni_lab.modalities import Modality
+from omni_lab.model import build_model
 
 
 def test_the_three_profiles_are_frozen_values() -> None:
@@ -28,3 +33,19 @@ def test_the_project_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert project_root() == tmp_path
     monkeypatch.delenv("OMNI_LAB_ROOT")
     assert (project_root() / "pyproject.toml").exists()
+
+
+@pytest.mark.parametrize("name", ["smoke", "quick"])
+def test_the_models_of_the_profiles_fit_their_world(name: str) -> None:
+    world = PROFILES[name].world
+    model = build_model(world.model, vocab_size=50, answers=5).eval()
+    shapes = EmojiWorld(things=world.things, scenes=world.scenes).shapes
+    inputs = {
+        Modality.TEXT: torch.arange(9),
+        Modality.AUDIO: torch.randn(17_000),
+        **{m: torch.randint(0, 256, shapes[m], dtype=torch.uint8) for m in (Modality.IMAGE, Modality.VIDEO)},
+    }
+    found = model(collate([Sample("one", "answer", "f", inputs)]), need_weights=True)
+    assert torch.isfinite(found.heads["answer"]).all()
+    assert len(found.fusion.attention[0]) == 5, "the question listens to three, the sound to two"
+    assert sum(world.scenes.values()) < SPOKEN

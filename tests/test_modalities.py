@@ -13,7 +13,9 @@ RAW = {
     Modality.AUDIO: lambda n: torch.linspace(-1, 1, n),
     Modality.VIDEO: lambda n: torch.full((n, 3, 2, 2), n, dtype=torch.uint8),
 }
-MIXES = st.lists(st.dictionaries(st.sampled_from(list(Modality)), st.integers(1, 7)), min_size=1, max_size=6)
+MIXES = st.lists(st.dictionaries(st.sampled_from(list(Modality)), st.integers(1, 7)), min_size=1, max_size=6).filter(
+    any
+)
 
 
 def make(mix: list[dict[Modality, int]]) -> list[Sample]:

@@ -76,8 +76,6 @@ def test_a_modality_without_an_encoder_is_named(recipe: Recipe) -> None:
     with pytest.raises(ValueError, match=r"no encoder for image: this model has \['text'\]"):
         text_only(batch)
     assert text_only(batch.without(Modality.IMAGE)).heads["answer"].shape == (6, 4)
-    with pytest.raises(ValueError, match=r"no encoder is implemented for \['audio'\]"):
-        build_model(replace(TINY_MODEL, modalities=(Modality.AUDIO,)), vocab_size=400, answers=4)
 
 
 def test_shuffled_pictures_change_the_answers(recipe: Recipe) -> None:

@@ -18,8 +18,31 @@ NOTEBOOKS = sorted((project_root() / "notebooks").glob("*.ipynb"))
 IDS = [path.stem for path in NOTEBOOKS]
 EXPECTED = {
     "00_tour": {"tour/validation_accuracy", "tour/parameters"},
-    "01_data_preparation": {"data/blind_accuracy", "data/read_speedup", "data/questions_per_encoded_picture"},
-    "02_encoders": {"encoders/shape_probe_accuracy", "encoders/shape_untrained_probe_accuracy"},
+    "01_data_preparation": {
+        "data/blind_accuracy",
+        "data/read_speedup",
+        "data/questions_per_encoded_picture",
+        "worlds/scenes_per_second",
+        "worlds/open_seconds",
+        "worlds/store_mb",
+        "worlds/dense_accuracy",
+        "worlds/blind_gap",
+        "batching/padding_saved",
+        "batching/throughput_gain",
+    },
+    "02_encoders": {
+        "encoders/shape_probe_accuracy",
+        "encoders/shape_untrained_probe_accuracy",
+        "encoders/mel_recall_at_1",
+        "encoders/wav2vec2_recall_at_1",
+        "alignment/recall_at_1_text_to_image",
+        "alignment/recall_at_1_speech_to_image",
+        "alignment/recall_at_1_speech_to_text",
+        "alignment/chance_at_1",
+        "alignment/consistency",
+        "latents/bytes_saved",
+        "latents/accuracy_kept",
+    },
     "03_cross_modal_attention": {"attention/difference_to_torch", "attention/on_object", "attention/uniform_on_object"},
     "04_training": {
         "easy_vqa/test_accuracy",
@@ -39,6 +62,8 @@ EXPECTED = {
 BOUNDS = {
     "accuracy": (0.0, 1.0),
     "share": (0.0, 1.0),
+    "bytes_saved": (0.0, 1.0),
+    "consistency": (0.0, 1.0),
     "difference_to_torch": (0.0, 1e-5),
     "difference_fused_explicit": (0.0, 1e-5),
     "gradient_difference": (0.0, 1e-5),

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from omni_lab.data.pictures import read_picture
-from omni_lab.data.sources import Question, SourceError, check_answer, read_json, split_by_picture
+from omni_lab.data.sources import Family, Medium, Question, SourceError, check_answer, read_json, split_by_scene
+from omni_lab.modalities import Modality
 
 SHAPES = ("circle", "rectangle", "triangle")
 TEST_OFFSET = 1_000_000  # the official splits both count their pictures from 0; test keys start here
@@ -27,7 +27,7 @@ class EasyVqa:
     """
 
     name = "easy_vqa"
-    image_size = 64
+    shapes: Mapping[Modality, tuple[int, ...]] = MappingProxyType({Modality.IMAGE: (3, 64, 64)})
 
     def __init__(self, folder: Path | None = None, *, validation_fraction: float = 0.1, seed: int = 0) -> None:
         self.packaged = folder is None
@@ -63,8 +63,12 @@ class EasyVqa:
             raise SourceError(f"{path}: expected one answer a line: the file is empty")
         return sorted(answers)
 
+    def families(self) -> Mapping[str, Family]:
+        looking = Family((Modality.TEXT, Modality.IMAGE), ((Modality.TEXT, Modality.IMAGE),))
+        return dict.fromkeys(("yes/no", "shape", "colour"), looking)
+
     def questions(self) -> Mapping[str, Sequence[Question]]:
-        train, validation = split_by_picture(self._read("train", 0), fraction=self.validation_fraction, seed=self.seed)
+        train, validation = split_by_scene(self._read("train", 0), fraction=self.validation_fraction, seed=self.seed)
         return {"train": train, "validation": validation, "test": self._read("test", TEST_OFFSET)}
 
     def _read(self, part: str, offset: int) -> list[Question]:
@@ -79,11 +83,14 @@ class EasyVqa:
             questions.append(Question(f"{part}-{i}", text, _family(answer), picture + offset, {answer: 1.0}))
         return questions
 
-    def pictures(self) -> Iterator[tuple[int, np.ndarray]]:
+    def corpus(self) -> Sequence[str]:
+        return ()
+
+    def media(self, modality: Modality) -> Iterator[Medium]:
         for part, offset in (("train", 0), ("test", TEST_OFFSET)):
-            for key in sorted({q.picture for q in self._read(part, offset)}):
+            for key in sorted({q.scene for q in self._read(part, offset)}):
                 path = self.folder / part / "images" / f"{key - offset}.png"
-                yield key, read_picture(path, size=self.image_size, exact=True)
+                yield Medium(key, read_picture(path, size=64, exact=True))
 
 
 def _family(answer: str) -> str:

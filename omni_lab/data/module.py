@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,19 +15,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from omni_lab.config import DataConfig
 from omni_lab.data.samples import Sample, collate
-from omni_lab.data.sampling import SharedImageBatchSampler
+from omni_lab.data.sampling import ConsecutiveBatches, OmniBatchSampler
 from omni_lab.data.sources import SPLITS, VqaSource
 from omni_lab.data.store import Store, ensure_store
 from omni_lab.data.tokenizer import encode_text
+from omni_lab.data.worlds import EmojiWorld, ThingViews
 from omni_lab.modalities import Modality, OmniBatch
 
 ANSWER = "answer"
+GALLERIES = 8  # validation and test batches of views
 
 
 class QuestionDataset(Dataset[Sample]):
-    """Questions of one split as samples of text and image.
+    """Questions of one split as samples of text (or a spoken question), picture, sound and clip.
 
-    modalities: leave out the others (a control without eyes). max_images: keep only the first that many pictures.
+    modalities: leave out the others (a control without eyes). max_scenes: keep only the questions about the first that
+    many scenes. only_needed: each sample carries no more than what its family needs, so that samples differ in the
+    modalities they carry. families: keep only these.
     """
 
     def __init__(
@@ -35,21 +39,37 @@ class QuestionDataset(Dataset[Sample]):
         store: Store,
         split: str,
         *,
-        modalities: Collection[Modality] = (Modality.TEXT, Modality.IMAGE),
-        max_images: int | None = None,
+        modalities: Collection[Modality] = tuple(Modality),
+        max_scenes: int | None = None,
+        only_needed: bool = False,
+        families: Collection[str] | None = None,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split must be one of {SPLITS}: got {split!r}")
         table = store.questions(split)
-        rows = table.column("picture").to_numpy()
-        if max_images is not None:
-            table = table.filter(np.isin(rows, np.unique(rows)[:max_images]))
+        scenes = table.column("scene").to_numpy()
+        keep = np.ones(len(scenes), dtype=bool)
+        if max_scenes is not None:
+            keep &= np.isin(scenes, np.unique(scenes)[:max_scenes])
+        if families is not None:
+            keep &= np.isin(table.column("family").to_numpy(zero_copy_only=False), list(families))
+        table = table.filter(keep)
         self.store = store
         self.modalities = modalities
-        self.picture_rows = table.column("picture").to_numpy()
+        self.media_rows = {m: table.column(m.value).to_numpy() for m in store.shapes}  # -1 where there is none
+        self.scenes = table.column("scene").to_numpy()
         self.ids: list[str] = table.column("id").to_pylist()
-        self.texts: list[str] = table.column("text").to_pylist()
+        self.texts: list[str | None] = table.column("text").to_pylist()
         self.families: list[str] = table.column("family").to_pylist()
+        self.present = np.stack([self._present(m) for m in Modality], axis=1)  # [n, M]
+        known = store.families
+        if only_needed:
+            unknown = sorted(set(self.families) - set(known))
+            if unknown:
+                raise ValueError(
+                    f"only_needed wants to know what each family needs: {store.path} does not say it of {unknown}"
+                )
+            self.present &= np.array([[m in known[f].needs for m in Modality] for f in self.families])
         index = {answer: i for i, answer in enumerate(store.answers)}
         self.scores = torch.zeros(len(self.ids), len(index))  # [n, A]
         for i, (answers, scores) in enumerate(
@@ -62,7 +82,15 @@ class QuestionDataset(Dataset[Sample]):
         self._tokens = {
             text: torch.tensor(encode_text(tokenizer, text, name=f"question {name}"))
             for text, name in dict(zip(self.texts, self.ids, strict=True)).items()
+            if text is not None
         }
+
+    def _present(self, modality: Modality) -> np.ndarray:
+        if modality not in self.modalities:
+            return np.zeros(len(self.ids), dtype=bool)
+        if modality is Modality.TEXT:
+            return np.array([text is not None for text in self.texts], dtype=bool)
+        return self.media_rows.get(modality, np.full(len(self.ids), -1)) >= 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,31 +100,57 @@ class QuestionDataset(Dataset[Sample]):
         _, family, sizes = np.unique(self.families, return_inverse=True, return_counts=True)
         return 1.0 / sizes[family]
 
+    def combinations(self) -> np.ndarray:
+        """[n], a number for the set of modalities that each sample carries."""
+        return self.present @ (1 << np.arange(len(Modality)))
+
+    def lengths(self) -> np.ndarray:
+        """[n], word pieces in the text of each sample, 0 where it has none."""
+        pieces = [0 if text is None else len(self._tokens[text]) for text in self.texts]
+        return np.array(pieces) * self.present[:, Modality.TEXT.column]
+
+    @property
+    def picture_rows(self) -> np.ndarray:
+        """[n], the row of each question's picture in the store."""
+        return self.media_rows[Modality.IMAGE]
+
     def ask(self, text: str, picture_row: int) -> Sample:
-        """Any question about any picture of the store, without a known answer."""
-        inputs = {}
-        if Modality.TEXT in self.modalities:
+        """Any question about any scene of the split, named by its picture, without a known answer; with the sound and
+        the clip that the scene's written questions come with."""
+        about = np.flatnonzero(self.picture_rows == picture_row)
+        if len(about) == 0:
+            raise ValueError(f"picture_row must be that of a picture of this split: got {picture_row}")
+        written = [i for i in about if self.texts[i] is not None]
+        return self._sample(text, self._rows(int((written or about)[0])))
+
+    def _rows(self, i: int) -> dict[Modality, int]:
+        return {m: int(r[i]) for m, r in self.media_rows.items() if self.present[i, m.column]}
+
+    def _sample(self, text: str | None, rows: Mapping[Modality, int]) -> Sample:
+        inputs: dict[Modality, torch.Tensor] = {}
+        keys: dict[Modality, Any] = dict(rows)
+        if text is not None and Modality.TEXT in self.modalities:
             if text not in self._tokens:
                 self._tokens[text] = torch.tensor(encode_text(self.store.tokenizer, text, name="question"))
-            inputs[Modality.TEXT] = self._tokens[text]
-        if Modality.IMAGE in self.modalities:
-            inputs[Modality.IMAGE] = torch.from_numpy(self.store.picture(picture_row).copy())
-        keys = {Modality.TEXT: text, Modality.IMAGE: picture_row}
-        return Sample(id=f"{picture_row}: {text}", task=ANSWER, family="", inputs=inputs, keys=keys)
+            inputs[Modality.TEXT], keys[Modality.TEXT] = self._tokens[text], text
+        for modality, row in rows.items():
+            values = torch.from_numpy(self.store.medium(modality, row).copy())
+            inputs[modality] = values / 32768.0 if modality is Modality.AUDIO else values
+        return Sample(id=f"question {text!r}", task=ANSWER, family="", inputs=inputs, keys=keys)
 
     def __getitem__(self, i: int) -> Sample:
-        asked = self.ask(self.texts[i], int(self.picture_rows[i]))
-        return replace(asked, id=self.ids[i], family=self.families[i], targets={"answer_scores": self.scores[i]})
+        sample = self._sample(self.texts[i] if self.present[i, Modality.TEXT.column] else None, self._rows(i))
+        return replace(sample, id=self.ids[i], family=self.families[i], targets={"answer_scores": self.scores[i]})
 
 
 class ResumableLoader(DataLoader[Sample]):
-    """A DataLoader over a `SharedImageBatchSampler` that can continue in the middle of an epoch.
+    """A DataLoader over a `OmniBatchSampler` that can continue in the middle of an epoch.
 
     Lightning stores its `state_dict` in every checkpoint. The state counts the batches handed out, not those that
     workers have prefetched.
     """
 
-    batch_sampler: SharedImageBatchSampler
+    batch_sampler: OmniBatchSampler | ConsecutiveBatches
     handed_out = 0
 
     def __iter__(self) -> Iterator[OmniBatch]:  # type: ignore[override]
@@ -121,7 +175,7 @@ class OmniDataModule(L.LightningDataModule):
         config: DataConfig,
         *,
         root: Path,
-        modalities: Collection[Modality] = (Modality.TEXT, Modality.IMAGE),
+        modalities: Collection[Modality] = tuple(Modality),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -145,7 +199,7 @@ class OmniDataModule(L.LightningDataModule):
     def dataset(self, split: str) -> QuestionDataset:
         if split not in self._datasets:
             self._datasets[split] = QuestionDataset(
-                self.store, split, modalities=self.modalities, max_images=self.config.max_images
+                self.store, split, modalities=self.modalities, max_scenes=self.config.max_scenes
             )
         return self._datasets[split]
 
@@ -153,13 +207,18 @@ class OmniDataModule(L.LightningDataModule):
         """share: which modalities' inputs a batch holds once however many samples use them."""
         dataset = self.dataset(split)
         training = split == "train"
-        sampler = SharedImageBatchSampler(
-            dataset.picture_rows,
-            images_per_batch=self.config.images_per_batch,
-            questions_per_image=self.config.questions_per_image if training else None,
+        costs = sum(dataset.present[:, m.column] * cost for m, cost in self.config.costs.items())
+        sampler = OmniBatchSampler(
+            dataset.scenes,
+            budget=self.config.budget,
+            costs=np.where(costs > 0, costs, 1.0),
+            combinations=dataset.combinations(),
+            questions_per_group=self.config.questions_per_scene if training else None,
             weights=dataset.family_weights() if training and self.config.balance_families else None,
             shuffle=training,
             seed=self.seed,
+            rank=self.trainer.global_rank if self.trainer is not None else 0,
+            replicas=self.trainer.world_size if self.trainer is not None else 1,
         )
         return ResumableLoader(
             dataset,
@@ -179,3 +238,31 @@ class OmniDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> ResumableLoader:
         return self.loader("test")
+
+
+class ViewsDataModule(OmniDataModule):
+    """Serves views of single things in place of questions about scenes; words come from the world's tokenizer.
+
+    views: per epoch, drawn afresh. Each validation and test batch holds every thing of the vocabulary once.
+    """
+
+    source: EmojiWorld
+
+    def __init__(self, *args: Any, views: int, views_per_batch: int, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.views = views
+        self.views_per_batch = views_per_batch
+
+    def loader(self, split: str, *, share: tuple[Modality, ...] = ()) -> ResumableLoader:
+        world, tokenizer = self.source, self.store.tokenizer
+        dataset = ThingViews(
+            world,
+            lambda text: encode_text(tokenizer, text, name="name"),
+            split,
+            seed=self.seed if split == "train" else 0,
+            modalities=[m for m in Modality if m in self.modalities],
+        )
+        training = split == "train"
+        size = self.views_per_batch if training else world.things
+        sampler = ConsecutiveBatches(self.views if training else GALLERIES * size, size=size, advance=training)
+        return ResumableLoader(dataset, batch_sampler=sampler, collate_fn=partial(collate, share=share))

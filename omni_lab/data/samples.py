@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -30,13 +30,17 @@ class Sample:
 def collate(samples: Sequence[Sample], *, share: Collection[Modality] = tuple(Modality)) -> OmniBatch:
     """Pads and masks samples that carry any subset of the modalities, in any lengths.
 
-    share: modalities whose equal-keyed inputs are stored once per batch (all of them; fewer only to measure
-    what sharing gains). Raises ValueError for an empty batch, an empty input, or shapes that do not go together,
-    naming the sample.
+    share: modalities whose equal-keyed inputs are stored once per batch (all of them; fewer only to measure what
+    sharing gains). Raises ValueError for an empty batch, one without any input, an empty input, or shapes that do not
+    go together, naming the sample.
     """
     if not samples:
         raise ValueError("a batch needs at least one sample: got an empty list")
     inputs = {m: _collate_modality(samples, m, m in share) for m in Modality if any(m in s.inputs for s in samples)}
+    if not inputs:
+        raise ValueError(f"sample {samples[0].id!r} carries no modality at all, nor does any other of the batch")
+    rows = {tuple(given.rows.tolist()): given.rows for given in inputs.values()}
+    inputs = {m: replace(given, rows=rows[tuple(given.rows.tolist())]) for m, given in inputs.items()}
     names = samples[0].targets.keys()
     for sample in samples:
         if sample.targets.keys() != names:

@@ -1,16 +1,17 @@
-"""The interface that every visual question answering set stands behind."""
+"""The interface that every question answering set stands behind."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from omni_lab.config import nearest
+from omni_lab.modalities import Modality
 
 SPLITS = ("train", "validation", "test")
 
@@ -21,21 +22,61 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class Question:
-    """scores: soft accuracy in [0, 1] of every answer that earns any. picture: key into the source's pictures."""
+    """scene: says which questions belong together (about one picture, say): they share media, and a split. scores: soft
+    accuracy in [0, 1] of every answer that earns any. media: keys of the picture, sound and clip that it comes with;
+    None for just the picture whose key is the scene.
+
+    text: None where the question is spoken; the sound is then the question.
+    """
 
     id: str
-    text: str
+    text: str | None
     family: str
-    picture: int
+    scene: int
     scores: Mapping[str, float]
+    media: Mapping[Modality, int] | None = None
+
+    @property
+    def keys(self) -> Mapping[Modality, int]:
+        return {Modality.IMAGE: self.scene} if self.media is None else self.media
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is known of a kind of question.
+
+    needs: the modalities without any of which the answer cannot be known. interactions: which pairs of them must be
+    brought together. chance: the best accuracy that anyone can reach who knows the rules but lacks one needed modality;
+    None where that is not known.
+    """
+
+    needs: tuple[Modality, ...]
+    interactions: tuple[tuple[Modality, Modality], ...] = ()
+    chance: float | None = None
+
+
+class Medium(NamedTuple):
+    """key: unique among the media of its modality. values: a picture [3, H, W] uint8, a clip [F, 3, H, W] uint8, or a
+    sound [S] int16 at 16 kHz. facts: what is known of it (captions, boxes, word times): anything JSON can hold.
+    """
+
+    key: int
+    values: np.ndarray
+    facts: Mapping[str, Any] = {}
 
 
 @runtime_checkable
 class VqaSource(Protocol):
-    """Pictures, questions about them, and the list of answers a model may give."""
+    """Media, questions about them, and the list of answers a model may give.
 
-    name: str
-    image_size: int
+    shapes: of each modality's media; a sound's is (), as its length is free.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shapes(self) -> Mapping[Modality, tuple[int, ...]]: ...
 
     def fingerprint(self) -> dict[str, Any]:
         """What the built store depends on. A store built from another fingerprint is outdated."""
@@ -45,12 +86,20 @@ class VqaSource(Protocol):
         """The answer vocabulary, in index order."""
         ...
 
-    def questions(self) -> Mapping[str, Sequence[Question]]:
-        """The questions of each split. Splits share no picture."""
+    def families(self) -> Mapping[str, Family]:
+        """What is known of each kind of question; a family may be missing."""
         ...
 
-    def pictures(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Every picture that a question asks about, once: key and pixels [3, image_size, image_size] uint8."""
+    def questions(self) -> Mapping[str, Sequence[Question]]:
+        """The questions of each split. Splits share no scene."""
+        ...
+
+    def corpus(self) -> Iterable[str]:
+        """Texts that the tokenizer learns from besides the training questions."""
+        ...
+
+    def media(self, modality: Modality) -> Iterator[Medium]:
+        """Every picture, sound or clip that a question comes with, once."""
         ...
 
 
@@ -64,14 +113,14 @@ def read_json(path: Path) -> Any:
         raise SourceError(f"{path}: not complete JSON, perhaps cut short ({error})") from error
 
 
-def split_by_picture(
+def split_by_scene(
     questions: Sequence[Question], *, fraction: float, seed: int
 ) -> tuple[list[Question], list[Question]]:
-    """Cuts a share of the *pictures*, with all their questions, off as a validation split: (train, validation)."""
-    keys = sorted({q.picture for q in questions})
+    """Cuts a share of the *scenes*, with all their questions, off as a validation split: (train, validation)."""
+    keys = sorted({q.scene for q in questions})
     held_out = set(np.random.default_rng(seed).permutation(keys)[: max(1, round(fraction * len(keys)))].tolist())
-    train = [q for q in questions if q.picture not in held_out]
-    return train, [q for q in questions if q.picture in held_out]
+    train = [q for q in questions if q.scene not in held_out]
+    return train, [q for q in questions if q.scene in held_out]
 
 
 def check_answer(answer: str, known: Sequence[str], *, where: str) -> None:

@@ -9,11 +9,13 @@ temporary name and renamed at the end, so a folder under its final name was comp
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,14 @@ import pyarrow as pa
 from filelock import FileLock
 from tokenizers import Tokenizer
 
-from omni_lab.data.sources import SPLITS, SourceError, VqaSource
+from omni_lab.data.sources import SPLITS, Family, Medium, Question, SourceError, VqaSource
 from omni_lab.data.tokenizer import load_tokenizer, train_tokenizer
+from omni_lab.modalities import Modality
 from omni_lab.progress import track
 
-FORMAT_VERSION = 1
-PICTURES_PER_BATCH = 1024
+FORMAT_VERSION = 2
+MEDIA_PER_BATCH = 512
+DTYPES = {Modality.IMAGE: np.uint8, Modality.AUDIO: np.int16, Modality.VIDEO: np.uint8}
 log = logging.getLogger(__name__)
 
 
@@ -41,8 +45,9 @@ class Store:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
-        self._tables = {split: _map_table(path / f"{split}.arrow") for split in (*SPLITS, "pictures")}
-        self._pixels = self._tables["pictures"].column("pixels")
+        self.shapes = {Modality(m): tuple(shape) for m, shape in manifest["source"]["shapes"].items()}
+        self._tables = {name: _map_table(path / f"{name}.arrow") for name in (*SPLITS, *self.shapes)}
+        self._values = {m: self._tables[m].column("values") for m in self.shapes}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.path, self.manifest)
@@ -63,7 +68,7 @@ class Store:
             raise StoreError(f"{manifest_path}: broken manifest (not an object)")
         if manifest.get("version") != FORMAT_VERSION:
             raise StoreError(f"{path}: store of format version {manifest.get('version')}: expected {FORMAT_VERSION}")
-        if not {"source", "answers", "rows", "files"} <= manifest.keys():
+        if not {"source", "answers", "families", "rows", "files"} <= manifest.keys():
             raise StoreError(f"{manifest_path}: broken manifest (it has only {sorted(manifest)})")
         if source is not None:
             expected = _built_from(source)
@@ -85,8 +90,15 @@ class Store:
         return list(self.manifest["answers"])
 
     @property
-    def image_size(self) -> int:
-        return int(self.manifest["source"]["image_size"])
+    def families(self) -> dict[str, Family]:
+        return {
+            name: Family(
+                tuple(map(Modality, known["needs"])),
+                tuple((Modality(a), Modality(b)) for a, b in known["interactions"]),
+                known["chance"],
+            )
+            for name, known in self.manifest["families"].items()
+        }
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -97,18 +109,27 @@ class Store:
         return sum(facts["bytes"] for facts in self.manifest["files"].values())
 
     def questions(self, split: str) -> pa.Table:
-        """Columns id, text, family, picture (row into the pictures), answers, scores (parallel lists)."""
+        """Columns id, text (null where spoken), family, scene, answers, scores (parallel lists), and one per modality
+        of the media: the row, -1 where there is none."""
         return self._tables[split]
 
-    @property
-    def picture_keys(self) -> list[int]:
-        """The source's key of every picture, in row order."""
-        return self._tables["pictures"].column("key").to_pylist()
+    def keys(self, modality: Modality) -> list[int]:
+        """The source's key of every medium, in row order."""
+        return self._tables[modality].column("key").to_pylist()
+
+    def facts(self, modality: Modality, row: int) -> dict[str, Any]:
+        """What the source knows of one medium."""
+        return json.loads(self._tables[modality].column("facts")[row].as_py())
+
+    def medium(self, modality: Modality, row: int) -> np.ndarray:
+        """A picture [3, H, W] uint8, a clip [F, 3, H, W] uint8 or a sound [S] int16, as a read-only view into the
+        mapped file."""
+        values = np.frombuffer(self._values[modality][row].as_buffer(), dtype=DTYPES[modality])
+        return values.reshape(self.shapes[modality] or -1)
 
     def picture(self, row: int) -> np.ndarray:
-        """[3, H, W] uint8, a read-only view into the mapped file."""
-        size = self.image_size
-        return np.frombuffer(self._pixels[row].as_buffer(), dtype=np.uint8).reshape(3, size, size)
+        """[3, H, W] uint8."""
+        return self.medium(Modality.IMAGE, row)
 
 
 def ensure_store(source: VqaSource, root: Path, *, force: bool = False) -> Store:
@@ -144,33 +165,34 @@ def _build(source: VqaSource, path: Path) -> None:
         if len(answers) < 2:
             raise SourceError(f"{source.name}: expected at least two answers to choose from: got {answers}")
         questions = source.questions()
-        count = len({q.picture for split in SPLITS for q in questions[split]})
-        rows = _write_pictures(source, part / "pictures.arrow", count)
-        lost = [q for split in SPLITS for q in questions[split] if q.picture not in rows]
-        if lost:
-            raise SourceError(
-                f"{source.name}: question {lost[0].id!r} is about picture {lost[0].picture}, not among the pictures"
-            )
+        rows = {m: _write_media(source, m, part / f"{m}.arrow", questions) for m in source.shapes}
         for split in SPLITS:
+            media: dict[str, Any] = {
+                m.value: pa.array([rows[m][q.keys[m]] if m in q.keys else -1 for q in questions[split]], pa.int32())
+                for m in rows
+            }
             table = pa.table(
                 {
                     "id": [q.id for q in questions[split]],
-                    "text": [q.text for q in questions[split]],
+                    "text": pa.array([q.text for q in questions[split]], pa.string()),
                     "family": [q.family for q in questions[split]],
-                    "picture": pa.array([rows[q.picture] for q in questions[split]], pa.int32()),
+                    "scene": pa.array([q.scene for q in questions[split]], pa.int64()),
                     "answers": pa.array([list(q.scores) for q in questions[split]], pa.list_(pa.string())),
                     "scores": pa.array([list(q.scores.values()) for q in questions[split]], pa.list_(pa.float32())),
+                    **media,
                 }
             )
             with pa.OSFile(str(part / f"{split}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
-        train_tokenizer(q.text for q in questions["train"]).save(str(part / "tokenizer.json"))
+        texts = itertools.chain((q.text for q in questions["train"] if q.text), source.corpus())
+        train_tokenizer(texts).save(str(part / "tokenizer.json"))
         files = sorted(f for f in part.iterdir())
         manifest = {
             "version": FORMAT_VERSION,
             "source": _built_from(source),
             "answers": answers,
-            "rows": {split: len(questions[split]) for split in SPLITS} | {"pictures": len(rows)},
+            "families": {name: asdict(family) for name, family in source.families().items()},
+            "rows": {split: len(questions[split]) for split in SPLITS} | {m.value: len(rows[m]) for m in rows},
             "files": {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files},
         }
         (part / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
@@ -181,43 +203,47 @@ def _build(source: VqaSource, path: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write_pictures(source: VqaSource, file: Path, count: int) -> dict[int, int]:
-    """Writes all pictures and returns the row of each key."""
-    size = source.image_size
-    schema = pa.schema({"key": pa.int64(), "pixels": pa.binary(3 * size * size)})
+def _write_media(
+    source: VqaSource, modality: Modality, file: Path, questions: Mapping[str, Sequence[Question]]
+) -> dict[int, int]:
+    """Writes all media of one modality and returns the row of each key."""
+    asked = {q.keys[modality]: q for split in SPLITS for q in questions[split] if modality in q.keys}
+    schema = pa.schema({"key": pa.int64(), "values": pa.binary(), "facts": pa.string()})
     rows: dict[int, int] = {}
+    media = track(source.media(modality), f"building the store {source.name}", total=len(asked), unit=modality.value)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for batch in _batches(
-            track(source.pictures(), f"building the store {source.name}", total=count, unit="picture")
-        ):
-            keys = [key for key, _ in batch]
-            for key, pixels in batch:
-                if pixels.shape != (3, size, size) or pixels.dtype != np.uint8:
-                    raise SourceError(
-                        f"{source.name}: picture {key} is {list(pixels.shape)} {pixels.dtype}: "
-                        f"expected [3, {size}, {size}] uint8"
-                    )
-            twice = [key for i, key in enumerate(keys) if key in rows or key in keys[:i]]
-            if twice:
-                raise SourceError(f"{source.name}: picture {twice[0]} comes twice: expected every picture once")
-            rows.update(zip(keys, range(len(rows), len(rows) + len(keys)), strict=True))
-            writer.write_batch(pa.record_batch([keys, [p.tobytes() for _, p in batch]], schema=schema))
+        while batch := list(itertools.islice(media, MEDIA_PER_BATCH)):
+            for medium in batch:
+                _check_medium(source, modality, medium)
+                if medium.key in rows:
+                    raise SourceError(f"{source.name}: {modality} {medium.key} comes twice: expected each once")
+                rows[medium.key] = len(rows)
+            columns = [
+                [m.key for m in batch],
+                [m.values.tobytes() for m in batch],
+                [json.dumps(m.facts) for m in batch],
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+    lost = [key for key in asked if key not in rows]
+    if lost:
+        raise SourceError(
+            f"{source.name}: question {asked[lost[0]].id!r} comes with {modality} {lost[0]}, which the source lacks"
+        )
     return rows
 
 
-def _batches(pictures: Iterable[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
-    batch = []
-    for item in pictures:
-        batch.append(item)
-        if len(batch) == PICTURES_PER_BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _check_medium(source: VqaSource, modality: Modality, medium: Medium) -> None:
+    shape, dtype = source.shapes[modality], np.dtype(DTYPES[modality])
+    right = medium.values.shape == shape if shape else medium.values.ndim == 1 and len(medium.values) > 0
+    if not right or medium.values.dtype != dtype:
+        raise SourceError(
+            f"{source.name}: {modality} {medium.key} is {list(medium.values.shape)} {medium.values.dtype}: "
+            f"expected {list(shape) or '[S], S > 0'} {dtype}"
+        )
 
 
 def _built_from(source: VqaSource) -> dict[str, Any]:
-    return {"name": source.name, "image_size": source.image_size, **source.fingerprint()}
+    return json.loads(json.dumps({"name": source.name, "shapes": source.shapes, **source.fingerprint()}, default=dict))
 
 
 def _map_table(file: Path) -> pa.Table:

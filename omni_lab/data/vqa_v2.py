@@ -17,10 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from omni_lab.data.pictures import read_picture
-from omni_lab.data.sources import Question, SourceError, read_json, split_by_picture
+from omni_lab.data.sources import Family, Medium, Question, SourceError, read_json, split_by_scene
+from omni_lab.modalities import Modality
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 DIGIT_COMMA = re.compile(r"\d,\d")
@@ -120,6 +119,7 @@ class VqaV2:
             raise SourceError(f"{folder}: no such folder: expected the official VQA v2 files there")
         self.folder = folder
         self.image_size = image_size
+        self.shapes = {Modality.IMAGE: (3, image_size, image_size)}
         self.max_answers = max_answers
         self.validation_fraction = validation_fraction
         self.seed = seed
@@ -147,10 +147,11 @@ class VqaV2:
         best = Counter(max(q.scores, key=lambda a: (q.scores[a], a)) for q in self.questions()["train"])
         return sorted(a for a, _ in best.most_common(self.max_answers))
 
+    def families(self) -> Mapping[str, Family]:
+        return {}
+
     def questions(self) -> Mapping[str, Sequence[Question]]:
-        train, validation = split_by_picture(
-            self._read(self.PARTS[0]), fraction=self.validation_fraction, seed=self.seed
-        )
+        train, validation = split_by_scene(self._read(self.PARTS[0]), fraction=self.validation_fraction, seed=self.seed)
         return {"train": train, "validation": validation, "test": self._read(self.PARTS[1])}
 
     def _read(self, part: str) -> list[Question]:
@@ -184,11 +185,14 @@ class VqaV2:
             )
         return questions
 
-    def pictures(self) -> Iterator[tuple[int, np.ndarray]]:
+    def corpus(self) -> Sequence[str]:
+        return ()
+
+    def media(self, modality: Modality) -> Iterator[Medium]:
         for part in self.PARTS:
-            for key in sorted({q.picture for q in self._read(part)}):
+            for key in sorted({q.scene for q in self._read(part)}):
                 path = self.folder / part / f"COCO_{part}_{key:012d}.jpg"
-                yield key, read_picture(path, size=self.image_size, exact=False)
+                yield Medium(key, read_picture(path, size=self.image_size, exact=False))
 
 
 def _entries(path: Path, field: str, keys: Sequence[str]) -> list[dict[str, Any]]:

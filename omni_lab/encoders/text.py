@@ -18,6 +18,9 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.max_length = config.max_length
         self.embedding = nn.Embedding(vocab_size, config.dim)
+        nn.init.normal_(
+            self.embedding.weight, std=0.02
+        )  # as large as the positions: word order must show from the start
         self.position = nn.Parameter(torch.randn(config.max_length, config.dim) * 0.02)
         self.blocks = nn.Sequential(
             *(

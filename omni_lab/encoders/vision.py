@@ -6,10 +6,11 @@ from typing import Any
 
 import timm
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from omni_lab.config import VisionConfig
+from omni_lab.encoders.clock import place_features
 from omni_lab.modalities import Tokens
 
 
@@ -32,13 +33,17 @@ class VisionEncoder(nn.Module):
             config.name, pretrained=config.pretrained, img_size=config.image_size, num_classes=0, **config.overrides
         )
         self.swin = swin
-        stride = swin.feature_info[-1]["reduction"]
-        self.grid = (config.image_size // stride, config.image_size // stride)
+        self.stride: int = swin.feature_info[-1]["reduction"]
+        self.grid = (config.image_size // self.stride, config.image_size // self.stride)
         statistics = timm.data.resolve_model_data_config(swin)
         self.register_buffer("mean", torch.tensor(statistics["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(statistics["std"]).view(3, 1, 1), persistent=False)
         self.project = nn.Linear(self.swin.num_features, out_dim)
-        self.position = nn.Parameter(torch.randn(self.grid[0] * self.grid[1], out_dim) * 0.02)
+        self.position = nn.Parameter(place_features(*self.grid, out_dim))
+
+    def cells(self, pictures: UInt8[Tensor, "u 3 h w"]) -> Float[Tensor, "u i j c"]:
+        """The last stage's features of pictures of any size that the Swin accepts."""
+        return self.swin.forward_features((pictures / 255.0 - self.mean) / self.std)
 
     def forward(self, pictures: UInt8[Tensor, "u 3 h w"], mask: Bool[Tensor, "u 1"]) -> Tokens:
         """mask: [U, 1], True for every real picture (a picture is one frame on its time axis)."""
@@ -46,7 +51,5 @@ class VisionEncoder(nn.Module):
             raise ValueError(
                 f"pictures must be [U, 3, {self.image_size}, {self.image_size}]: got {list(pictures.shape)}"
             )
-        x = (pictures / 255.0 - self.mean) / self.std
-        cells = self.swin.forward_features(x).flatten(1, 2)  # [U, h*w, C]
-        values = self.project(cells) + self.position
+        values = self.project(self.cells(pictures).flatten(1, 2)) + self.position  # [U, h*w, D]
         return Tokens(values, mask.expand(-1, values.shape[1]))

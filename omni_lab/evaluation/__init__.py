@@ -1,15 +1,31 @@
-"""Evaluation: accuracy beside its controls, intervals, and times measured side by side."""
+"""Evaluation: accuracy beside its controls, retrieval, intervals, and times measured side by side."""
 
-from omni_lab.evaluation.answers import Predictions, majority_by_question, predict, shuffle_pictures
+from omni_lab.evaluation.answers import (
+    BlindRow,
+    Predictions,
+    blind_table,
+    majority_by_question,
+    predict,
+    predict_blind,
+    shuffle_pictures,
+)
 from omni_lab.evaluation.intervals import bootstrap_interval
+from omni_lab.evaluation.retrieval import Consistency, consistency, prototypes, recall_at
 from omni_lab.evaluation.timing import interleaved_seconds, ratio
 
 __all__ = [
+    "BlindRow",
+    "Consistency",
     "Predictions",
+    "blind_table",
     "bootstrap_interval",
+    "consistency",
     "interleaved_seconds",
     "majority_by_question",
     "predict",
+    "predict_blind",
+    "prototypes",
     "ratio",
+    "recall_at",
     "shuffle_pictures",
 ]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torchmetrics.functional.classification import multiclass_f1_score
 
 from omni_lab.data.module import QuestionDataset
+from omni_lab.data.sources import Family
+from omni_lab.evaluation.intervals import bootstrap_interval
 from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.model import OmniModel
 
@@ -20,13 +23,13 @@ class Predictions:
     """One entry per question, in the dataset's order.
 
     answer, truth: [n] index of the predicted and of the best-scored answer. score: [n] soft accuracy of the prediction
-    (for one true answer: 1 or 0). picture: [n] which picture it was about, to resample by. family: [n].
+    (for one true answer: 1 or 0). scene: [n] which scene it was about, to resample by. family: [n].
     """
 
     answer: np.ndarray
     truth: np.ndarray
     score: np.ndarray
-    picture: np.ndarray
+    scene: np.ndarray
     family: np.ndarray
 
     @property
@@ -40,7 +43,7 @@ class Predictions:
     def only(self, family: str) -> Predictions:
         """The questions of one family."""
         keep = self.family == family
-        return Predictions(*(getattr(self, f)[keep] for f in ("answer", "truth", "score", "picture", "family")))
+        return Predictions(*(getattr(self, f)[keep] for f in ("answer", "truth", "score", "scene", "family")))
 
 
 def _assemble(dataset: QuestionDataset, answers: np.ndarray) -> Predictions:
@@ -49,9 +52,74 @@ def _assemble(dataset: QuestionDataset, answers: np.ndarray) -> Predictions:
         answer=answers,
         truth=scores.argmax(axis=1),
         score=scores[np.arange(len(answers)), answers],
-        picture=np.asarray(dataset.picture_rows),
+        scene=dataset.scenes,
         family=np.asarray(dataset.families),
     )
+
+
+@torch.inference_mode()
+def predict_blind(
+    model: OmniModel, batches: Iterable[OmniBatch], dataset: QuestionDataset
+) -> dict[Modality | None, Predictions]:
+    """What the model answers with everything (key None), and without each of the modalities in turn.
+
+    Every input is encoded once; what is taken away is taken away before fusion.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    lost: list[Modality | None] = [None, *(m for m in Modality if m.value in model.encoders)]
+    answers: dict[Modality | None, dict[str, int]] = {m: {} for m in lost}
+    for batch in batches:
+        encoded = model.encode(batch.to(device))
+        for m in lost:
+            kept = {name: tokens for name, tokens in encoded.items() if name is not m}
+            if kept:
+                chosen = model.fuse(kept, heads=["answer"]).heads["answer"].argmax(dim=1).tolist()
+                answers[m].update(zip(batch.ids, chosen, strict=True))
+    model.train(was_training)
+    return {m: _assemble(dataset, np.array([found.get(i, 0) for i in dataset.ids])) for m, found in answers.items()}
+
+
+class BlindRow(NamedTuple):
+    """One family: dense is the accuracy with everything, blind the highest of those without one needed modality
+    (`lost`), each with its 95 % interval; chance is what the world's rules allow the blind."""
+
+    family: str
+    chance: float
+    dense: float
+    dense_interval: tuple[float, float]
+    blind: float
+    blind_interval: tuple[float, float]
+    lost: Modality
+    questions: int
+
+
+def blind_table(
+    predictions: Mapping[Modality | None, Predictions], families: Mapping[str, Family], *, resamples: int, seed: int = 0
+) -> list[BlindRow]:
+    """A row per family that has a chance level and occurs, in the order of `families`."""
+    rows = []
+    for name, family in families.items():
+        dense = predictions[None].only(name)
+        if family.chance is None or len(dense.score) == 0:
+            continue
+        parts = {m: predictions[m].only(name) for m in family.needs}
+        lost = max(parts, key=lambda m: parts[m].accuracy)
+        intervals = [bootstrap_interval(p.score, p.scene, resamples=resamples, seed=seed) for p in (dense, parts[lost])]
+        rows.append(
+            BlindRow(
+                name,
+                family.chance,
+                dense.accuracy,
+                intervals[0],
+                parts[lost].accuracy,
+                intervals[1],
+                lost,
+                len(dense.score),
+            )
+        )
+    return rows
 
 
 @torch.inference_mode()
@@ -95,7 +163,7 @@ def majority_by_question(train: QuestionDataset, test: QuestionDataset) -> Predi
     string never seen there, the answer most often right overall."""
     totals: dict[str, Counter[int]] = defaultdict(Counter)
     for text, truth in zip(train.texts, train.scores.argmax(dim=1).tolist(), strict=True):
-        totals[text][truth] += 1
+        totals[text or "(spoken)"][truth] += 1
         totals[""][truth] += 1
     best = {text: counts.most_common(1)[0][0] for text, counts in totals.items()}
-    return _assemble(test, np.array([best.get(text, best[""]) for text in test.texts]))
+    return _assemble(test, np.array([best.get(text or "(spoken)", best[""]) for text in test.texts]))

@@ -11,6 +11,7 @@ A modality that listens to nobody has nothing new to digest: its stream passes t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from jaxtyping import Float
@@ -79,18 +80,23 @@ class FusionLayer(nn.Module):
     ) -> tuple[dict[Modality, Tokens], dict[Path, Float[Tensor, "b h q k"]]]:
         updated = dict(streams)
         weights: dict[Path, Tensor] = {}
-        for query in streams:
+        for query, stream in streams.items():
             if query.value not in self.blocks:
                 continue
-            own = streams[query].expanded()
+            heard = {path: streams[path.key] for path in self.paths if path.query is query and path.key in streams}
+            shared = all(context.rows is stream.rows for context in heard.values())
+            if shared:  # all dealt out alike: once per entry is enough
+                heard = {path: replace(context, rows=None) for path, context in heard.items()}
+            own = replace(stream, rows=None) if shared else stream.expanded()
             total = own.values
-            for path in self.paths:
-                if path.query is query and path.key in streams:
-                    heard = self.cross[str(path)](own, streams[path.key], need_weights=need_weights)
-                    total = total + heard.values
-                    if heard.weights is not None:
-                        weights[path] = heard.weights
-            updated[query] = self.blocks[query.value](own.with_values(total))
+            for path, context in heard.items():
+                said = self.cross[str(path)](own, context, need_weights=need_weights)
+                total = total + said.values
+                if said.weights is not None:
+                    weights[path] = stream.dealt(said.weights) if shared else said.weights
+            updated[query] = replace(
+                self.blocks[query.value](own.with_values(total)), rows=stream.rows if shared else None
+            )
         return updated, weights
 
 

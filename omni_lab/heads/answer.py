@@ -12,10 +12,18 @@ from omni_lab.modalities import Modality, Tokens
 
 
 class AnswerHead(nn.Module):
-    """Pools each stream, sums one projection per modality (absent ones add zero) and classifies. Logits [B, A]."""
+    """Pools each stream, sums one projection per modality (absent ones add zero) and classifies. Logits [B, A].
 
-    def __init__(self, *, modalities: Sequence[Modality], dim: int, answers: int, dropout: float = 0.0) -> None:
+    pool: "mean" over a stream's tokens, or "max" of each channel.
+    """
+
+    def __init__(
+        self, *, modalities: Sequence[Modality], dim: int, answers: int, dropout: float = 0.0, pool: str = "mean"
+    ) -> None:
         super().__init__()
+        if pool not in ("mean", "max"):
+            raise ValueError(f"pool must be 'mean' or 'max': got {pool!r}")
+        self.pool = pool
         self.summary = nn.ModuleDict(
             {m.value: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim)) for m in modalities}
         )
@@ -23,7 +31,10 @@ class AnswerHead(nn.Module):
 
     def forward(self, streams: Mapping[Modality, Tokens]) -> Float[Tensor, "b a"]:
         parts = [
-            torch.where(tokens.sample_mask.any(dim=1, keepdim=True), self.summary[m.value](tokens.pooled()), 0.0)
+            torch.where(tokens.sample_mask.any(dim=1, keepdim=True), self.summary[m.value](self._pooled(tokens)), 0.0)
             for m, tokens in streams.items()
         ]
         return self.classify(torch.stack(parts).sum(0))
+
+    def _pooled(self, tokens: Tokens) -> Float[Tensor, "b d"]:
+        return tokens.strongest() if self.pool == "max" else tokens.pooled()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-
-from omni_lab.model import OmniModel
+import safetensors.torch
+from torch import nn
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
 
@@ -24,14 +23,13 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=dataclasses.asdict))
 
 
-def save_model(folder: Path, model: OmniModel, *, identity: dict[str, Any], facts: dict[str, Any]) -> None:
+def save_model(folder: Path, model: nn.Module, *, identity: dict[str, Any], facts: dict[str, Any]) -> None:
     """Writes both files under temporary names, then renames them.
 
     identity: what the weights depend on, compared by `load_model`. facts: anything worth keeping (history, timings).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: (t.half() if t.is_floating_point() else t).contiguous() for k, t in model.state_dict().items()}
-    save_file(weights, folder / f"{WEIGHTS}.part")
+    safetensors.torch.save_model(copy.deepcopy(model).half(), str(folder / f"{WEIGHTS}.part"))  # shared weights once
     (folder / f"{FACTS}.part").write_text(
         json.dumps({"identity": plain(identity), **plain(facts)}, indent=2), encoding="utf-8"
     )
@@ -56,12 +54,11 @@ def read_facts(folder: Path, *, identity: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def load_model(folder: Path, model: OmniModel, *, identity: dict[str, Any]) -> dict[str, Any]:
+def load_model(folder: Path, model: nn.Module, *, identity: dict[str, Any]) -> dict[str, Any]:
     """Loads the weights into `model` and returns the facts. Raises CheckpointError, naming what does not fit."""
     facts = read_facts(folder, identity=identity)
     try:
-        weights = load_file(folder / WEIGHTS)
-        model.load_state_dict({k: t.float() if t.dtype == torch.float16 else t for k, t in weights.items()})
+        safetensors.torch.load_model(model, str(folder / WEIGHTS))
     except Exception as error:
         raise CheckpointError(f"{folder / WEIGHTS}: cannot be loaded ({error})") from error
     return facts

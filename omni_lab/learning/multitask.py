@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from typing import Any
+from typing import ClassVar
 
 import lightning as L
 import torch
@@ -16,6 +15,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from omni_lab.config import TrainingConfig
+from omni_lab.learning.schedule import warmup_cosine
 from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.model import OmniModel
 
@@ -38,6 +38,13 @@ class MultitaskTraining(L.LightningModule):
     All randomness of a training step (augmentation, dropout, stochastic depth) is drawn from a stream that depends on
     (seed, epoch, batch) alone. A training stopped at any update and resumed therefore ends with the same weights.
     """
+
+    columns: ClassVar = {
+        "train loss": "train/loss",
+        "validation loss": "validation/loss",
+        "validation accuracy": "validation/accuracy",
+        "macro F1": "validation/macro_f1",
+    }
 
     def __init__(self, model: OmniModel, config: TrainingConfig, *, answers: int, seed: int = 0) -> None:
         super().__init__()
@@ -69,6 +76,9 @@ class MultitaskTraining(L.LightningModule):
             given = batch.inputs[Modality.IMAGE]
             flipped = replace(given, values=random_flips(given.values))
             batch = replace(batch, inputs={**batch.inputs, Modality.IMAGE: flipped})
+        if len(batch.inputs) > 1 and torch.rand(()) < self.config.modality_dropout:
+            lost = list(batch.inputs)[int(torch.randint(len(batch.inputs), ()))]
+            batch = batch.without(lost)
         return self._step(batch, "train")[0]
 
     def validation_step(self, batch: OmniBatch, batch_idx: int) -> None:
@@ -77,23 +87,4 @@ class MultitaskTraining(L.LightningModule):
         self.log_dict(self.metrics, batch_size=len(batch))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW (Loshchilov and Hutter 2019), no decay on vectors (biases, norms); linear warm-up, cosine to zero."""
-        decayed = [p for p in self.parameters() if p.ndim > 1]
-        others = [p for p in self.parameters() if p.ndim <= 1]
-        optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=self.config.learning_rate,
-        )
-        # trainer.estimated_stepping_batches, asked this early, would build the loaders before the state that a
-        # checkpoint holds for them is restored: a resumed epoch would begin again at its first batch.
-        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        total = self.config.epochs * math.ceil(batches / self.config.accumulate)
-        warmup = max(1, round(total * self.config.warmup_fraction))
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-        schedule: Any = {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return warmup_cosine(self, self.config)

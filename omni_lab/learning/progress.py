@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -12,17 +13,17 @@ from tqdm import tqdm
 
 from omni_lab.progress import Live, in_notebook
 
-COLUMNS = ("epoch", "train loss", "validation loss", "validation accuracy", "macro F1", "seconds")
-METRICS = ("train/loss", "validation/loss", "validation/accuracy", "validation/macro_f1")
-
 
 class ProgressTable(Callback):
     """A bar over all updates and a line an epoch; in a notebook both in one output, updated in place.
 
-    `rows` keeps the lines (a dict of COLUMNS per epoch), across an interruption too.
+    columns: heading to the name of the metric under it. `rows` keeps the lines (a dict of headings per epoch, "epoch"
+    and "seconds" among them), across an interruption too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self.columns = columns
+        self.headings = ("epoch", *columns, "seconds")
         self.rows: list[dict[str, float]] = []
         self._live: Live | None = None
         self._epoch_start = 0.0
@@ -36,7 +37,7 @@ class ProgressTable(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._live = Live("training", total=int(trainer.estimated_stepping_batches), unit="update")
         if not in_notebook():
-            print("  ".join(f"{c:>19}" for c in COLUMNS))
+            print("  ".join(f"{c:>19}" for c in self.headings))
         self._epoch_start = time.monotonic()  # an epoch resumed in the middle has no start of its own
         self._show(trainer, force=True)
 
@@ -48,8 +49,8 @@ class ProgressTable(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         m = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        values = [trainer.current_epoch + 1, *(m.get(n, float("nan")) for n in METRICS)]
-        self.rows.append(dict(zip(COLUMNS, [*values, time.monotonic() - self._epoch_start], strict=True)))
+        values = [trainer.current_epoch + 1, *(m.get(n, float("nan")) for n in self.columns.values())]
+        self.rows.append(dict(zip(self.headings, [*values, time.monotonic() - self._epoch_start], strict=True)))
         if not in_notebook():
             tqdm.write("  ".join(f"{_format(v):>19}" for v in self.rows[-1].values()), file=sys.stdout)
         self._show(trainer, force=True)
@@ -65,7 +66,7 @@ class ProgressTable(Callback):
             self._live.update(trainer.global_step, note=note, below=self._table(), force=force)
 
     def _table(self) -> str:
-        lines = [COLUMNS, *([_format(v) for v in row.values()] for row in self.rows)]
+        lines = [self.headings, *([_format(v) for v in row.values()] for row in self.rows)]
         cells = ("".join(f"<td>{cell}</td>" for cell in line) for line in lines)
         return f"<table>{''.join(f'<tr>{c}</tr>' for c in cells)}</table>"
 

@@ -22,8 +22,18 @@ from filelock import FileLock
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from omni_lab.config import RETRAIN_SINCE, DataConfig, ModelConfig, Profile, TrainingConfig, nearest, project_root
-from omni_lab.data import EasyVqa, OmniDataModule, VqaSource
+from omni_lab.config import (
+    RETRAIN_SINCE,
+    DataConfig,
+    ModelConfig,
+    Profile,
+    TrainingConfig,
+    get_profile,
+    nearest,
+    project_root,
+)
+from omni_lab.data import EasyVqa, EmojiWorld, OmniDataModule, ViewsDataModule, VqaSource
+from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment
 from omni_lab.learning.checkpoints import FACTS, CheckpointError, load_model, plain, save_model
 from omni_lab.learning.multitask import MultitaskTraining
 from omni_lab.learning.progress import ProgressTable
@@ -35,7 +45,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines a trained model. `name` and `seed` name its folder."""
+    """Everything that determines a model trained on questions. `name` and `seed` name its folder.
+
+    start: the recipe of the contrastive pre-training whose encoders this training begins with.
+    """
 
     name: str
     profile: str
@@ -44,6 +57,7 @@ class Recipe:
     data: DataConfig
     training: TrainingConfig
     seed: int = 0
+    start: AlignmentRecipe | None = None
 
     @property
     def folder(self) -> Path:
@@ -68,6 +82,7 @@ class Recipe:
         training = {k: v for k, v in vars(self.training).items() if k != "checkpoint_every"}
         data_config = {k: v for k, v in vars(self.data).items() if k != "num_workers"}
         vocabulary = hashlib.sha256(data.store.tokenizer.to_str().encode()).hexdigest()
+        start = {"start": self.start.identity(data)} if self.start is not None else {}
         return {
             "source": data.store.manifest["source"],
             "answers": data.store.answers,
@@ -76,6 +91,7 @@ class Recipe:
             "data": data_config,
             "training": training,
             "seed": self.seed,
+            **start,
         }
 
     def new_model(self, data: OmniDataModule) -> OmniModel:
@@ -86,28 +102,101 @@ class Recipe:
                 self.model, vocab_size=data.store.tokenizer.get_vocab_size(), answers=len(data.store.answers)
             )
 
+    def first_model(self, data: OmniDataModule) -> Any:
+        """The model that training begins with: new, but for the encoders where there is a `start`."""
+        model = self.new_model(data)
+        if self.start is not None:
+            aligned = load_or_train(self.start).model
+            for name, encoder in model.encoders.items():
+                encoder.load_state_dict(aligned.encoders[name].state_dict())
+        return model
+
+    def module(self, model: OmniModel, data: OmniDataModule) -> L.LightningModule:
+        return MultitaskTraining(model, self.training, answers=len(data.store.answers), seed=self.seed)
+
+
+@dataclass(frozen=True)
+class AlignmentRecipe(Recipe):
+    """Everything that determines contrastively pre-trained encoders. views: drawn afresh for each epoch."""
+
+    views: int = 6400
+    views_per_batch: int = 64
+
+    def data_module(self) -> OmniDataModule:
+        root = project_root() / "data" / "stores"
+        return ViewsDataModule(
+            self.source,
+            self.data,
+            root=root,
+            modalities=self.model.modalities,
+            seed=self.seed,
+            views=self.views,
+            views_per_batch=self.views_per_batch,
+        )
+
+    def identity(self, data: OmniDataModule) -> dict[str, Any]:
+        return super().identity(data) | {"views": self.views, "views_per_batch": self.views_per_batch}
+
+    def new_model(self, data: OmniDataModule) -> AlignmentModel:  # type: ignore[override]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return AlignmentModel(self.model, vocab_size=data.store.tokenizer.get_vocab_size())
+
+    def module(self, model: AlignmentModel, data: OmniDataModule) -> L.LightningModule:  # type: ignore[override]
+        return EncoderAlignment(model, self.training, seed=self.seed)
+
 
 @dataclass(frozen=True)
 class Trained:
-    """facts: history (a row an epoch), samples_per_second, peak_memory_mb, seconds, device, precision.
+    """facts: history (a row an epoch), samples_per_second, peak_memory_mb, seconds, device, precision, command.
     origin: where the weights came from, in words for the reader.
     """
 
-    model: OmniModel
+    model: Any
     data: OmniDataModule
     facts: dict[str, Any]
     origin: str
 
 
+def recipe_names() -> list[str]:
+    """All names that `get_recipe` knows."""
+    return [*_recipes(get_profile("smoke"), 0)]
+
+
 def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
-    """The recipe of that name: "easy_vqa", or "easy_vqa_text", the same without its eyes (a control)."""
-    models = {
-        "easy_vqa": profile.model,
-        "easy_vqa_text": replace(profile.model, modalities=(Modality.TEXT,)),
-    }
-    if name not in models:
-        raise ValueError(f"unknown recipe {name!r}; the nearest of {[*models]} is {nearest(name, models)!r}")
-    return Recipe(name, profile.name, EasyVqa(), models[name], profile.data, profile.training, seed)
+    """The recipe of that name.
+
+    "easy_vqa", "easy_vqa_text" (the same without its eyes, a control), "emoji_alignment", "emoji_world", and
+    "emoji_world_without_<modality>" (controls that lack one throughout).
+    """
+    recipes = _recipes(profile, seed)
+    if name not in recipes:
+        raise ValueError(f"unknown recipe {name!r}; the nearest of {[*recipes]} is {nearest(name, recipes)!r}")
+    return recipes[name]
+
+
+def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
+    world = profile.world
+    source = EmojiWorld(things=world.things, scenes=world.scenes)
+    easy = Recipe("easy_vqa", profile.name, EasyVqa(), profile.model, profile.data, profile.training, seed)
+    alignment = AlignmentRecipe(
+        "emoji_alignment",
+        profile.name,
+        source,
+        world.model,
+        world.data,
+        world.alignment,
+        seed,
+        views=world.views,
+        views_per_batch=world.views_per_batch,
+    )
+    emoji = Recipe("emoji_world", profile.name, source, world.model, world.data, world.training, seed, alignment)
+    recipes = [easy, replace(easy, name="easy_vqa_text", model=replace(easy.model, modalities=(Modality.TEXT,)))]
+    recipes += [alignment, emoji]
+    for lost in Modality:
+        kept = tuple(m for m in Modality if m is not lost)
+        recipes.append(replace(emoji, name=f"emoji_world_without_{lost}", model=replace(world.model, modalities=kept)))
+    return {recipe.name: recipe for recipe in recipes}
 
 
 class Meter(Callback):
@@ -135,8 +224,7 @@ class Meter(Callback):
         now = time.perf_counter()
         self.totals["seconds"] += now - self._mark
         self.totals["questions"] += len(batch)
-        if Modality.IMAGE in batch.inputs:
-            self.totals["pictures"] += len(batch.inputs[Modality.IMAGE].values)
+        self.totals["pictures"] += len(batch.inputs[Modality.IMAGE].values) if Modality.IMAGE in batch.inputs else 0
         self._mark = now
 
 
@@ -202,9 +290,9 @@ def train(recipe: Recipe, *, afresh: bool = False) -> Trained:
     folder = recipe.work_folder(data)
     if afresh:
         shutil.rmtree(folder, ignore_errors=True)
-    model = recipe.new_model(data)
-    module = MultitaskTraining(model, recipe.training, answers=len(data.store.answers), seed=recipe.seed)
-    table, meter = ProgressTable(), Meter()
+    model = recipe.first_model(data)
+    module: Any = recipe.module(model, data)
+    table, meter = ProgressTable(module.columns), Meter()
     trainer = make_trainer(recipe.training, folder, callbacks=[meter, table])
     reset_peak_memory()
     last = folder / "last.ckpt"
@@ -217,6 +305,7 @@ def train(recipe: Recipe, *, afresh: bool = False) -> Trained:
         "peak_memory_mb": peak_memory_mb(),
         "device": device_name(),
         "precision": str(trainer.precision),
+        "command": f"omni-lab train {recipe.name} --profile {recipe.profile} --seed {recipe.seed}",
     }
     save_model(folder, model, identity=recipe.identity(data), facts=facts)
     last.unlink(missing_ok=True)

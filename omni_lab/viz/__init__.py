@@ -5,6 +5,7 @@ from omni_lab.viz.diagram import architecture
 from omni_lab.viz.pictures import show_pictures
 from omni_lab.viz.style import COLOURS, CONTROL, METHOD, use_style
 from omni_lab.viz.training import accuracy_bars, confusion, lines, training_curves
+from omni_lab.viz.worlds import blind_chart, phonemes_and_mouth, show_scene, strip
 
 __all__ = [
     "COLOURS",
@@ -13,9 +14,13 @@ __all__ = [
     "accuracy_bars",
     "architecture",
     "attention_over_picture",
+    "blind_chart",
     "confusion",
     "lines",
+    "phonemes_and_mouth",
     "show_pictures",
+    "show_scene",
+    "strip",
     "training_curves",
     "use_style",
     "weight_matrix",

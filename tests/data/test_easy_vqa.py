@@ -33,7 +33,7 @@ def test_the_official_counts() -> None:
     assert len(questions["train"]) + len(questions["validation"]) == 38575
     assert len(questions["test"]) == 9673
     assert len(source.answers()) == 13
-    pictures = {split: {q.picture for q in qs} for split, qs in questions.items()}
+    pictures = {split: {q.scene for q in qs} for split, qs in questions.items()}
     assert [len(pictures[s]) for s in ("train", "validation", "test")] == [3600, 400, 1000]
     assert not pictures["train"] & pictures["validation"]
     assert not (pictures["train"] | pictures["validation"]) & pictures["test"]
@@ -41,13 +41,13 @@ def test_the_official_counts() -> None:
 
 
 def test_the_validation_cut_depends_on_its_seed_alone() -> None:
-    cut = [{q.picture for q in EasyVqa(seed=s).questions()["validation"]} for s in (0, 0, 1)]
+    cut = [{q.scene for q in EasyVqa(seed=s).questions()["validation"]} for s in (0, 0, 1)]
     assert cut[0] == cut[1] != cut[2]
 
 
 def test_a_small_set_in_the_official_layout(folder: Path, tmp_path: Path) -> None:
     store = ensure_store(EasyVqa(folder), tmp_path)
-    assert store.manifest["rows"]["pictures"] == 4
+    assert store.manifest["rows"]["image"] == 4
     assert store.picture(2).max() == 2
 
 

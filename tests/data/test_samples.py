@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,17 @@ def test_pictures_of_different_sizes_are_named() -> None:
 
 
 def test_targets_must_agree() -> None:
-    with_target = Sample(id="a", task="t", family="f", inputs={}, targets={"y": torch.zeros(1)})
+    ids = torch.ones(1, dtype=torch.long)
+    with_target = replace(sample("a", text=ids), targets={"y": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"sample 'b' has targets \[\]: expected \['y'\]"):
-        collate([with_target, sample("b")])
+        collate([with_target, sample("b", text=ids)])
+
+
+def test_a_batch_that_carries_nothing_is_named() -> None:
+    with pytest.raises(ValueError, match="sample 'bare' carries no modality at all"):
+        collate([sample("bare"), sample("too")])
+    mixed = collate([sample("bare"), sample("full", text=torch.ones(2, dtype=torch.long))])
+    assert mixed.present.any(dim=1).tolist() == [False, True]
 
 
 def test_a_question_without_tokens_is_named() -> None:
@@ -50,7 +59,7 @@ def test_a_question_without_tokens_is_named() -> None:
 
 def test_any_script_survives_the_tokenizer() -> None:
     tokenizer = train_tokenizer(["is it dark?", "what is it?"])
-    for text in ("is it dark?", "有三角形吗?", "ist es grün?", "🦜"):
+    for text in ("is it dark?", "有三角形吗?", "ist es grün?", "🦜", "არის აქ წრე?", "এটা কি?"):
         ids = encode_text(tokenizer, text, name="text")
         assert tokenizer.decode(ids).strip() == text
         assert ids[0] == tokenizer.token_to_id("[CLS]")

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from omni_lab.data import OmniDataModule, Store, StoreError, ensure_store
-from omni_lab.data.sources import SourceError
+from omni_lab.data.sources import Medium, SourceError
+from omni_lab.data.store import FORMAT_VERSION
+from omni_lab.modalities import Modality
 from tests.conftest import TINY_DATA, ShadesOfGray
 
 
@@ -22,11 +26,14 @@ def edit_manifest(path: Path, **changes: object) -> None:
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     source = ShadesOfGray()
     store = ensure_store(source, tmp_path)
-    assert store.manifest["rows"] == {"train": 48, "validation": 16, "test": 16, "pictures": 20}
+    assert store.manifest["rows"] == {"train": 48, "validation": 16, "test": 16, "image": 20}
     assert store.answers == source.answers()
-    rows = {key: row for row, key in enumerate(store.picture_keys)}
-    for key, picture in source.pictures():
-        assert np.array_equal(store.picture(rows[key]), picture)
+    rows = {key: row for row, key in enumerate(store.keys(Modality.IMAGE))}
+    for medium in source.media(Modality.IMAGE):
+        row = rows[medium.key]
+        assert np.array_equal(store.medium(Modality.IMAGE, row), medium.values)
+        assert store.facts(Modality.IMAGE, row) == medium.facts
+    assert store.families == source.families()
     train = store.questions("train")
     assert train.column("text").to_pylist() == [q.text for q in source.questions()["train"]]
     assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*.part"))
@@ -39,11 +46,11 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_finished_store_is_not_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ensure_store(ShadesOfGray(), tmp_path)
-    monkeypatch.setattr(ShadesOfGray, "pictures", lambda self: pytest.fail("built again"))
+    monkeypatch.setattr(ShadesOfGray, "media", lambda self, modality: pytest.fail("built again"))
     ensure_store(ShadesOfGray(), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["pictures.arrow", "train.arrow", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["image.arrow", "train.arrow", "tokenizer.json"])
 def test_a_store_cut_short_is_refused_and_rebuilt(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     store = ensure_store(ShadesOfGray(), tmp_path)
     victim = store.path / name
@@ -57,10 +64,10 @@ def test_a_store_cut_short_is_refused_and_rebuilt(tmp_path: Path, name: str, cap
 
 def test_an_altered_byte_is_noticed(tmp_path: Path) -> None:
     store = ensure_store(ShadesOfGray(), tmp_path)
-    with (store.path / "pictures.arrow").open("r+b") as file:
+    with (store.path / "image.arrow").open("r+b") as file:
         file.seek(1000)
         file.write(b"\x07")
-    with pytest.raises(StoreError, match="pictures.arrow: content differs"):
+    with pytest.raises(StoreError, match="image.arrow: content differs"):
         Store.open(store.path)
     Store.open(store.path, verify=False)
 
@@ -73,9 +80,9 @@ def test_missing_files_versions_and_manifests_are_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="test.arrow: missing"):
         Store.open(store.path)
     edit_manifest(store.path, version=0)
-    with pytest.raises(StoreError, match="format version 0: expected 1"):
+    with pytest.raises(StoreError, match=f"format version 0: expected {FORMAT_VERSION}"):
         Store.open(store.path)
-    for text in ("[]", '{"version": 1}'):
+    for text in ("[]", json.dumps({"version": FORMAT_VERSION})):
         (store.path / "manifest.json").write_text(text)
         with pytest.raises(StoreError, match="broken manifest"):
             Store.open(store.path)
@@ -95,26 +102,45 @@ def test_a_store_of_another_source_is_outdated(tmp_path: Path, monkeypatch: pyte
 def test_a_build_that_fails_leaves_nothing_and_keeps_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = ensure_store(ShadesOfGray(), tmp_path)
     monkeypatch.setattr(ShadesOfGray, "version", 2)
-    monkeypatch.setattr(ShadesOfGray, "pictures", lambda self: iter([(0, np.zeros((3, 16, 16), np.uint8))]))
-    with pytest.raises(SourceError, match="question '1-0' is about picture 1, not among the pictures"):
+    black = Medium(0, np.zeros((3, 16, 16), np.uint8))
+    monkeypatch.setattr(ShadesOfGray, "media", lambda self, modality: iter([black]))
+    with pytest.raises(SourceError, match="question '1-3' comes with image 1, which the source lacks"):
         ensure_store(ShadesOfGray(), tmp_path)
     assert Store.open(old.path).manifest == old.manifest
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["shades"]
 
 
 @pytest.mark.parametrize(
-    ("pictures", "message"),
+    ("modality", "expected", "media", "message"),
     [
-        ([(0, (3, 16, 16)), (0, (3, 16, 16))], "picture 0 comes twice"),
-        ([(0, (3, 8, 16))], r"picture 0 is \[3, 8, 16\] uint8: expected \[3, 16, 16\] uint8"),
+        ("image", (3, 4, 4), [(3, 4, 4), (3, 4, 4)], "shades: image 0 comes twice"),
+        ("image", (3, 4, 4), [(3, 2, 4)], r"shades: image 0 is [3, 2, 4] uint8: expected [3, 4, 4] uint8"),
+        ("video", (2, 3, 4, 4), [(2, 3, 4, 3)], r"shades: video 0 is [2, 3, 4, 3] uint8: expected [2, 3, 4, 4] uint8"),
+        ("video", (2, 3, 4, 4), [(1, 3, 4, 4)], r"shades: video 0 is [1, 3, 4, 4] uint8: expected [2, 3, 4, 4] uint8"),
+        ("audio", (), [(5,)], r"shades: audio 0 is [5] uint8: expected [S], S > 0 int16"),
+        ("audio", (), [(0,)], r"shades: audio 0 is [0] uint8: expected [S], S > 0 int16"),
     ],
 )
-def test_pictures_that_do_not_fit_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: list[tuple[int, tuple[int, ...]]], message: str
+def test_media_that_do_not_fit_are_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    modality: str,
+    expected: tuple[int, ...],
+    media: list[tuple[int, ...]],
+    message: str,
 ) -> None:
-    made = [(key, np.zeros(shape, np.uint8)) for key, shape in pictures]
-    monkeypatch.setattr(ShadesOfGray, "pictures", lambda self: iter(made))
-    with pytest.raises(SourceError, match=message):
+    made = [Medium(0, np.zeros(shape, np.uint8)) for shape in media]
+    monkeypatch.setattr(ShadesOfGray, "shapes", {Modality(modality): expected})
+    monkeypatch.setattr(ShadesOfGray, "media", lambda self, modality: iter(made))
+    with pytest.raises(SourceError, match=re.escape(message)):
+        ensure_store(ShadesOfGray(), tmp_path)
+
+
+def test_a_clip_of_the_wrong_type_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ShadesOfGray, "shapes", {Modality.VIDEO: (2, 3, 4, 4)})
+    clip = Medium(7, np.zeros((2, 3, 4, 4), np.float32))
+    monkeypatch.setattr(ShadesOfGray, "media", lambda self, modality: iter([clip]))
+    with pytest.raises(SourceError, match=r"video 7 is \[2, 3, 4, 4\] float32: expected \[2, 3, 4, 4\] uint8"):
         ensure_store(ShadesOfGray(), tmp_path)
 
 
@@ -145,7 +171,7 @@ def test_worker_processes_reopen_the_store(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_batches_are_the_same_whoever_loads_them(tmp_path: Path) -> None:
     here = OmniDataModule(ShadesOfGray(), TINY_DATA, root=tmp_path, seed=3)
-    config = TINY_DATA.__class__(images_per_batch=3, questions_per_image=2, num_workers=2)
+    config = replace(TINY_DATA, num_workers=2)
     there = OmniDataModule(ShadesOfGray(), config, root=tmp_path, seed=3)
     ids = [[b.ids for b in module.train_dataloader()] for module in (here, there)]
     assert ids[0] == ids[1]

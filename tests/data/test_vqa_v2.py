@@ -63,7 +63,7 @@ def source(folder: Path, **options: Any) -> VqaV2:
 
 def test_the_official_files_become_a_store(folder: Path, tmp_path: Path) -> None:
     store = ensure_store(source(folder, max_answers=2), tmp_path)
-    assert store.manifest["rows"]["pictures"] == 7
+    assert store.manifest["rows"]["image"] == 7
     assert store.manifest["rows"]["test"] == 2
     assert store.picture(0).shape == (3, 16, 16)
     assert store.answers == ["no", "yes"], "each question's best answer"

@@ -113,12 +113,12 @@ class Gradients(Callback):
 def test_the_trainer_accumulates_to_the_update_of_one_batch(recipe: Recipe, tmp_path: Path) -> None:
     """Twelve pictures with all their questions: in one batch, or in four that are accumulated."""
     kept = {}
-    for images, accumulate in ((12, 1), (3, 4)):
+    for scenes, accumulate in ((12, 1), (3, 4)):
         training = replace(recipe.training, accumulate=accumulate, epochs=1, augment=False)
-        config = replace(recipe.data, images_per_batch=images, questions_per_image=4)
+        config = replace(recipe.data, budget=scenes, questions_per_scene=4)
         data = replace(recipe, data=config).data_module()
         kept[accumulate] = Gradients()
-        trainer = make_trainer(training, tmp_path / str(images), callbacks=[kept[accumulate]], accelerator="cpu")
+        trainer = make_trainer(training, tmp_path / str(scenes), callbacks=[kept[accumulate]], accelerator="cpu")
         trainer.fit(MultitaskTraining(recipe.new_model(data), training, answers=4), data)
         assert trainer.global_step == 1
     assert (kept[1].values[0] - kept[4].values[0]).abs().max() < 1e-6

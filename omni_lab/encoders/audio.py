@@ -1,0 +1,148 @@
+"""Sound: wav2vec 2.0 (Baevski et al. 2020) or a mel spectrogram, a transformer, and pooling to few tokens in time."""
+
+from __future__ import annotations
+
+import torch
+import torchaudio
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torchaudio.functional import resample
+
+from omni_lab.attention import TransformerBlock
+from omni_lab.config import AudioConfig
+from omni_lab.encoders.clock import time_features
+from omni_lab.modalities import Tokens
+
+RATE = 16_000  # Hz, inside
+HOP = 640  # samples per frame of the mel front end, after its convolutions: 25 a second
+
+
+class MelFrontEnd(nn.Module):
+    """Log-mel spectrogram (64 bands, 10 ms), normalised per sound, two convolutions to 25 frames a second, and a
+    transformer. [U, S] to [U, F, dim]."""
+
+    frame_seconds = HOP / RATE
+    bank: Tensor
+    window: Tensor
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        bank = torchaudio.functional.melscale_fbanks(257, 20.0, RATE / 2, 64, RATE)  # [257, 64]
+        self.register_buffer("bank", bank, persistent=False)
+        self.register_buffer("window", torch.hann_window(400), persistent=False)
+        self.dim = config.dim
+        self.stem = nn.ModuleList(
+            nn.Conv1d(width, config.dim, kernel_size=3, stride=2, padding=1) for width in (64, config.dim)
+        )
+        self.blocks = nn.Sequential(
+            *(
+                TransformerBlock(dim=config.dim, heads=config.heads, mlp_ratio=2.0, dropout=config.dropout)
+                for _ in range(config.depth)
+            )
+        )
+
+    def frames(self, lengths: Int[Tensor, " u"]) -> Int[Tensor, " u"]:
+        return (lengths + HOP - 1) // HOP
+
+    def forward(self, waves: Float[Tensor, "u s"], lengths: Int[Tensor, " u"]) -> Float[Tensor, "u f d"]:
+        with torch.autocast(waves.device.type, enabled=False):
+            waves = nn.functional.pad(waves.float(), (0, -waves.shape[1] % HOP))
+            power = torchaudio.functional.spectrogram(
+                waves, 0, self.window, 512, 160, 400, 2.0, False, pad_mode="constant"
+            )  # [U, 257, 10 ms]; beyond its ends a sound is silent, whether or not it was padded
+            x = (self.bank.T @ power[..., :-1] + 1e-6).log()  # [U, 64, 10 ms]
+        real = torch.arange(x.shape[2], device=x.device) * 160 < lengths[:, None]  # [U, 10 ms]
+        count = real.sum(1).clamp(min=1)[:, None, None] * x.shape[1]
+        mean = (x * real[:, None]).sum((1, 2), keepdim=True) / count
+        spread = (((x - mean) * real[:, None]) ** 2).sum((1, 2), keepdim=True) / count
+        x = (x - mean) / (spread + 1e-3).sqrt()
+        for convolution in self.stem:
+            x = nn.functional.gelu(convolution(x * real[:, None]))  # what lies behind the end adds nothing
+            real = real[:, ::2]
+        x = x.transpose(1, 2)  # [U, F, dim]
+        seconds = (torch.arange(x.shape[1], device=x.device) + 0.5) * self.frame_seconds
+        return self.blocks(Tokens(x + time_features(seconds, x.shape[2]), real)).values
+
+
+class Wav2Vec2FrontEnd(nn.Module):
+    """torchaudio's wav2vec 2.0, small and untrained, or a published bundle by name. [U, S] to [U, F, dim].
+
+    Layer norms, not group norms, in its convolutions: what stands behind the end of a sound must not change it.
+    """
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        if config.front_end == "wav2vec2":
+            self.model = torchaudio.models.wav2vec2_model(
+                extractor_mode="layer_norm",
+                extractor_conv_layer_config=[(c, k, s) for c, k, s in config.convolutions],
+                extractor_conv_bias=False,
+                encoder_embed_dim=config.dim,
+                encoder_projection_dropout=config.dropout,
+                encoder_pos_conv_kernel=8,
+                encoder_pos_conv_groups=4,
+                encoder_num_layers=config.depth,
+                encoder_num_heads=config.heads,
+                encoder_attention_dropout=config.dropout,
+                encoder_ff_interm_features=2 * config.dim,
+                encoder_ff_interm_dropout=config.dropout,
+                encoder_dropout=config.dropout,
+                encoder_layer_norm_first=True,
+                encoder_layer_drop=0.0,
+                aux_num_out=None,
+            )
+        else:
+            self.model = getattr(torchaudio.pipelines, config.front_end).get_model()
+        self.dim: int = self.model.encoder.feature_projection.projection.out_features
+        stride = 1
+        for layer in self.model.feature_extractor.conv_layers:
+            stride *= layer.stride
+        self.frame_seconds = stride / RATE
+
+    def frames(self, lengths: Int[Tensor, " u"]) -> Int[Tensor, " u"]:
+        for layer in self.model.feature_extractor.conv_layers:
+            lengths = torch.div(lengths - layer.kernel_size, layer.stride, rounding_mode="floor") + 1
+        return lengths.clamp(min=1)
+
+    def forward(self, waves: Float[Tensor, "u s"], lengths: Int[Tensor, " u"]) -> Float[Tensor, "u f d"]:
+        real = torch.arange(waves.shape[1], device=waves.device) < lengths[:, None]
+        count = lengths[:, None].clamp(min=1)
+        mean = waves.sum(1, keepdim=True) / count
+        spread = (((waves - mean) * real) ** 2).sum(1, keepdim=True) / count
+        return self.model((waves - mean) * real / (spread + 1e-7).sqrt(), lengths)[0]
+
+
+class AudioEncoder(nn.Module):
+    """Waveforms [U, S] float32 at `config.input_rate` to `Tokens` [U, N, out_dim], N = ceil(seconds /
+    seconds_per_token), with their times: the middle of what each token covers, in seconds."""
+
+    def __init__(self, config: AudioConfig, *, out_dim: int) -> None:
+        super().__init__()
+        if config.front_end not in ("mel", "wav2vec2") and not hasattr(torchaudio.pipelines, config.front_end):
+            raise ValueError(
+                "audio front_end must be 'mel', 'wav2vec2' or the name of a wav2vec 2.0 bundle of "
+                f"torchaudio.pipelines: got {config.front_end!r}"
+            )
+        self.input_rate = config.input_rate
+        self.front = MelFrontEnd(config) if config.front_end == "mel" else Wav2Vec2FrontEnd(config)
+        self.pool = max(1, round(config.seconds_per_token / self.front.frame_seconds))
+        self.norm = nn.LayerNorm(self.front.dim)
+        self.project = nn.Linear(self.front.dim, out_dim)
+
+    def forward(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> Tokens:
+        if self.input_rate != RATE:
+            waves = resample(waves, self.input_rate, RATE)
+        lengths = torch.div(mask.sum(1) * RATE, self.input_rate, rounding_mode="floor")
+        waves = waves * (torch.arange(waves.shape[1], device=waves.device) < lengths[:, None])
+        short = max(0, 1600 - waves.shape[1])  # a tenth of a second is the least that the convolutions can take
+        frames = self.front(nn.functional.pad(waves, (0, short)), lengths)  # [U, F, dim]
+        real = torch.arange(frames.shape[1], device=frames.device) < self.front.frames(lengths)[:, None]
+        lacking = -frames.shape[1] % self.pool
+        frames = nn.functional.pad(frames, (0, 0, 0, lacking)).unflatten(1, (-1, self.pool))  # [U, N, pool, dim]
+        weight = nn.functional.pad(real, (0, lacking)).unflatten(1, (-1, self.pool))[..., None].to(frames.dtype)
+        pooled = (frames * weight).sum(2) / weight.sum(2).clamp(min=1)
+        seconds_per_token = self.pool * self.front.frame_seconds
+        times = (torch.arange(pooled.shape[1], device=frames.device) + 0.5) * seconds_per_token
+        values = self.project(self.norm(pooled))
+        values = values + time_features(times, values.shape[2])
+        return Tokens(values, weight.squeeze(-1).any(dim=2), times.expand(len(values), -1))

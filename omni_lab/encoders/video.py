@@ -1,0 +1,66 @@
+"""Video: the picture encoder for every frame, then attention over time."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor, nn
+
+from omni_lab.attention import TransformerBlock
+from omni_lab.config import VideoConfig
+from omni_lab.encoders.clock import place_features, time_features
+from omni_lab.encoders.vision import VisionEncoder
+from omni_lab.modalities import Tokens
+
+
+class VideoEncoder(nn.Module):
+    """Clips [U, F, 3, h, w] uint8 to `Tokens` [U, F * grid^2, out_dim] with the time of each frame.
+
+    vision: encodes the frames; the same module, hence the same weights, as the picture encoder. Space first, then time
+    (the divided attention of TimeSformer, Bertasius et al. 2021, section 3): each cell attends to itself in the other
+    frames. Cells are then averaged to grid x grid per frame.
+    """
+
+    def __init__(self, config: VideoConfig, *, vision: VisionEncoder, out_dim: int) -> None:
+        super().__init__()
+        side = config.frame_size // vision.stride
+        if config.frame_size % vision.stride or side % config.grid:
+            raise ValueError(
+                f"frame_size must be a multiple of {vision.stride} x {config.grid}: got {config.frame_size}"
+            )
+        self.vision = vision
+        self.frame_size = config.frame_size
+        self.seconds = config.seconds
+        self.grid = config.grid
+        self.narrow = nn.Linear(vision.swin.num_features, config.dim)
+        self.cell = nn.Parameter(place_features(side, side, config.dim))
+        self.blocks = nn.Sequential(
+            *(
+                TransformerBlock(dim=config.dim, heads=config.heads, mlp_ratio=2.0, dropout=0.0)
+                for _ in range(config.depth)
+            )
+        )
+        self.norm = nn.LayerNorm(config.dim)
+        self.project = nn.Linear(config.dim, out_dim)
+        self.position = nn.Parameter(place_features(config.grid, config.grid, out_dim))
+
+    def forward(self, clips: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Tokens:
+        """mask: [U, F], True for every real frame. The real frames of a clip share its `seconds` evenly."""
+        if clips.shape[2:] != (3, self.frame_size, self.frame_size):
+            raise ValueError(f"clips must be [U, F, 3, {self.frame_size}, {self.frame_size}]: got {list(clips.shape)}")
+        count, frames = mask.shape
+        cells = self.vision.cells(clips.flatten(0, 1)).flatten(1, 2)  # [U*F, c, C]
+        x = (self.narrow(cells) + self.cell).unflatten(0, (count, frames))  # [U, F, c, d]
+        span = self.seconds / mask.sum(1, keepdim=True).clamp(min=1)
+        times = (torch.arange(frames, device=clips.device) + 0.5) * span  # [U, F]
+        x = x + time_features(times, x.shape[3])[:, :, None]
+        along = x.transpose(1, 2).flatten(0, 1)  # [U*c, F, d]: each cell through time
+        along = self.blocks(Tokens(along, mask.repeat_interleave(x.shape[2], dim=0))).values
+        x = along.unflatten(0, (count, -1)).transpose(1, 2)  # [U, F, c, d]
+        side = round(x.shape[2] ** 0.5)
+        block = side // self.grid
+        tiles = x.reshape(count, frames, self.grid, block, self.grid, block, -1).mean((3, 5)).flatten(2, 3)
+        values = self.project(self.norm(tiles)) + self.position  # [U, F, g*g, D]
+        values = values + time_features(times, values.shape[3])[:, :, None]
+        each = self.grid**2
+        return Tokens(values.flatten(1, 2), mask.repeat_interleave(each, 1), times.repeat_interleave(each, 1))

@@ -1,0 +1,35 @@
+"""The optimizer and the learning rate that every training here uses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+from omni_lab.config import TrainingConfig
+
+
+def warmup_cosine(module: L.LightningModule, config: TrainingConfig) -> OptimizerLRScheduler:
+    """AdamW (Loshchilov and Hutter 2019), no decay on vectors (biases, norms); linear warm-up, cosine to zero."""
+    decayed = [p for p in module.parameters() if p.ndim > 1]
+    others = [p for p in module.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+    )
+    # trainer.estimated_stepping_batches, asked this early, would build the loaders before the state that a
+    # checkpoint holds for them is restored: a resumed epoch would begin again at its first batch.
+    batches = len(module.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+    total = config.epochs * math.ceil(batches / config.accumulate)
+    warmup = max(1, round(total * config.warmup_fraction))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+    schedule: Any = {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}
+    return {"optimizer": optimizer, "lr_scheduler": schedule}

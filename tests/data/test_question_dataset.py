@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from omni_lab.data import EmojiWorld, OmniDataModule, Store, collate, ensure_store
+from omni_lab.data.module import QuestionDataset
+from omni_lab.modalities import Modality
+from tests.conftest import TINY_WORLD, ShadesOfGray
+
+TEXT, IMAGE, AUDIO, VIDEO = Modality
+WORLD = EmojiWorld(things=8, scenes=TINY_WORLD.scenes)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return ensure_store(WORLD, tmp_path_factory.mktemp("stores"))
+
+
+def test_a_sample_carries_all_that_its_scene_has(store: Store) -> None:
+    dataset = QuestionDataset(store, "train")
+    for i, text in enumerate(dataset.texts):
+        sample = dataset[i]
+        assert set(sample.inputs) == set(Modality) - ({TEXT} if text is None else set())
+        assert torch.equal(sample.inputs[IMAGE], torch.from_numpy(store.picture(int(dataset.picture_rows[i])).copy()))
+        assert sample.inputs[AUDIO].dtype == torch.float32 and 0.2 < sample.inputs[AUDIO].abs().max() < 1.0
+        assert sample.id == dataset.ids[i] and sample.family == dataset.families[i]
+    assert len(set(dataset.combinations())) == 2, "written and spoken"
+    lengths = dataset.lengths()
+    assert all((lengths[i] == 0) == (text is None) for i, text in enumerate(dataset.texts))
+    written = [i for i, text in enumerate(dataset.texts) if text is not None]
+    assert all(lengths[i] == len(dataset[i].inputs[TEXT]) for i in written)
+
+
+def test_a_control_lacks_a_modality(store: Store) -> None:
+    deaf = QuestionDataset(store, "train", modalities=[TEXT, IMAGE, VIDEO])
+    assert all(AUDIO not in deaf[i].inputs for i in range(len(deaf)))
+    assert collate([deaf[i] for i in range(5)]).inputs.keys() == {TEXT, IMAGE, VIDEO}
+    mute = QuestionDataset(store, "train", modalities=[IMAGE, AUDIO, VIDEO])
+    assert not mute.lengths().any() and all(TEXT not in mute[i].inputs for i in range(len(mute)))
+
+
+def test_only_some_families_or_scenes(store: Store) -> None:
+    everything = QuestionDataset(store, "train")
+    few = QuestionDataset(store, "train", families=["audio_voice", "video_way"])
+    assert set(few.families) == {"audio_voice", "video_way"}
+    assert len(few) == sum(f in few.families for f in everything.families)
+    assert few.scores.shape == (len(few), len(store.answers))
+    first = QuestionDataset(store, "train", max_scenes=3)
+    assert sorted(set(first.scenes)) == sorted(set(everything.scenes))[:3]
+    assert len(QuestionDataset(store, "train", max_scenes=3, families=["audio_voice"])) == 3, "scenes first"
+
+
+def test_only_what_is_needed(store: Store) -> None:
+    lean = QuestionDataset(store, "train", only_needed=True)
+    for i, family in enumerate(lean.families):
+        assert set(lean[i].inputs) == set(store.families[family].needs)
+    assert len(set(lean.combinations())) >= 6
+
+
+def test_what_only_needed_needs_is_named(tmp_path: Path) -> None:
+    """One of its families is not described."""
+    shades = ensure_store(ShadesOfGray(), tmp_path)
+    with pytest.raises(ValueError, match="yes/no"):
+        QuestionDataset(shades, "train", only_needed=True)
+
+
+def test_any_question_can_be_asked_about_a_picture(store: Store) -> None:
+    dataset = QuestionDataset(store, "validation")
+    for row in sorted(set(dataset.picture_rows.tolist())):
+        sample = dataset.ask("how many frogs are there?", row)
+        written = [i for i, text in enumerate(dataset.texts) if text is not None and dataset.picture_rows[i] == row]
+        for m in (IMAGE, AUDIO, VIDEO):
+            assert torch.equal(sample.inputs[m], dataset[written[0]].inputs[m])
+        assert set(sample.inputs) == set(Modality) and sample.targets == {}
+    unseen = dataset.ask("რა არის ეს?", row)
+    assert store.tokenizer.decode(unseen.inputs[TEXT].tolist()).strip() == "რა არის ეს?", "a script it never saw"
+    with pytest.raises(ValueError, match="question: the text has no tokens"):
+        dataset.ask("  ", row)
+    with pytest.raises(ValueError, match="must be that of a picture of this split: got 0"):
+        dataset.ask("what is it?", 0)
+
+
+def test_batches_cost_what_they_carry(tmp_path: Path) -> None:
+    data = OmniDataModule(WORLD, TINY_WORLD.data, root=tmp_path)
+    for batch in data.train_dataloader():
+        scenes = len(batch.inputs[IMAGE].values)
+        assert scenes <= TINY_WORLD.data.budget / 0.98, "a scene's picture, sound and clip cost 0.98"
+        assert len({tuple(row) for row in batch.present.tolist()}) == 1, "all carry the same modalities"
+    ids = [i for batch in data.test_dataloader() for i in batch.ids]
+    assert sorted(ids) == sorted(data.dataset("test").ids), "every question once"

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from omni_lab.data import EmojiWorld, Sample, collate
+from omni_lab.data.sampling import ConsecutiveBatches
+from omni_lab.data.sounds import SAMPLE_RATE
+from omni_lab.data.speech import HELD_OUT
+from omni_lab.data.worlds import ThingViews
+from omni_lab.data.worlds.emoji_world import draw_voice
+from omni_lab.data.worlds.things import vocabulary
+from omni_lab.modalities import Modality
+
+TEXT, IMAGE, AUDIO, VIDEO = Modality
+WORLD = EmojiWorld(things=8)
+
+
+def views(split: str = "train", **options: object) -> ThingViews:
+    return ThingViews(WORLD, lambda text: list(text.encode()), split, **options)  # type: ignore[arg-type]
+
+
+def written(sample: Sample) -> str:
+    return bytes(sample.inputs[TEXT].tolist()).decode()
+
+
+def test_a_view_is_a_thing_in_every_modality() -> None:
+    sample = views()[5]
+    assert sample.inputs[IMAGE].shape == (3, 64, 64) and sample.inputs[IMAGE].dtype == torch.uint8
+    assert sample.inputs[VIDEO].shape == (8, 3, 32, 32) and sample.inputs[VIDEO].dtype == torch.uint8
+    assert 1.0 <= len(sample.inputs[AUDIO]) / SAMPLE_RATE <= 2.5 and sample.inputs[AUDIO].abs().max() <= 1.0
+    assert sample.family == vocabulary(8)[int(sample.targets["thing"])].names["en"]
+    only_seen = views(modalities=[IMAGE, VIDEO])[5]
+    assert set(only_seen.inputs) == {IMAGE, VIDEO}
+    assert bool(collate([views()[i] for i in range(4)]).present.all())
+
+
+def test_every_round_shows_each_thing_once() -> None:
+    dataset = views(modalities=[TEXT])
+    orders = [[int(dataset[8 * k + i].targets["thing"]) for i in range(8)] for k in range(4)]
+    assert all(sorted(order) == list(range(8)) for order in orders)
+    assert len({tuple(order) for order in orders}) > 1
+
+
+def test_a_view_depends_on_its_number_alone() -> None:
+    one, again = views()[11], views()[11]
+    others = [views()[12], views(seed=1)[11], views("validation")[11]]
+    for m in (TEXT, IMAGE, VIDEO):
+        assert torch.equal(one.inputs[m], again.inputs[m])
+    for other in others:
+        assert not torch.equal(one.inputs[IMAGE], other.inputs[IMAGE])
+
+
+def test_views_of_one_thing_differ() -> None:
+    dataset = views(modalities=[TEXT, IMAGE, VIDEO])
+    frogs = [s for s in (dataset[i] for i in range(80)) if s.family == "frog"]
+    assert len(frogs) == 10
+    assert len({written(s) for s in frogs}) >= 4
+    for m in (IMAGE, VIDEO):
+        assert len({s.inputs[m].numpy().tobytes() for s in frogs}) == 10
+
+
+def test_the_language_can_be_chosen() -> None:
+    german = views(languages=["de"], modalities=[TEXT])
+    names = {t.names["en"]: t.names["de"] for t in vocabulary(8)}
+    for i in range(24):
+        assert names[german[i].family] in written(german[i])
+    assert {written(views(modalities=[TEXT])[i])[-1] >= "一" for i in range(24)} == {True, False}, "Chinese among them"
+
+
+def test_the_test_split_has_voices_of_its_own() -> None:
+    rng = np.random.default_rng(0)
+    heard = {split: {draw_voice(split, rng) for _ in range(300)} for split in ("train", "validation", "test")}
+    variants = {split: {voice.variant for voice in voices} for split, voices in heard.items()}
+    assert variants["test"] == set(HELD_OUT)
+    assert not variants["train"] & set(HELD_OUT) and variants["train"] == variants["validation"]
+    women = sum(draw_voice("train", rng).group == "woman" for _ in range(400)) / 400
+    assert 0.4 < women < 0.6
+
+
+def test_consecutive_batches_go_on_where_the_last_epoch_ended() -> None:
+    batches = ConsecutiveBatches(10, size=4, advance=True)
+    assert len(batches) == 2
+    assert list(batches) == [[0, 1, 2, 3], [4, 5, 6, 7]], "a remainder is left out"
+    batches.set_epoch(3)
+    assert [batch[0] for batch in batches] == [24, 28]
+    batches.start_batch = 1
+    assert [batch[0] for batch in batches] == [28] and [batch[0] for batch in batches] == [24, 28]
+    fixed = ConsecutiveBatches(8, size=4)
+    fixed.set_epoch(3)
+    assert [batch[0] for batch in fixed] == [0, 4]
+    with pytest.raises(ValueError, match="size must lie between 1 and count, 3: got 4"):
+        ConsecutiveBatches(3, size=4)

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from omni_lab.config import Profile
+from omni_lab.data import module as module_of_data
+from omni_lab.learning import get_recipe, load_or_train, train
+from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment, contrastive_loss, embed
+from omni_lab.learning.recipes import AlignmentRecipe, make_trainer
+from omni_lab.modalities import Modality
+from tests.learning.test_learning import StopAfter
+
+
+@pytest.fixture
+def alignment(tiny_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AlignmentRecipe:
+    monkeypatch.setenv("OMNI_LAB_ROOT", str(tmp_path))
+    recipe = get_recipe("emoji_alignment", tiny_profile)
+    assert isinstance(recipe, AlignmentRecipe)
+    return recipe
+
+
+def unit(*rows: list[float]) -> Tensor:
+    return F.normalize(torch.tensor(rows), dim=-1)
+
+
+def test_the_contrastive_loss_by_hand() -> None:
+    first, second = unit([1.0, 0.0], [0.0, 1.0]), unit([1.0, 0.0], [1.0, 1.0])
+    logits = [[2.0, 2 / math.sqrt(2)], [0.0, 2 / math.sqrt(2)]]
+
+    def surprise(row: list[float], right: int) -> float:
+        return math.log(sum(math.exp(x) for x in row)) - row[right]
+
+    rows = (surprise(logits[0], 0) + surprise(logits[1], 1)) / 2
+    columns = (surprise([logits[0][0], logits[1][0]], 0) + surprise([logits[0][1], logits[1][1]], 1)) / 2
+    loss = contrastive_loss(first, second, torch.tensor([3, 5]), torch.tensor(2.0))
+    assert loss.item() == pytest.approx((rows + columns) / 2, abs=1e-6)
+
+
+def test_samples_of_one_thing_are_equally_right() -> None:
+    """Against a loop over anchors and their positives."""
+    rng = torch.Generator().manual_seed(0)
+    first, second = (unit(*torch.randn(5, 3, generator=rng).tolist()) for _ in range(2))
+    labels = [0, 1, 0, 2, 1]
+
+    def one_way(anchors: Tensor, others: Tensor) -> float:
+        losses = []
+        for anchor, label in zip(anchors, labels, strict=True):
+            surprise = -torch.log_softmax(3.0 * others @ anchor, dim=0)
+            losses.append(surprise[[i for i, other in enumerate(labels) if other == label]].mean())
+        return float(torch.stack(losses).mean())
+
+    loss = contrastive_loss(first, second, torch.tensor(labels), torch.tensor(3.0))
+    assert loss.item() == pytest.approx((one_way(first, second) + one_way(second, first)) / 2, abs=1e-6)
+    axes, things, scale = torch.eye(4), torch.arange(4), torch.tensor(100.0)
+    assert contrastive_loss(axes, axes, things, scale) < 1e-6 < contrastive_loss(axes, axes.roll(1, 0), things, scale)
+
+
+def test_every_gallery_holds_each_thing_once(alignment: AlignmentRecipe) -> None:
+    data = alignment.data_module()
+    found, again = list(data.loader("test")), list(data.loader("test"))
+    assert len(found) == module_of_data.GALLERIES and len(data.loader("train")) == 2
+    for batch, same in zip(found, again, strict=True):
+        assert sorted(batch.targets["thing"].tolist()) == list(range(8))
+        assert set(batch.inputs) == set(Modality) and bool(batch.present.all())
+        assert all(torch.equal(batch.inputs[m].values, same.inputs[m].values) for m in Modality)
+    assert not torch.equal(found[0].inputs[Modality.IMAGE].values, found[1].inputs[Modality.IMAGE].values)
+
+
+def test_pulling_one_pair_together_lowers_the_loss(alignment: AlignmentRecipe) -> None:
+    """Forty updates on one batch of views."""
+    data = alignment.data_module()
+    batch = next(iter(data.loader("validation")))
+    model = alignment.new_model(data)
+    module = EncoderAlignment(model, alignment.training)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(40):
+        loss = module._loss(model(batch), batch.targets["thing"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 1.5 and losses[-1] < 0.5 * losses[0]
+
+
+def test_the_temperature_is_bounded(alignment: AlignmentRecipe) -> None:
+    data = alignment.data_module()
+    model = alignment.new_model(data)
+    module = EncoderAlignment(model, alignment.training)
+    views = {
+        m: F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(m.column)), dim=-1) for m in Modality
+    }
+    labels = torch.arange(6)
+    with torch.no_grad():
+        model.log_scale.fill_(math.log(100.0))
+        at_most = module._loss(views, labels)
+        model.log_scale.fill_(20.0)
+        assert torch.equal(module._loss(views, labels), at_most)
+
+
+def fit(recipe: AlignmentRecipe, folder: Path, *, stop_after: int | None = None) -> dict[str, Tensor]:
+    """Trains, or goes on training, in `folder`, and returns the weights."""
+    data = recipe.data_module()
+    model = recipe.new_model(data)
+    callbacks: list[Callback] = [] if stop_after is None else [StopAfter(stop_after)]
+    trainer = make_trainer(recipe.training, folder, callbacks=callbacks, accelerator="cpu")
+    last = folder / "last.ckpt"
+    trainer.fit(recipe.module(model, data), data, ckpt_path=last if last.exists() else None, weights_only=False)
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("stop_after", [3, 4, 6])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_an_alignment_stopped_and_resumed_ends_with_the_same_bits(
+    alignment: AlignmentRecipe, tmp_path: Path, stop_after: int, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four batches an epoch, for two epochs, all views different."""
+    monkeypatch.setattr(module_of_data, "GALLERIES", 1)
+    model = replace(alignment.model, text=replace(alignment.model.text, dropout=dropout))
+    alignment = replace(alignment, model=model, views=32)
+    torch.manual_seed(1)
+    straight = fit(alignment, tmp_path / "straight")
+    torch.manual_seed(2)  # whatever else the process has drawn does not matter
+    with pytest.raises(RuntimeError, match="plug"):
+        fit(alignment, tmp_path / "stopped", stop_after=stop_after)
+    torch.manual_seed(3)
+    resumed = fit(alignment, tmp_path / "stopped")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert any(
+        not torch.equal(value, alignment.new_model(alignment.data_module()).state_dict()[name])
+        for name, value in straight.items()
+    )
+
+
+def test_an_alignment_trains_saves_and_loads(alignment: AlignmentRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_or_train(alignment)
+    assert first.origin.startswith("trained just now")
+    assert len(first.facts["history"]) == 2
+    assert {"train loss", "validation loss", "recall@1"} < set(first.facts["history"][-1])
+    assert 0 <= first.facts["history"][-1]["recall@1"] <= 1
+    monkeypatch.setattr(EncoderAlignment, "training_step", lambda *a: pytest.fail("trained again"))
+    again = load_or_train(alignment)
+    assert again.origin.startswith("trained here earlier")
+    assert isinstance(again.model, AlignmentModel)
+    batch = next(iter(again.data.loader("test")))
+    (views, things), (others, _) = (embed(t.model, [batch, batch]) for t in (first, again))
+    assert things.tolist() == batch.targets["thing"].tolist() * 2
+    for m in Modality:
+        assert len(views[m]) == 16 and torch.equal(views[m], others[m])
+        assert torch.allclose(views[m].norm(dim=-1), torch.ones(16), atol=1e-5)
+
+
+def test_other_views_make_another_checkpoint(alignment: AlignmentRecipe) -> None:
+    data = alignment.data_module()
+    folders = {replace(alignment, **change).work_folder(data) for change in ({}, {"views": 24}, {"views_per_batch": 4})}
+    assert len(folders) == 3
+
+
+def test_a_training_begins_with_the_aligned_encoders(alignment: AlignmentRecipe, tiny_profile: Profile) -> None:
+    recipe = get_recipe("emoji_world", tiny_profile)
+    assert recipe.start == alignment
+    aligned = load_or_train(alignment).model.encoders.state_dict()
+    data = recipe.data_module()
+    first, new = recipe.first_model(data), recipe.new_model(data)
+    assert all(torch.equal(value, aligned[name]) for name, value in first.encoders.state_dict().items())
+    assert any(not torch.equal(value, aligned[name]) for name, value in new.encoders.state_dict().items())
+    assert all(torch.equal(v, new.fusion.state_dict()[k]) for k, v in first.fusion.state_dict().items())
+    assert first.encoders["video"].vision is first.encoders["image"]
+    alone = replace(recipe, start=None)
+    assert alone.work_folder(data) != recipe.work_folder(data), "where it starts is part of what it is"
+    without = get_recipe("emoji_world_without_video", tiny_profile)
+    data = without.data_module()
+    assert set(without.first_model(data).encoders) == {"text", "image", "audio"}
+
+
+def test_the_whole_series_trains(tiny_profile: Profile, alignment: AlignmentRecipe) -> None:
+    trained = train(get_recipe("emoji_world", tiny_profile))
+    assert trained.facts["history"][-1]["train loss"] > 0
+    assert trained.facts["command"] == "omni-lab train emoji_world --profile tiny --seed 0"
+    assert load_or_train(alignment).origin.startswith("trained here earlier")

@@ -1,0 +1,98 @@
+"""Training on questions about an EmojiWorld, all four modalities."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from omni_lab.data import collate
+from omni_lab.learning import MultitaskTraining, Recipe
+from omni_lab.learning.recipes import make_trainer
+from omni_lab.modalities import Modality
+from tests.learning.test_learning import StopAfter
+
+TEXT = Modality.TEXT
+NOTHING = torch.zeros(())
+
+
+def fit(recipe: Recipe, folder: Path, *, stop_after: int | None = None) -> dict[str, Tensor]:
+    """Trains, or goes on training, in `folder`, and returns the weights."""
+    data = recipe.data_module()
+    model = recipe.first_model(data)
+    callbacks: list[Callback] = [] if stop_after is None else [StopAfter(stop_after)]
+    trainer = make_trainer(recipe.training, folder, callbacks=callbacks, accelerator="cpu")
+    last = folder / "last.ckpt"
+    trainer.fit(recipe.module(model, data), data, ckpt_path=last if last.exists() else None, weights_only=False)
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("stop_after", [2, 5])
+def test_a_training_stopped_and_resumed_ends_with_the_same_bits(
+    world_recipe: Recipe, tmp_path: Path, stop_after: int
+) -> None:
+    """Modalities are dropped at random, and so are activations."""
+    model = replace(world_recipe.model, latent_bits=8, text=replace(world_recipe.model.text, dropout=0.2))
+    training = replace(world_recipe.training, epochs=2, modality_dropout=0.5)
+    recipe = replace(world_recipe, model=model, training=training)
+    assert len(recipe.data_module().train_dataloader()) > stop_after
+    torch.manual_seed(1)
+    straight = fit(recipe, tmp_path / "straight")
+    torch.manual_seed(2)  # whatever else the process has drawn does not matter
+    with pytest.raises(RuntimeError, match="plug"):
+        fit(recipe, tmp_path / "stopped", stop_after=stop_after)
+    torch.manual_seed(3)
+    resumed = fit(recipe, tmp_path / "stopped")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_it_learns_a_handful_of_scenes(world_recipe: Recipe) -> None:
+    """Sixty updates on twenty questions."""
+    data = world_recipe.data_module()
+    dataset = data.dataset("train")
+    batch = collate([dataset[i] for i in range(20)])
+    module = MultitaskTraining(world_recipe.new_model(data), world_recipe.training, answers=len(data.store.answers))
+    optimizer = torch.optim.AdamW(module.model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = torch.nn.functional.cross_entropy(module(batch), batch.targets["answer_scores"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    right = module(batch).argmax(dim=1) == batch.targets["answer_scores"].argmax(dim=1)
+    assert right.float().mean() > 0.9
+
+
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_modality_dropout_drops_one(world_recipe: Recipe, monkeypatch: pytest.MonkeyPatch, chance: float) -> None:
+    data = world_recipe.data_module()
+    dataset = data.dataset("train")
+    config = replace(world_recipe.training, modality_dropout=chance)
+    module = MultitaskTraining(world_recipe.new_model(data), config, answers=len(data.store.answers))
+    kept = []
+    monkeypatch.setattr(module, "_step", lambda batch, stage: (kept.append(set(batch.inputs)) or NOTHING, NOTHING))
+    full = collate([dataset[i] for i in range(3)])
+    lone = replace(full, inputs={TEXT: full.inputs[TEXT]})
+    torch.manual_seed(0)
+    for step in range(60):
+        module.training_step(full, step)
+    assert {len(k) for k in kept} == {4 - int(chance)}
+    assert chance == 0.0 or {m for k in kept for m in set(Modality) - k} == set(Modality), "any of them, in time"
+    module.training_step(lone, 0)
+    assert kept[-1] == {TEXT}, "never the only one"
+
+
+def test_modality_dropout_is_drawn_as_often_as_it_says(world_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = world_recipe.data_module()
+    config = replace(world_recipe.training, modality_dropout=0.25)
+    module = MultitaskTraining(world_recipe.new_model(data), config, answers=len(data.store.answers))
+    kept = []
+    monkeypatch.setattr(module, "_step", lambda batch, stage: (kept.append(len(batch.inputs)) or NOTHING, NOTHING))
+    batch = collate([data.dataset("train")[0]])
+    torch.manual_seed(0)
+    for step in range(800):
+        module.training_step(batch, step)
+    assert 0.19 < kept.count(3) / 800 < 0.31

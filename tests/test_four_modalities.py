@@ -1,0 +1,198 @@
+"""The whole model, with four modalities at once."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from omni_lab.config import FusionConfig
+from omni_lab.data import Sample, collate
+from omni_lab.data.module import QuestionDataset
+from omni_lab.learning import get_recipe
+from omni_lab.modalities import Modality, ModalityInput, OmniBatch
+from omni_lab.model import OmniModel, build_model
+from tests.conftest import TINY_PROFILE, TINY_WORLD
+
+TEXT, IMAGE, AUDIO, VIDEO = Modality
+SUBSETS = [set(s) for n in range(1, 5) for s in itertools.combinations(Modality, n)]
+
+
+class Case(NamedTuple):
+    """lean: the same samples, with no more than their families need."""
+
+    model: OmniModel
+    samples: list[Sample]
+    lean: list[Sample]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A model, and all questions about three scenes, written and spoken."""
+    recipe = get_recipe("emoji_world", TINY_PROFILE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMNI_LAB_ROOT", str(tmp_path_factory.mktemp("root")))
+        data = recipe.data_module()
+        dataset, lean = (QuestionDataset(data.store, "train", only_needed=needed) for needed in (False, True))
+        model = recipe.new_model(data)
+    scenes = sorted({int(s) for s, text in zip(dataset.scenes, dataset.texts, strict=True) if text is None})[:3]
+    about = [i for i in range(len(dataset)) if dataset.scenes[i] in scenes]
+    return Case(model.eval(), [dataset[i] for i in about], [lean[i] for i in about])
+
+
+@torch.no_grad()
+def logits(model: OmniModel, batch: OmniBatch) -> Tensor:
+    return model(batch).heads["answer"]
+
+
+def only(batch: OmniBatch, kept: set[Modality]) -> OmniBatch:
+    return replace(batch, inputs={m: given for m, given in batch.inputs.items() if m in kept})
+
+
+def given_to_each(shared: ModalityInput, rows: Tensor) -> ModalityInput:
+    """A copy for every sample."""
+    return ModalityInput(shared.values[rows], shared.mask[rows], torch.arange(len(rows)))
+
+
+def listening_to_all() -> OmniModel:
+    """Every modality listens to every other, in two layers."""
+    torch.manual_seed(0)
+    config = replace(TINY_WORLD.model, fusion=FusionConfig(depth=2, heads=2, mlp_ratio=1.0))
+    return build_model(config, vocab_size=2048, answers=5).eval()
+
+
+def test_what_belongs_to_a_scene_is_stored_once(case: Case) -> None:
+    batch = collate(case.samples)
+    assert len(case.samples) > 15
+    assert len(batch.inputs[IMAGE].values) == len(batch.inputs[VIDEO].values) == 3
+    assert len(batch.inputs[AUDIO].values) == 6, "a sound each, and a spoken question each"
+    assert (batch.inputs[TEXT].rows == -1).sum() == 3
+    assert batch.inputs[IMAGE].rows is batch.inputs[VIDEO].rows, "dealt out alike"
+    assert batch.inputs[IMAGE].rows is not batch.inputs[AUDIO].rows
+    assert logits(case.model, batch).shape[0] == len(case.samples)
+
+
+@pytest.mark.parametrize("kept", SUBSETS, ids=lambda kept: "+".join(sorted(kept)))
+def test_any_subset_is_answered(case: Case, kept: set[Modality]) -> None:
+    batch = collate(case.samples)
+    partly = logits(case.model, only(batch, kept))
+    assert torch.isfinite(partly).all()
+    gone = batch
+    for lost in set(Modality) - kept:
+        gone = gone.with_rows(lost, torch.full_like(batch.inputs[lost].rows, -1))
+    assert (logits(case.model, gone) - partly).abs().max() < 1e-5, "absent from each sample is absent from the batch"
+    if len(kept) < 4:
+        assert (logits(case.model, batch) - partly).abs().max() > 1e-4, "what is lost is missed"
+
+
+@pytest.mark.parametrize("all_listen", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("lean", [False, True])
+def test_sharing_changes_nothing(case: Case, all_listen: bool, reverse: bool, lean: bool) -> None:
+    model = listening_to_all() if all_listen else case.model
+    samples = (case.lean if lean else case.samples)[:: -1 if reverse else 1]
+    once, apart = collate(samples), collate(samples, share=())
+    assert len(apart.inputs[IMAGE].values) > len(once.inputs[IMAGE].values)
+    assert (logits(model, once) - logits(model, apart)).abs().max() < 1e-5
+    for kept in ({AUDIO, IMAGE, VIDEO}, {TEXT, VIDEO}):
+        assert (logits(model, only(once, kept)) - logits(model, only(apart, kept))).abs().max() < 1e-5
+    weights = model(once, need_weights=True)
+    assert (weights.heads["answer"] - logits(model, once)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("all_listen", [False, True])
+def test_media_dealt_out_differently_are_not_mixed_up(case: Case, all_listen: bool) -> None:
+    """Everybody gets the next scene's picture: as many pictures as clips, but not of the same scene."""
+    model = listening_to_all() if all_listen else case.model
+    batch = collate(case.samples)
+    pictures = batch.inputs[IMAGE]
+    rows = (pictures.rows + 1) % 3
+    mixed = batch.with_rows(IMAGE, rows)
+    apart = replace(mixed, inputs=mixed.inputs | {IMAGE: given_to_each(pictures, rows)})
+    for kept in (set(Modality), {IMAGE, VIDEO}):
+        found = logits(model, only(mixed, kept))
+        assert (found - logits(model, only(apart, kept))).abs().max() < 1e-5
+        assert (found - logits(model, only(batch, kept))).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("all_listen", [False, True])
+def test_media_that_go_together_are_fused_once(case: Case, all_listen: bool) -> None:
+    """Without the spoken questions picture, sound and clip are dealt out alike, and stay so through every layer."""
+    model = listening_to_all() if all_listen else case.model
+    written = [sample for sample in case.samples if TEXT in sample.inputs]
+    batch = collate(written).without(TEXT)
+    assert batch.inputs[IMAGE].rows is batch.inputs[AUDIO].rows is batch.inputs[VIDEO].rows
+    with torch.no_grad():
+        fused = model(batch).fusion.tokens
+    assert {m: len(tokens.values) for m, tokens in fused.items()} == {IMAGE: 3, AUDIO: 3, VIDEO: 3}
+    apart = batch
+    for m in (AUDIO, VIDEO):  # equal rows, but no longer known to be
+        apart = apart.with_rows(m, batch.inputs[m].rows.clone())
+    assert (logits(model, batch) - logits(model, apart)).abs().max() < 1e-5
+
+
+def test_the_order_of_samples_does_not_matter(case: Case) -> None:
+    forward, backward = logits(case.model, collate(case.samples)), logits(case.model, collate(case.samples[::-1]))
+    assert (forward - backward.flip(0)).abs().max() < 1e-5
+
+
+def test_a_sample_is_answered_alike_alone_and_in_company(case: Case) -> None:
+    together = logits(case.model, collate(case.samples))
+    for i, sample in enumerate(case.samples):
+        assert (logits(case.model, collate([sample]))[0] - together[i]).abs().max() < 1e-4, sample.id
+
+
+def test_a_sample_without_anything_does_not_disturb_the_rest(case: Case) -> None:
+    bare = replace(case.samples[0], id="bare", inputs={}, keys={})
+    found = logits(case.model, collate([case.samples[0], bare, case.samples[1]]))
+    assert torch.isfinite(found).all()
+    expected = logits(case.model, collate([case.samples[0], case.samples[1]]))
+    assert (found[[0, 2]] - expected).abs().max() < 1e-5
+
+
+def test_int8_latents_answer_almost_alike(case: Case) -> None:
+    batch = collate(case.samples)
+    with torch.no_grad():
+        stored = case.model.encode_int8(batch)
+        again = case.model.fuse({m: latents.tokens() for m, latents in stored.items()}, heads=["answer"])
+    exact = logits(case.model, batch)
+    off = (again.heads["answer"] - exact).abs().max()
+    assert 0 < off < 0.02 * exact.std() + 0.02
+    assert {m: len(latents.bytes) for m, latents in stored.items()}[IMAGE] == 3
+    tokens = case.model.encode(batch)
+    assert all((latents.bytes == tokens[m].mask.sum(1) * (16 + 2)).all() for m, latents in stored.items())
+
+
+def test_a_model_trained_on_latents_sees_what_is_stored(case: Case) -> None:
+    batch = collate(case.samples)
+    torch.manual_seed(0)
+    model = build_model(replace(TINY_WORLD.model, latent_bits=8), vocab_size=2048, answers=5).eval()
+    with torch.no_grad():
+        stored = model.fuse({m: s.tokens() for m, s in model.encode_int8(batch).items()}, heads=["answer"])
+    assert (stored.heads["answer"] - logits(model, batch)).abs().max() < 1e-5
+    coarse = replace(TINY_WORLD.model, latent_bits=2)
+    torch.manual_seed(0)
+    other = build_model(coarse, vocab_size=2048, answers=5).eval()
+    assert (logits(other, batch) - logits(model, batch)).abs().max() > 1e-3
+
+
+def test_gradients_reach_every_encoder(case: Case) -> None:
+    model = listening_to_all().train()
+    model.latent_bits = 4
+    model(collate(case.samples)).heads["answer"].square().sum().backward()
+    for name, encoder in model.encoders.items():
+        lost = [p for p, v in encoder.named_parameters() if v.grad is None or not v.grad.any()]
+        assert not [p for p in lost if "norm" not in p and "bias" not in p and "position" not in p], (name, lost)
+
+
+def test_a_moved_batch_still_shares_its_rows(case: Case) -> None:
+    batch = collate(case.samples)
+    moved = batch.to("meta")
+    assert moved.inputs[IMAGE].rows is moved.inputs[VIDEO].rows
+    assert moved.inputs[IMAGE].rows is not batch.inputs[IMAGE].rows
+    assert moved.inputs[TEXT].rows is not moved.inputs[IMAGE].rows
+    assert isinstance(moved.inputs[AUDIO], ModalityInput) and moved.inputs[AUDIO].values.device.type == "meta"
