@@ -277,7 +277,7 @@ PROFILES = {
                 ),
                 data=DataConfig(budget=32, costs=COSTS, questions_per_scene=4),
                 alignment=TrainingConfig(epochs=5, learning_rate=2e-3, augment=False),
-                training=TrainingConfig(epochs=7, learning_rate=5e-4, augment=False, modality_dropout=0.25),
+                training=TrainingConfig(epochs=20, learning_rate=5e-4, augment=False, modality_dropout=0.25),
             ),
             timing_rounds=9,
             bootstrap=2000,

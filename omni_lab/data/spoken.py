@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from omni_lab.data.sources import SPLITS, Family, Medium, Question, VqaSource
-from omni_lab.data.worlds.emoji_world import Sound, draw_voice, mix, say, spoken_family
+from omni_lab.data.worlds.families import spoken_family
+from omni_lab.data.worlds.scenes import Sound, draw_voice, mix, say
 from omni_lab.modalities import Modality
 
 

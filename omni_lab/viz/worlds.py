@@ -15,7 +15,7 @@ from omni_lab.data.speech import Mark, Utterance
 from omni_lab.data.worlds.talking_face import draw_faces, mouth
 from omni_lab.evaluation.answers import BlindRow
 from omni_lab.modalities import Modality
-from omni_lab.viz.style import COLOURS, CONTROL, METHOD
+from omni_lab.viz.style import COLOURS, CONTROL
 
 
 def strip(clip: np.ndarray) -> np.ndarray:
@@ -37,7 +37,7 @@ def show_scene(
         left, top, right, bottom = thing["box"]
         corner = (left - 0.5, top - 0.5)
         axes["picture"].add_patch(Rectangle(corner, right - left, bottom - top, fill=False, lw=1.5, ec="white"))
-    axes["picture"].set_title("picture, with the boxes that the world knows")
+    axes["picture"].set_title("picture, with its boxes")
     axes["picture"].set_xlabel("\n".join(facts["captions"][language] for language in ("en", "de")))
     axes["clip"].imshow(strip(clip))
     axes["clip"].set_title("clip, frame by frame")
@@ -74,7 +74,7 @@ def phonemes_and_mouth(utterance: Utterance, *, frames: int = 20) -> Figure:
     middle.plot(times, shape[:, 0], color=COLOURS[Modality.VIDEO], label="open")
     middle.plot(times, shape[:, 1], color=CONTROL, label="wide", linestyle="--")
     middle.set(ylabel="mouth, 0 to 1", xlim=(0, utterance.seconds), ylim=(-0.05, 1.1), xlabel="seconds")
-    middle.legend(loc="upper right", ncols=2)
+    middle.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
     at = (np.arange(frames) + 0.5) * utterance.seconds / frames
     bottom.imshow(strip(draw_faces(mouth(utterance, at), 32, np.random.default_rng(3))), aspect="equal")
     bottom.set(xticks=[], yticks=[])
@@ -86,12 +86,12 @@ def blind_chart(rows: Sequence[BlindRow]) -> Figure:
     """Per family: the accuracy with everything, the best without one needed modality, and the chance level."""
     figure, axis = plt.subplots(figsize=(10, 0.31 * len(rows) + 1.5))
     for y, row in enumerate(rows):
-        axis.plot(row.dense_interval, (y, y), color=METHOD, lw=2)
+        axis.plot(row.dense_interval, (y, y), color="black", lw=2)
         axis.plot(row.blind_interval, (y, y), color=COLOURS[row.lost], lw=2)
         axis.plot(row.chance, y, marker="|", color="black", markersize=14, markeredgewidth=2, lw=0)
         axis.plot(row.blind, y, marker="o", color=COLOURS[row.lost], lw=0)
-        axis.plot(row.dense, y, marker="D", color=METHOD, lw=0)
-    handles = [plt.Line2D([], [], marker="D", color=METHOD, lw=0, label="with everything")]
+        axis.plot(row.dense, y, marker="D", color="black", lw=0)
+    handles = [plt.Line2D([], [], marker="D", color="black", lw=0, label="with everything")]
     handles += [plt.Line2D([], [], marker="o", color=COLOURS[m], lw=0, label=f"without {m}") for m in Modality]
     handles += [plt.Line2D([], [], marker="|", color="black", markersize=14, lw=0, markeredgewidth=2, label="chance")]
     axis.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 1.6 / len(rows)), ncols=6, fontsize=9)

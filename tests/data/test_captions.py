@@ -8,7 +8,7 @@ import pytest
 from omni_lab.data import EmojiWorld
 from omni_lab.data.sources import SourceError
 from omni_lab.data.worlds.captions import COLOURS, RELATIONS, listing, phrase, relation
-from omni_lab.data.worlds.emoji_world import Placed, caption
+from omni_lab.data.worlds.scenes import Placed, caption
 from omni_lab.data.worlds.things import (
     LANGUAGES,
     Thing,

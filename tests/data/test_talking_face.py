@@ -11,7 +11,7 @@ from omni_lab.data.module import QuestionDataset
 from omni_lab.data.sounds import SAMPLE_RATE
 from omni_lab.data.sources import SPLITS
 from omni_lab.data.speech import HELD_OUT, Utterance, Voice, speak
-from omni_lab.data.worlds.emoji_world import say
+from omni_lab.data.worlds.scenes import say
 from omni_lab.data.worlds.talking_face import LEAST_SHIFT, SECONDS, Clip, TalkingFace, draw_faces, mouth, viseme
 from omni_lab.modalities import Modality
 

@@ -9,7 +9,7 @@ from omni_lab.data.sampling import ConsecutiveBatches
 from omni_lab.data.sounds import SAMPLE_RATE
 from omni_lab.data.speech import HELD_OUT
 from omni_lab.data.worlds import ThingViews
-from omni_lab.data.worlds.emoji_world import draw_voice
+from omni_lab.data.worlds.scenes import draw_voice
 from omni_lab.data.worlds.things import vocabulary
 from omni_lab.modalities import Modality
 

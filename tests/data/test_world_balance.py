@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from omni_lab.data import EmojiWorld
-from omni_lab.data.worlds.emoji_world import Scene
+from omni_lab.data.worlds.scenes import Scene
 from omni_lab.data.worlds.things import vocabulary
 from omni_lab.modalities import Modality
 

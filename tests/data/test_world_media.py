@@ -9,7 +9,7 @@ import pytest
 
 from omni_lab.data import EmojiWorld
 from omni_lab.data.sounds import SAMPLE_RATE
-from omni_lab.data.worlds.emoji_world import Placed, Scene
+from omni_lab.data.worlds.scenes import Placed, Scene
 
 
 @pytest.fixture(scope="module")

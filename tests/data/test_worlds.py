@@ -15,7 +15,8 @@ from omni_lab.data.module import QuestionDataset
 from omni_lab.data.sounds import SAMPLE_RATE
 from omni_lab.data.sources import SPLITS, SourceError
 from omni_lab.data.speech import HELD_OUT, SpeechError
-from omni_lab.data.worlds.emoji_world import SPOKEN, say
+from omni_lab.data.worlds.emoji_world import SPOKEN
+from omni_lab.data.worlds.scenes import say
 from omni_lab.modalities import Modality
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality

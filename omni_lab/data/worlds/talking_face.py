@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from omni_lab.data.sources import SPLITS, Family, Medium, Question
 from omni_lab.data.speech import Utterance
 from omni_lab.data.worlds.captions import RELATIONS, relation
-from omni_lab.data.worlds.emoji_world import Sound, draw_voice, mix, say
+from omni_lab.data.worlds.scenes import Sound, draw_voice, mix, say
 from omni_lab.data.worlds.things import background, vocabulary
 from omni_lab.modalities import Modality
 

@@ -11,17 +11,8 @@ from torch.utils.data import Dataset
 
 from omni_lab.data.samples import Sample
 from omni_lab.data.worlds.captions import phrase
-from omni_lab.data.worlds.emoji_world import (
-    CLIP_SECONDS,
-    Acting,
-    EmojiWorld,
-    Placed,
-    Sound,
-    draw_voice,
-    mix,
-    render,
-    say,
-)
+from omni_lab.data.worlds.emoji_world import EmojiWorld
+from omni_lab.data.worlds.scenes import CLIP_SECONDS, Acting, Placed, Sound, draw_voice, mix, render, say
 from omni_lab.data.worlds.things import LANGUAGES, Thing, background, vocabulary
 from omni_lab.modalities import Modality
 
