@@ -144,7 +144,7 @@ class QuestionDataset(Dataset[Sample]):
 
 
 class ResumableLoader(DataLoader[Sample]):
-    """A DataLoader over a `OmniBatchSampler` that can continue in the middle of an epoch.
+    """A DataLoader over an `OmniBatchSampler` that can continue in the middle of an epoch.
 
     Lightning stores its `state_dict` in every checkpoint. The state counts the batches handed out, not those that
     workers have prefetched.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from omni_lab.config import ModelConfig, TrainingConfig
 from omni_lab.evaluation.retrieval import recall_at
-from omni_lab.learning.schedule import warmup_cosine
+from omni_lab.learning.schedule import seed_step, warmup_cosine
 from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.model import build_encoders, encode_inputs
 
@@ -76,7 +76,7 @@ class EncoderAlignment(L.LightningModule):
         return torch.stack([contrastive_loss(a, b, labels, scale) for a, b in pairs]).mean()
 
     def on_train_batch_start(self, batch: OmniBatch, batch_idx: int) -> None:
-        torch.manual_seed(hash((self.seed_value, self.current_epoch, batch_idx)) % 2**63)
+        seed_step(self, self.seed_value, batch_idx)
 
     def training_step(self, batch: OmniBatch, batch_idx: int) -> Tensor:
         loss = self._loss(self(batch), batch.targets["thing"])

@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from omni_lab.config import TrainingConfig
-from omni_lab.learning.schedule import warmup_cosine
+from omni_lab.learning.schedule import seed_step, warmup_cosine
 from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.model import OmniModel
 
@@ -69,7 +69,7 @@ class MultitaskTraining(L.LightningModule):
         return loss, logits
 
     def on_train_batch_start(self, batch: OmniBatch, batch_idx: int) -> None:
-        torch.manual_seed(hash((self.seed_value, self.current_epoch, batch_idx)) % 2**63)
+        seed_step(self, self.seed_value, batch_idx)
 
     def training_step(self, batch: OmniBatch, batch_idx: int) -> Tensor:
         if self.config.augment and Modality.IMAGE in batch.inputs:

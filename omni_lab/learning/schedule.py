@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate that every training here uses."""
+"""What every training here shares: the optimizer, its learning rate, and where a step's randomness comes from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from omni_lab.config import TrainingConfig
+
+
+def seed_step(module: L.LightningModule, seed: int, batch_idx: int) -> None:
+    """All randomness of a training step (augmentation, dropout) then depends on (seed, epoch, batch) alone: a training
+    stopped at any update and resumed ends with the same weights."""
+    torch.manual_seed(hash((seed, module.current_epoch, batch_idx)) % 2**63)
 
 
 def warmup_cosine(module: L.LightningModule, config: TrainingConfig) -> OptimizerLRScheduler:

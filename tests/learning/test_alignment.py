@@ -7,16 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from omni_lab.config import Profile
 from omni_lab.data import module as module_of_data
 from omni_lab.learning import get_recipe, load_or_train, train
 from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment, contrastive_loss, embed
-from omni_lab.learning.recipes import AlignmentRecipe, make_trainer
+from omni_lab.learning.recipes import AlignmentRecipe
 from omni_lab.modalities import Modality
-from tests.learning.test_learning import StopAfter
+from tests.learning.test_world_training import fit
 
 
 @pytest.fixture
@@ -104,17 +103,6 @@ def test_the_temperature_is_bounded(alignment: AlignmentRecipe) -> None:
         at_most = module._loss(views, labels)
         model.log_scale.fill_(20.0)
         assert torch.equal(module._loss(views, labels), at_most)
-
-
-def fit(recipe: AlignmentRecipe, folder: Path, *, stop_after: int | None = None) -> dict[str, Tensor]:
-    """Trains, or goes on training, in `folder`, and returns the weights."""
-    data = recipe.data_module()
-    model = recipe.new_model(data)
-    callbacks: list[Callback] = [] if stop_after is None else [StopAfter(stop_after)]
-    trainer = make_trainer(recipe.training, folder, callbacks=callbacks, accelerator="cpu")
-    last = folder / "last.ckpt"
-    trainer.fit(recipe.module(model, data), data, ckpt_path=last if last.exists() else None, weights_only=False)
-    return {k: v.clone() for k, v in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("stop_after", [3, 4, 6])

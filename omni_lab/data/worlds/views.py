@@ -21,7 +21,7 @@ STREAMS = {"train": 11, "validation": 12, "test": 13}
 
 class ThingViews(Dataset[Sample]):
     """As many samples as one likes: sample i is about thing i modulo the vocabulary, after a shuffle of its own in
-    every round, so that any window of so many samples holds each thing once. Sample i depends on (world.seed, seed,
+    every round, so that each round of so many samples holds each thing once. Sample i depends on (world.seed, seed,
     split, i) alone.
 
     languages: of the written names, drawn per sample. Spoken names are English; the test split's voices are its own.
