@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +125,14 @@ class DataConfig:
 class TrainingConfig:
     """AdamW with linear warm-up and cosine decay. One epoch sees every training picture once.
 
-    accumulate: micro-batches per update; an epoch's last update may have fewer, each of which still counts one k-th.
-    modality_dropout: chance that a training batch comes without one of its modalities, so that the model works without
-    any and says nothing where it cannot know. precision: of Lightning, or "auto": `32-true` on CPU, `bf16-mixed` on
-    GPU. augment: mirror pictures left to right; turn it off where questions speak of left and right. checkpoint_every:
-    updates between the checkpoints that an interrupted training resumes from.
+    accumulate: micro-batches per update; an epoch's last update may have fewer, each of which still counts one
+    k-th. modality_dropout: chance that a training batch comes without one of its modalities, so that the model
+    works without any and says nothing where it cannot know. distractor_dropout: chance that a question comes
+    without what its family does not need; it falls linearly to zero over the training, so that a question is first
+    asked in quiet and then amid everything else. precision: of Lightning, or "auto": `32-true` on CPU, `bf16-mixed`
+    on GPU. augment: mirror pictures left to right; turn it off where questions speak of left and right.
+    encoder_rate: the learning rate of the encoders, as a share of `learning_rate`; small where they are trained
+    already. checkpoint_every: updates between the checkpoints that an interrupted training resumes from.
     """
 
     epochs: int = 12
@@ -141,6 +144,8 @@ class TrainingConfig:
     precision: str = "auto"
     augment: bool = True
     modality_dropout: float = 0.0
+    distractor_dropout: float = 0.0
+    encoder_rate: float = 1.0
     checkpoint_every: int = 100
 
 
@@ -220,6 +225,15 @@ _LISTENING = {
 # The question listens to all else; the sound, which may be the question, to pictures and clips.
 QUESTION_PATHS = tuple((query, key) for query, keys in _LISTENING.items() for key in keys)
 COSTS = {Modality.TEXT: 0.02, Modality.IMAGE: 0.25, Modality.AUDIO: 0.25, Modality.VIDEO: 0.48}
+# The encoders are aligned already. Questions about a scene speak of left and right.
+ON_SCENES = TrainingConfig(
+    learning_rate=5e-4,
+    warmup_fraction=0.02,
+    augment=False,
+    modality_dropout=0.1,
+    distractor_dropout=1.0,
+    encoder_rate=0.2,
+)
 
 PROFILES = {
     profile.name: profile
@@ -250,7 +264,7 @@ PROFILES = {
                 ),
                 data=DataConfig(budget=8, costs=COSTS, questions_per_scene=2),
                 alignment=TrainingConfig(epochs=1, learning_rate=2e-3, augment=False),
-                training=TrainingConfig(epochs=1, augment=False, modality_dropout=0.25),
+                training=replace(ON_SCENES, epochs=1),
                 views=32,
                 views_per_batch=16,
             ),
@@ -275,9 +289,9 @@ PROFILES = {
                     latent_bits=8,
                     pool="max",
                 ),
-                data=DataConfig(budget=32, costs=COSTS, questions_per_scene=4),
+                data=DataConfig(budget=16, costs=COSTS, questions_per_scene=8),
                 alignment=TrainingConfig(epochs=5, learning_rate=2e-3, augment=False),
-                training=TrainingConfig(epochs=20, learning_rate=5e-4, augment=False, modality_dropout=0.25),
+                training=replace(ON_SCENES, epochs=20),
             ),
             timing_rounds=9,
             bootstrap=2000,
@@ -306,7 +320,7 @@ PROFILES = {
                 ),
                 data=DataConfig(budget=128, costs=COSTS, num_workers=8),
                 alignment=TrainingConfig(epochs=20, learning_rate=2e-3, augment=False),
-                training=TrainingConfig(epochs=30, learning_rate=5e-4, augment=False, modality_dropout=0.25),
+                training=replace(ON_SCENES, epochs=30),
                 views=40_000,
                 views_per_batch=256,
             ),

@@ -60,6 +60,17 @@ class Tokens:
             return self.mask
         return self.mask.index_select(0, self.rows.clamp(min=0)) & (self.rows >= 0).unsqueeze(1)
 
+    @property
+    def present(self) -> Bool[Tensor, " b"]:
+        """[B], True where the sample has an entry."""
+        if self.rows is None:
+            return torch.ones(len(self), dtype=torch.bool, device=self.values.device)
+        return self.rows >= 0
+
+    def of(self, samples: Int[Tensor, " p"]) -> Tokens:
+        """The tokens of some of the samples."""
+        return replace(self, rows=samples if self.rows is None else self.rows[samples])
+
     def expanded(self) -> Tokens:
         """The same tokens with one entry per sample."""
         if self.rows is None:

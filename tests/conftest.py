@@ -14,6 +14,7 @@ import torch
 from omni_lab.config import (
     ALL,
     COSTS,
+    ON_SCENES,
     QUESTION_PATHS,
     AudioConfig,
     DataConfig,
@@ -117,7 +118,7 @@ TINY_WORLD = WorldConfig(
     ),
     data=DataConfig(budget=3, costs=COSTS, questions_per_scene=2),
     alignment=TrainingConfig(epochs=2, learning_rate=3e-3, augment=False, checkpoint_every=1),
-    training=TrainingConfig(epochs=1, augment=False, modality_dropout=0.25, checkpoint_every=1),
+    training=replace(ON_SCENES, epochs=1, modality_dropout=0.25, checkpoint_every=1),
     views=16,
     views_per_batch=8,
 )

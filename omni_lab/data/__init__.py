@@ -3,7 +3,7 @@
 from omni_lab.data.easy_vqa import EasyVqa
 from omni_lab.data.module import OmniDataModule, ViewsDataModule
 from omni_lab.data.samples import Sample, collate
-from omni_lab.data.sources import Question, VqaSource
+from omni_lab.data.sources import Family, Question, VqaSource
 from omni_lab.data.spoken import Spoken
 from omni_lab.data.store import Store, StoreError, ensure_store
 from omni_lab.data.vqa_v2 import VqaV2
@@ -12,6 +12,7 @@ from omni_lab.data.worlds import EmojiWorld, TalkingFace
 __all__ = [
     "EasyVqa",
     "EmojiWorld",
+    "Family",
     "OmniDataModule",
     "Question",
     "Sample",

@@ -10,7 +10,7 @@ from torchaudio.functional import resample
 
 from omni_lab.attention import TransformerBlock
 from omni_lab.config import AudioConfig
-from omni_lab.encoders.clock import time_features
+from omni_lab.encoders.clock import LOUD, time_features, unit_scale
 from omni_lab.modalities import Tokens
 
 RATE = 16_000  # Hz, inside
@@ -143,6 +143,6 @@ class AudioEncoder(nn.Module):
         pooled = (frames * weight).sum(2) / weight.sum(2).clamp(min=1)
         seconds_per_token = self.pool * self.front.frame_seconds
         times = (torch.arange(pooled.shape[1], device=frames.device) + 0.5) * seconds_per_token
-        values = self.project(self.norm(pooled))
-        values = values + time_features(times, values.shape[2])
+        values = unit_scale(self.project(self.norm(pooled)))
+        values = values + time_features(times, values.shape[2], amplitude=LOUD)
         return Tokens(values, weight.squeeze(-1).any(dim=2), times.expand(len(values), -1))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from omni_lab.attention import TransformerBlock
 from omni_lab.config import TextConfig
+from omni_lab.encoders.clock import unit_scale
 from omni_lab.modalities import Tokens
 
 
@@ -18,9 +19,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.max_length = config.max_length
         self.embedding = nn.Embedding(vocab_size, config.dim)
-        nn.init.normal_(
-            self.embedding.weight, std=0.02
-        )  # as large as the positions: word order must show from the start
+        nn.init.normal_(self.embedding.weight, std=0.02)  # no larger than the positions: word order must show
         self.position = nn.Parameter(torch.randn(config.max_length, config.dim) * 0.02)
         self.blocks = nn.Sequential(
             *(
@@ -36,4 +35,4 @@ class TextEncoder(nn.Module):
             raise ValueError(f"text must be at most {self.max_length} tokens long: got {ids.shape[1]}")
         x = self.embedding(ids) + self.position[: ids.shape[1]]  # [U, T, d]
         hidden = self.blocks(Tokens(x, mask))
-        return Tokens(self.project(self.norm(hidden.values)), mask)
+        return Tokens(unit_scale(self.project(self.norm(hidden.values))), mask)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from omni_lab.attention import TransformerBlock
 from omni_lab.config import VideoConfig
-from omni_lab.encoders.clock import place_features, time_features
+from omni_lab.encoders.clock import LOUD, place_features, time_features, unit_scale
 from omni_lab.encoders.vision import VisionEncoder
 from omni_lab.modalities import Tokens
 
@@ -42,7 +42,7 @@ class VideoEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(config.dim)
         self.project = nn.Linear(config.dim, out_dim)
-        self.position = nn.Parameter(place_features(config.grid, config.grid, out_dim))
+        self.position = nn.Parameter(place_features(config.grid, config.grid, out_dim, amplitude=LOUD))
 
     def forward(self, clips: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Tokens:
         """mask: [U, F], True for every real frame. The real frames of a clip share its `seconds` evenly."""
@@ -60,7 +60,7 @@ class VideoEncoder(nn.Module):
         side = round(x.shape[2] ** 0.5)
         block = side // self.grid
         tiles = x.reshape(count, frames, self.grid, block, self.grid, block, -1).mean((3, 5)).flatten(2, 3)
-        values = self.project(self.norm(tiles)) + self.position  # [U, F, g*g, D]
-        values = values + time_features(times, values.shape[3])[:, :, None]
+        values = unit_scale(self.project(self.norm(tiles))) + self.position  # [U, F, g*g, D]
+        values = values + time_features(times, values.shape[3], amplitude=LOUD)[:, :, None]
         each = self.grid**2
         return Tokens(values.flatten(1, 2), mask.repeat_interleave(each, 1), times.repeat_interleave(each, 1))

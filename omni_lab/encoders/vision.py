@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from omni_lab.config import VisionConfig
-from omni_lab.encoders.clock import place_features
+from omni_lab.encoders.clock import LOUD, place_features, unit_scale
 from omni_lab.modalities import Tokens
 
 
@@ -39,7 +39,7 @@ class VisionEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(statistics["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(statistics["std"]).view(3, 1, 1), persistent=False)
         self.project = nn.Linear(self.swin.num_features, out_dim)
-        self.position = nn.Parameter(place_features(*self.grid, out_dim))
+        self.position = nn.Parameter(place_features(*self.grid, out_dim, amplitude=LOUD))
 
     def cells(self, pictures: UInt8[Tensor, "u 3 h w"]) -> Float[Tensor, "u i j c"]:
         """The last stage's features of pictures of any size that the Swin accepts."""
@@ -51,5 +51,5 @@ class VisionEncoder(nn.Module):
             raise ValueError(
                 f"pictures must be [U, 3, {self.image_size}, {self.image_size}]: got {list(pictures.shape)}"
             )
-        values = self.project(self.cells(pictures).flatten(1, 2)) + self.position  # [U, h*w, D]
+        values = unit_scale(self.project(self.cells(pictures).flatten(1, 2))) + self.position  # [U, h*w, D]
         return Tokens(values, mask.expand(-1, values.shape[1]))

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -55,6 +56,10 @@ class CrossModalAttention(nn.Module):
         self.norm_query = nn.LayerNorm(dim)
         self.norm_context = nn.LayerNorm(dim)
         self.attention = MultiHeadAttention(dim=dim, heads=heads)
+        for layer in (self.attention.query, self.attention.value, self.attention.out):
+            nn.init.xavier_uniform_(layer.weight)  # as loud as what it is added to
+            nn.init.zeros_(layer.bias)
+        self.attention.key.load_state_dict(self.attention.query.state_dict())  # at first, like attends to like
 
     def forward(self, query: Tokens, context: Tokens, *, need_weights: bool = False) -> AttentionOutput:
         normed = context.with_values(self.norm_context(context.values))
@@ -84,20 +89,41 @@ class FusionLayer(nn.Module):
             if query.value not in self.blocks:
                 continue
             heard = {path: streams[path.key] for path in self.paths if path.query is query and path.key in streams}
-            shared = all(context.rows is stream.rows for context in heard.values())
-            if shared:  # all dealt out alike: once per entry is enough
-                heard = {path: replace(context, rows=None) for path, context in heard.items()}
-            own = replace(stream, rows=None) if shared else stream.expanded()
-            total = own.values
-            for path, context in heard.items():
-                said = self.cross[str(path)](own, context, need_weights=need_weights)
-                total = total + said.values
-                if said.weights is not None:
-                    weights[path] = stream.dealt(said.weights) if shared else said.weights
-            updated[query] = replace(
-                self.blocks[query.value](own.with_values(total)), rows=stream.rows if shared else None
-            )
+            if all(context.rows is stream.rows for context in heard.values()):  # dealt out alike: once per entry
+                own, contexts = replace(stream, rows=None), {p: replace(c, rows=None) for p, c in heard.items()}
+                own, said = self._listen(query, own, contexts, need_weights=need_weights)
+                updated[query] = replace(own, rows=stream.rows)
+                weights |= {path: stream.dealt(w) for path, w in said.items()}
+            else:  # once per sample that has the query modality
+                samples = stream.present.nonzero().squeeze(1)
+                if len(samples) == 0:
+                    continue
+                contexts = {path: context.of(samples) for path, context in heard.items()}
+                own, said = self._listen(query, stream.of(samples).expanded(), contexts, need_weights=need_weights)
+                rows = torch.full((len(stream),), -1, device=samples.device)
+                rows[samples] = torch.arange(len(samples), device=samples.device)
+                updated[query] = replace(own, rows=rows)
+                weights |= {
+                    p: w.new_zeros(len(stream), *w.shape[1:]).index_copy(0, samples, w) for p, w in said.items()
+                }
         return updated, weights
+
+    def _listen(
+        self, query: Modality, own: Tokens, contexts: Mapping[Path, Tokens], *, need_weights: bool
+    ) -> tuple[Tokens, dict[Path, Float[Tensor, "b h q k"]]]:
+        """One entry of `own` per sample. A path runs for the samples that have what it listens to."""
+        total = own.values
+        weights: dict[Path, Tensor] = {}
+        for path, context in contexts.items():
+            samples = context.present.nonzero().squeeze(1)
+            if len(samples) == 0:
+                continue
+            said = self.cross[str(path)](own.of(samples).expanded(), context.of(samples), need_weights=need_weights)
+            total = total.index_add(0, samples, said.values.to(total.dtype))  # under autocast they differ
+            if said.weights is not None:
+                weights[path] = said.weights.new_zeros(len(own), *said.weights.shape[1:])
+                weights[path].index_copy_(0, samples, said.weights)
+        return self.blocks[query.value](own.with_values(total)), weights
 
 
 class CrossModalFusion(nn.Module):

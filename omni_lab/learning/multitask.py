@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import ClassVar
 
 import lightning as L
@@ -15,6 +17,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from omni_lab.config import TrainingConfig
+from omni_lab.data import Family
 from omni_lab.learning.schedule import seed_step, warmup_cosine
 from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.model import OmniModel
@@ -46,10 +49,23 @@ class MultitaskTraining(L.LightningModule):
         "macro F1": "validation/macro_f1",
     }
 
-    def __init__(self, model: OmniModel, config: TrainingConfig, *, answers: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: OmniModel,
+        config: TrainingConfig,
+        *,
+        answers: int,
+        families: Mapping[str, Family] = MappingProxyType({}),
+        seed: int = 0,
+    ) -> None:
+        """answers: how many there are. families: what each needs, for `config.distractor_dropout`. Raises ValueError
+        where that is wanted and nothing is known."""
+        if config.distractor_dropout > 0 and not families:
+            raise ValueError("distractor_dropout wants to know what each family needs: got no families")
         super().__init__()
         self.model = model
         self.config = config
+        self.families = families
         self.seed_value = seed
         metrics = MetricCollection(
             {
@@ -76,10 +92,21 @@ class MultitaskTraining(L.LightningModule):
             given = batch.inputs[Modality.IMAGE]
             flipped = replace(given, values=random_flips(given.values))
             batch = replace(batch, inputs={**batch.inputs, Modality.IMAGE: flipped})
+        chance = self.config.distractor_dropout * (1 - self.current_epoch / self.config.epochs)
+        if chance > 0:
+            batch = self._quietened(batch, chance)
         if len(batch.inputs) > 1 and torch.rand(()) < self.config.modality_dropout:
             lost = list(batch.inputs)[int(torch.randint(len(batch.inputs), ()))]
             batch = batch.without(lost)
         return self._step(batch, "train")[0]
+
+    def _quietened(self, batch: OmniBatch, chance: float) -> OmniBatch:
+        """Some of the questions without what their family does not need."""
+        quiet = torch.rand(len(batch), device=self.device) < chance
+        for modality, given in batch.inputs.items():
+            unneeded = torch.tensor([modality not in self.families[f].needs for f in batch.families])
+            batch = batch.with_rows(modality, given.rows.masked_fill(quiet & unneeded.to(self.device), -1))
+        return batch
 
     def validation_step(self, batch: OmniBatch, batch_idx: int) -> None:
         _, logits = self._step(batch, "validation")

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 class Recipe:
     """Everything that determines a model trained on questions. `name` and `seed` name its folder.
 
-    start: the recipe of the contrastive pre-training whose encoders this training begins with.
+    start: the recipe of the model whose weights this training begins with, as far as the two have them in common.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Recipe:
     data: DataConfig
     training: TrainingConfig
     seed: int = 0
-    start: AlignmentRecipe | None = None
+    start: Recipe | None = None
 
     @property
     def folder(self) -> Path:
@@ -103,16 +103,18 @@ class Recipe:
             )
 
     def first_model(self, data: OmniDataModule) -> Any:
-        """The model that training begins with: new, but for the encoders where there is a `start`."""
+        """The model that training begins with: new, but for what it has in common with a `start`."""
         model = self.new_model(data)
         if self.start is not None:
-            aligned = load_or_train(self.start).model
-            for name, encoder in model.encoders.items():
-                encoder.load_state_dict(aligned.encoders[name].state_dict())
+            known = model.state_dict()
+            earlier = load_or_train(self.start).model.state_dict()
+            model.load_state_dict(known | {name: w for name, w in earlier.items() if name in known})
         return model
 
     def module(self, model: OmniModel, data: OmniDataModule) -> L.LightningModule:
-        return MultitaskTraining(model, self.training, answers=len(data.store.answers), seed=self.seed)
+        return MultitaskTraining(
+            model, self.training, answers=len(data.store.answers), families=data.store.families, seed=self.seed
+        )
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
         profile.name,
         source,
         world.model,
-        world.data,
+        DataConfig(),  # views are drawn, not sampled
         world.alignment,
         seed,
         views=world.views,

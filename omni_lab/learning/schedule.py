@@ -19,12 +19,15 @@ def seed_step(module: L.LightningModule, seed: int, batch_idx: int) -> None:
 
 
 def warmup_cosine(module: L.LightningModule, config: TrainingConfig) -> OptimizerLRScheduler:
-    """AdamW (Loshchilov and Hutter 2019), no decay on vectors (biases, norms); linear warm-up, cosine to zero."""
-    decayed = [p for p in module.parameters() if p.ndim > 1]
-    others = [p for p in module.parameters() if p.ndim <= 1]
+    """AdamW (Loshchilov and Hutter 2019), no decay on vectors (biases, norms); linear warm-up, cosine to zero. The
+    encoders learn at `config.encoder_rate` times the rate of the rest."""
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        rate = config.encoder_rate if name.startswith("model.encoders.") else 1.0
+        decay = config.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((rate * config.learning_rate, decay), []).append(parameter)
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=config.learning_rate,
+        [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
     )
     # trainer.estimated_stepping_batches, asked this early, would build the loaders before the state that a
     # checkpoint holds for them is restored: a resumed epoch would begin again at its first batch.

@@ -138,3 +138,4 @@ def test_equal_times_look_alike_and_others_do_not() -> None:
     near, far = (features[0] - features[2]).norm(), (features[0] - features[3]).norm()
     assert 0.1 < near < far
     assert features.abs().max() <= 0.3 + 1e-6
+    assert torch.allclose(time_features(torch.tensor([[0.5]]), 16, amplitude=0.9)[0, 0], 3 * features[0])

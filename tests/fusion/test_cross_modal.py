@@ -8,6 +8,7 @@ from omni_lab.modalities import Modality, Tokens
 
 TEXT, IMAGE, AUDIO = Modality.TEXT, Modality.IMAGE, Modality.AUDIO
 DIM = 8
+PAIRS = all_paths([TEXT, IMAGE, AUDIO])
 
 
 def tokens(batch: int, length: int, seed: int) -> Tokens:
@@ -79,3 +80,32 @@ def test_a_path_owns_its_weights() -> None:
     one = fusion(Path(TEXT, IMAGE))
     count = [sum(p.numel() for p in network.parameters()) for network in (both, one, path)]
     assert count[0] - count[1] > 2 * count[2], "two layers lose one path each, and a block"
+
+
+def test_a_path_runs_only_for_samples_that_have_both_ends() -> None:
+    """And what comes out is what each sample alone would get."""
+    everything = {TEXT: tokens(2, 3, 1), IMAGE: tokens(2, 4, 2), AUDIO: tokens(2, 5, 3)}
+    rows = {TEXT: [0, 1, 1, -1], IMAGE: [0, -1, 1, 1], AUDIO: [-1, -1, 0, 1]}
+    streams = {m: Tokens(t.values, t.mask, rows=torch.tensor(rows[m])) for m, t in everything.items()}
+    network = fusion(*PAIRS)
+    counts: dict[str, int] = {}
+    for name, path in network.layers[0].cross.items():
+        path.register_forward_hook(
+            lambda module, args, out, name=name: counts.update({name: counts.get(name, 0) + len(out.values)})
+        )
+    fused = network(streams, need_weights=True)
+    both = {f"{q}_from_{k}": sum(a >= 0 and b >= 0 for a, b in zip(rows[q], rows[k], strict=True)) for q, k in PAIRS}
+    assert counts == both
+    for i in range(4):
+        alone = {
+            m: Tokens(t.values[[rows[m][i]]], t.mask[[rows[m][i]]]) for m, t in everything.items() if rows[m][i] >= 0
+        }
+        expected = network(alone, need_weights=True)
+        for m in everything:
+            mine = fused.tokens[m].expanded()
+            assert bool(mine.mask[i].any()) == (m in alone)
+            if m in alone:
+                assert torch.allclose(mine.values[i], expected.tokens[m].values[0], atol=1e-5)
+        for path, weights in fused.attention[0].items():
+            known = expected.attention[0].get(path)
+            assert torch.allclose(weights[i], known[0] if known is not None else torch.zeros(()), atol=1e-5)

@@ -164,6 +164,7 @@ def test_a_training_begins_with_the_aligned_encoders(alignment: AlignmentRecipe,
     assert first.encoders["video"].vision is first.encoders["image"]
     alone = replace(recipe, start=None)
     assert alone.work_folder(data) != recipe.work_folder(data), "where it starts is part of what it is"
+
     without = get_recipe("emoji_world_without_video", tiny_profile)
     data = without.data_module()
     assert set(without.first_model(data).encoders) == {"text", "image", "audio"}

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from omni_lab.data import collate
-from omni_lab.learning import MultitaskTraining, Recipe
+from omni_lab.learning import Recipe
 from omni_lab.learning.recipes import make_trainer
 from omni_lab.modalities import Modality
 from tests.learning.test_learning import StopAfter
@@ -55,7 +55,7 @@ def test_it_learns_a_handful_of_scenes(world_recipe: Recipe) -> None:
     data = world_recipe.data_module()
     dataset = data.dataset("train")
     batch = collate([dataset[i] for i in range(20)])
-    module = MultitaskTraining(world_recipe.new_model(data), world_recipe.training, answers=len(data.store.answers))
+    module = world_recipe.module(world_recipe.new_model(data), data)
     optimizer = torch.optim.AdamW(module.model.parameters(), lr=1e-2)
     for _ in range(60):
         loss = torch.nn.functional.cross_entropy(module(batch), batch.targets["answer_scores"])
@@ -71,7 +71,7 @@ def test_modality_dropout_drops_one(world_recipe: Recipe, monkeypatch: pytest.Mo
     data = world_recipe.data_module()
     dataset = data.dataset("train")
     config = replace(world_recipe.training, modality_dropout=chance)
-    module = MultitaskTraining(world_recipe.new_model(data), config, answers=len(data.store.answers))
+    module = replace(world_recipe, training=config).module(world_recipe.new_model(data), data)
     kept = []
     monkeypatch.setattr(module, "_step", lambda batch, stage: (kept.append(set(batch.inputs)) or NOTHING, NOTHING))
     full = collate([dataset[i] for i in range(3)])
@@ -88,7 +88,7 @@ def test_modality_dropout_drops_one(world_recipe: Recipe, monkeypatch: pytest.Mo
 def test_modality_dropout_is_drawn_as_often_as_it_says(world_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     data = world_recipe.data_module()
     config = replace(world_recipe.training, modality_dropout=0.25)
-    module = MultitaskTraining(world_recipe.new_model(data), config, answers=len(data.store.answers))
+    module = replace(world_recipe, training=config).module(world_recipe.new_model(data), data)
     kept = []
     monkeypatch.setattr(module, "_step", lambda batch, stage: (kept.append(len(batch.inputs)) or NOTHING, NOTHING))
     batch = collate([data.dataset("train")[0]])
@@ -96,3 +96,32 @@ def test_modality_dropout_is_drawn_as_often_as_it_says(world_recipe: Recipe, mon
     for step in range(800):
         module.training_step(batch, step)
     assert 0.19 < kept.count(3) / 800 < 0.31
+
+
+def test_encoders_learn_at_a_rate_of_their_own(world_recipe: Recipe, tmp_path: Path) -> None:
+    before = world_recipe.new_model(world_recipe.data_module()).state_dict()
+    slow = replace(world_recipe, training=replace(world_recipe.training, encoder_rate=0.0))
+    after = fit(slow, tmp_path)
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert moved and not any(name.startswith("encoders.") for name in moved)
+
+
+def test_questions_are_asked_in_quiet_first(world_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start a question comes with what its family needs alone, halfway about half of them do."""
+    data = world_recipe.data_module()
+    dataset = data.dataset("train")
+    training = replace(world_recipe.training, epochs=2, modality_dropout=0.0, distractor_dropout=1.0)
+    module = replace(world_recipe, training=training).module(world_recipe.new_model(data), data)
+    batch = collate([dataset[i % len(dataset)] for i in range(200)])
+    full = batch.present
+    needed = full & torch.tensor([[m in data.store.families[f].needs for m in Modality] for f in batch.families])
+    seen: list[Tensor] = []
+    monkeypatch.setattr(module, "_step", lambda batch, stage: (seen.append(batch.present) or NOTHING, NOTHING))
+    module.training_step(batch, 0)
+    assert torch.equal(seen[0], needed) and not torch.equal(needed, full)
+    monkeypatch.setattr(type(module), "current_epoch", 1)
+    module.training_step(batch, 0)
+    differs = (needed != full).any(dim=1)
+    quiet = (seen[1] == needed).all(dim=1)[differs]
+    assert ((seen[1] == full).all(dim=1)[differs] ^ quiet).all(), "a question loses all distractors or none"
+    assert 0.35 < quiet.float().mean() < 0.65
