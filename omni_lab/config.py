@@ -128,11 +128,12 @@ class TrainingConfig:
     accumulate: micro-batches per update; an epoch's last update may have fewer, each of which still counts one
     k-th. modality_dropout: chance that a training batch comes without one of its modalities, so that the model
     works without any and says nothing where it cannot know. distractor_dropout: chance that a question comes
-    without what its family does not need; it falls linearly to zero over the training, so that a question is first
-    asked in quiet and then amid everything else. precision: of Lightning, or "auto": `32-true` on CPU, `bf16-mixed`
-    on GPU. augment: mirror pictures left to right; turn it off where questions speak of left and right.
-    encoder_rate: the learning rate of the encoders, as a share of `learning_rate`; small where they are trained
-    already. checkpoint_every: updates between the checkpoints that an interrupted training resumes from.
+    without what its family does not need in the first epoch; it falls by equal steps, to one over `epochs` of that
+    in the last, so that a question is first asked in quiet and then amid everything else. precision: of Lightning,
+    or "auto": `32-true` on CPU, `bf16-mixed` on GPU. augment: mirror pictures left to right; turn it off where
+    questions speak of left and right. encoder_rate: the learning rate of the encoders, as a share of
+    `learning_rate`; small where they are trained already. checkpoint_every: updates between the checkpoints that an
+    interrupted training resumes from.
     """
 
     epochs: int = 12

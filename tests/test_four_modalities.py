@@ -196,3 +196,19 @@ def test_a_moved_batch_still_shares_its_rows(case: Case) -> None:
     assert moved.inputs[IMAGE].rows is not batch.inputs[IMAGE].rows
     assert moved.inputs[TEXT].rows is not moved.inputs[IMAGE].rows
     assert isinstance(moved.inputs[AUDIO], ModalityInput) and moved.inputs[AUDIO].values.device.type == "meta"
+
+
+def test_what_a_token_says_cannot_outgrow_where_and_when(world_recipe: Recipe) -> None:
+    data = world_recipe.data_module()
+    dataset = data.dataset("train")
+    batch = collate([dataset[i] for i in range(4)])
+    model = world_recipe.new_model(data).eval()
+    with torch.no_grad():
+        before = model.encode(batch)
+        for encoder in model.encoders.values():
+            encoder.project.weight.mul_(10)
+            encoder.project.bias.mul_(10)
+        after = model.encode(batch)
+    assert set(after) == set(Modality)
+    for m, tokens in after.items():
+        assert (tokens.values - before[m].values).abs()[tokens.mask].max() < 0.02

@@ -15,7 +15,7 @@ from omni_lab.learning import get_recipe, load_or_train, train
 from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment, contrastive_loss, embed
 from omni_lab.learning.recipes import AlignmentRecipe
 from omni_lab.modalities import Modality
-from tests.learning.test_world_training import fit
+from tests.learning.test_world_training import assert_a_stop_changes_nothing
 
 
 @pytest.fixture
@@ -114,18 +114,7 @@ def test_an_alignment_stopped_and_resumed_ends_with_the_same_bits(
     monkeypatch.setattr(module_of_data, "GALLERIES", 1)
     model = replace(alignment.model, text=replace(alignment.model.text, dropout=dropout))
     alignment = replace(alignment, model=model, views=32)
-    torch.manual_seed(1)
-    straight = fit(alignment, tmp_path / "straight")
-    torch.manual_seed(2)  # whatever else the process has drawn does not matter
-    with pytest.raises(RuntimeError, match="plug"):
-        fit(alignment, tmp_path / "stopped", stop_after=stop_after)
-    torch.manual_seed(3)
-    resumed = fit(alignment, tmp_path / "stopped")
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
-    assert any(
-        not torch.equal(value, alignment.new_model(alignment.data_module()).state_dict()[name])
-        for name, value in straight.items()
-    )
+    assert_a_stop_changes_nothing(alignment, tmp_path, stop_after=stop_after)
 
 
 def test_an_alignment_trains_saves_and_loads(alignment: AlignmentRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
