@@ -98,7 +98,8 @@ class ModalityInput:
     """The inputs of one modality in a batch. What several samples share is stored, and encoded, once.
 
     values: [U, ...], one entry per *distinct* input: token ids [U, T], pictures [U, 3, H, W] uint8,
-    waveforms [U, S], clips [U, F, 3, H, W] uint8. mask: [U, T], True where the time axis is not padding.
+    waveforms [U, S], clips [U, F, 3, H, W] uint8; or what an encoder made of any of them, tokens [U, N, D] float.
+    mask: [U, T], True where the time axis, or the axis of tokens, is not padding.
     rows: [B], which entry belongs to each sample, -1 where the sample lacks the modality. Modalities that are dealt out
     alike share one `rows` object: what happens between them is then computed once per entry.
     """
@@ -106,6 +107,11 @@ class ModalityInput:
     values: Tensor
     mask: Bool[Tensor, "u t"]
     rows: Int[Tensor, " b"]
+
+    @property
+    def encoded(self) -> bool:
+        """Whether these are tokens already."""
+        return self.values.ndim == 3
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,15 @@ class OmniModel(nn.Module):
         self.heads = nn.ModuleDict(heads)
 
     def encode(self, batch: OmniBatch) -> dict[Modality, Tokens]:
-        """Every distinct input goes through its encoder once; `rows` say which samples use it."""
+        """Every distinct input goes through its encoder once; `rows` say which samples use it. Tokens stay as they
+        are."""
         streams = encode_inputs(self.encoders, batch)
-        if self.latent_bits is not None:
-            streams = {m: t.with_values(fake_quantize(t.values, self.latent_bits)) for m, t in streams.items()}
-        return streams
+        if self.latent_bits is None:
+            return streams
+        return {
+            m: tokens if batch.inputs[m].encoded else tokens.with_values(fake_quantize(tokens.values, self.latent_bits))
+            for m, tokens in streams.items()
+        }
 
     def encode_int8(self, batch: OmniBatch) -> dict[Modality, Int8Latents]:
         """What `encode` returns, stored as int8 values and scales: `fuse` takes their `tokens()`."""
@@ -74,12 +78,13 @@ class OmniModel(nn.Module):
 
 
 def encode_inputs(encoders: nn.ModuleDict, batch: OmniBatch) -> dict[Modality, Tokens]:
-    """Each modality of the batch through its encoder. Raises ValueError for one that has none."""
+    """Each modality of the batch through its encoder, but for tokens. Raises ValueError for one that has none."""
     streams = {}
     for modality, given in batch.inputs.items():
         if modality.value not in encoders:
             raise ValueError(f"no encoder for {modality}: this model has {list(encoders)}")
-        streams[modality] = replace(encoders[modality.value](given.values, given.mask), rows=given.rows)
+        encoded = Tokens if given.encoded else encoders[modality.value]
+        streams[modality] = replace(encoded(given.values, given.mask), rows=given.rows)
     return streams
 
 

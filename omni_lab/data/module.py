@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from omni_lab.modalities import Modality, OmniBatch
 
 ANSWER = "answer"
 GALLERIES = 8  # validation and test batches of views
+PAIRS = 0.7  # share of the training views that are about two things
 
 
 class QuestionDataset(Dataset[Sample]):
@@ -32,6 +33,9 @@ class QuestionDataset(Dataset[Sample]):
     modalities: leave out the others (a control without eyes). max_scenes: keep only the questions about the first that
     many scenes. only_needed: each sample carries no more than what its family needs, so that samples differ in the
     modalities they carry. families: keep only these.
+
+    encoded: for a modality, what gives the tokens [N, D] of a row of the store; samples then carry them in place of the
+    medium.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class QuestionDataset(Dataset[Sample]):
         self.store = store
         self.modalities = modalities
         self.media_rows = {m: table.column(m.value).to_numpy() for m in store.shapes}  # -1 where there is none
+        self.encoded: dict[Modality, Callable[[int], torch.Tensor]] = {}
         self.scenes = table.column("scene").to_numpy()
         self.ids: list[str] = table.column("id").to_pylist()
         self.texts: list[str | None] = table.column("text").to_pylist()
@@ -123,6 +128,11 @@ class QuestionDataset(Dataset[Sample]):
         written = [i for i in about if self.texts[i] is not None]
         return self._sample(text, self._rows(int((written or about)[0])))
 
+    def medium(self, modality: Modality, row: int) -> torch.Tensor:
+        """A picture or clip as it is stored, a sound as a waveform [S] float32 from -1 to 1."""
+        values = torch.from_numpy(self.store.medium(modality, row).copy())
+        return values / 32768.0 if modality is Modality.AUDIO else values
+
     def _rows(self, i: int) -> dict[Modality, int]:
         return {m: int(r[i]) for m, r in self.media_rows.items() if self.present[i, m.column]}
 
@@ -134,8 +144,7 @@ class QuestionDataset(Dataset[Sample]):
                 self._tokens[text] = torch.tensor(encode_text(self.store.tokenizer, text, name="question"))
             inputs[Modality.TEXT], keys[Modality.TEXT] = self._tokens[text], text
         for modality, row in rows.items():
-            values = torch.from_numpy(self.store.medium(modality, row).copy())
-            inputs[modality] = values / 32768.0 if modality is Modality.AUDIO else values
+            inputs[modality] = self.encoded.get(modality, partial(self.medium, modality))(row)
         return Sample(id=f"question {text!r}", task=ANSWER, family="", inputs=inputs, keys=keys)
 
     def __getitem__(self, i: int) -> Sample:
@@ -241,7 +250,8 @@ class OmniDataModule(L.LightningDataModule):
 
 
 class ViewsDataModule(OmniDataModule):
-    """Serves views of single things in place of questions about scenes; words come from the world's tokenizer.
+    """Serves views of things in place of questions about scenes; words come from the world's tokenizer. Training views
+    are about one thing or two, the others about one.
 
     views: per epoch, drawn afresh. Each validation and test batch holds every thing of the vocabulary once.
     """
@@ -260,6 +270,7 @@ class ViewsDataModule(OmniDataModule):
             lambda text: encode_text(tokenizer, text, name="name"),
             split,
             seed=self.seed if split == "train" else 0,
+            pairs=PAIRS if split == "train" else 0.0,
             modalities=[m for m in Modality if m in self.modalities],
         )
         training = split == "train"

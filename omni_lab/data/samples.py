@@ -10,13 +10,12 @@ from torch import Tensor
 
 from omni_lab.modalities import Modality, ModalityInput, OmniBatch
 
-TIME_AXIS = {Modality.TEXT: True, Modality.IMAGE: False, Modality.AUDIO: True, Modality.VIDEO: True}
-
 
 @dataclass(frozen=True)
 class Sample:
     """inputs: what the sample carries: token ids [T] int64, a picture [3, H, W] uint8, a waveform [S] float32,
-    a clip [F, 3, H, W] uint8. keys: equal keys mean the same input, which a batch then holds once.
+    a clip [F, 3, H, W] uint8; or the tokens [N, D] float of any of them. keys: equal keys mean the same input, which a
+    batch then holds once.
     """
 
     id: str
@@ -54,6 +53,11 @@ def collate(samples: Sequence[Sample], *, share: Collection[Modality] = tuple(Mo
     )
 
 
+def _has_length(modality: Modality, value: Tensor) -> bool:
+    """Whether the first axis of an input may differ between samples: it is time, or counts tokens."""
+    return modality is not Modality.IMAGE or value.ndim == 2
+
+
 def _collate_modality(samples: Sequence[Sample], modality: Modality, share: bool) -> ModalityInput:
     entries: dict[Hashable, int] = {}
     values: list[Tensor] = []
@@ -67,7 +71,7 @@ def _collate_modality(samples: Sequence[Sample], modality: Modality, share: bool
         key = (0, sample.keys[modality]) if share and modality in sample.keys else (1, b)
         if key not in entries:
             first = values[0] if values else value
-            fixed = slice(1, None) if TIME_AXIS[modality] else slice(None)
+            fixed = slice(1, None) if _has_length(modality, value) else slice(None)
             if value.shape[fixed] != first.shape[fixed] or value.dtype != first.dtype:
                 raise ValueError(
                     f"sample {sample.id!r}: {modality} is {list(value.shape)} {value.dtype}, which does not go "
@@ -76,7 +80,7 @@ def _collate_modality(samples: Sequence[Sample], modality: Modality, share: bool
             entries[key] = len(values)
             values.append(value)
         rows[b] = entries[key]
-    if not TIME_AXIS[modality]:
+    if not _has_length(modality, values[0]):
         return ModalityInput(torch.stack(values), torch.ones(len(values), 1, dtype=torch.bool), rows)
     lengths = torch.tensor([len(v) for v in values])
     padded = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)  # [U, T, ...], zeros behind the end

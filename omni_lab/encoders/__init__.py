@@ -2,7 +2,7 @@
 
 from omni_lab.encoders.audio import AudioEncoder
 from omni_lab.encoders.clock import time_features
-from omni_lab.encoders.latents import Int8Latents, adaptive, fake_quantize, fixed_grid, pack, unpack
+from omni_lab.encoders.latents import Int8Latents, LatentTable, adaptive, fake_quantize, fixed_grid, pack, unpack
 from omni_lab.encoders.text import TextEncoder
 from omni_lab.encoders.video import VideoEncoder
 from omni_lab.encoders.vision import VisionEncoder
@@ -10,6 +10,7 @@ from omni_lab.encoders.vision import VisionEncoder
 __all__ = [
     "AudioEncoder",
     "Int8Latents",
+    "LatentTable",
     "TextEncoder",
     "VideoEncoder",
     "VisionEncoder",

@@ -14,25 +14,43 @@ from omni_lab.encoders.clock import LOUD, time_features, unit_scale
 from omni_lab.modalities import Tokens
 
 RATE = 16_000  # Hz, inside
+BANDS = 64
 HOP = 640  # samples per frame of the mel front end, after its convolutions: 25 a second
 
 
-class MelFrontEnd(nn.Module):
-    """Log-mel spectrogram (64 bands, 10 ms), normalised per sound, two convolutions to 25 frames a second, and a
-    transformer. [U, S] to [U, F, dim]."""
+class LogMel(nn.Module):
+    """Log energies in `BANDS` mel bands every 10 ms. [U, S], S a multiple of 160, to [U, BANDS, S / 160]. Beyond its
+    ends a sound is silent, whether or not it was padded. Has no weights, and nothing in the state dict."""
 
-    frame_seconds = HOP / RATE
     bank: Tensor
     window: Tensor
 
-    def __init__(self, config: AudioConfig) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        bank = torchaudio.functional.melscale_fbanks(257, 20.0, RATE / 2, 64, RATE)  # [257, 64]
+        bank = torchaudio.functional.melscale_fbanks(257, 20.0, RATE / 2, BANDS, RATE)  # [257, BANDS]
         self.register_buffer("bank", bank, persistent=False)
         self.register_buffer("window", torch.hann_window(400), persistent=False)
+
+    def forward(self, waves: Float[Tensor, "u s"]) -> Float[Tensor, "u m t"]:
+        with torch.autocast(waves.device.type, enabled=False):
+            power = torchaudio.functional.spectrogram(
+                waves.float(), 0, self.window, 512, 160, 400, 2.0, False, pad_mode="constant"
+            )
+            return (self.bank.T @ power[..., :-1] + 1e-6).log()
+
+
+class MelFrontEnd(nn.Module):
+    """Log-mel spectrogram, normalised per sound, two convolutions to 25 frames a second, and a transformer. [U, S] to
+    [U, F, dim]."""
+
+    frame_seconds = HOP / RATE
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.mel = LogMel()
         self.dim = config.dim
         self.stem = nn.ModuleList(
-            nn.Conv1d(width, config.dim, kernel_size=3, stride=2, padding=1) for width in (64, config.dim)
+            nn.Conv1d(width, config.dim, kernel_size=3, stride=2, padding=1) for width in (BANDS, config.dim)
         )
         self.blocks = nn.Sequential(
             *(
@@ -45,12 +63,7 @@ class MelFrontEnd(nn.Module):
         return (lengths + HOP - 1) // HOP
 
     def forward(self, waves: Float[Tensor, "u s"], lengths: Int[Tensor, " u"]) -> Float[Tensor, "u f d"]:
-        with torch.autocast(waves.device.type, enabled=False):
-            waves = nn.functional.pad(waves.float(), (0, -waves.shape[1] % HOP))
-            power = torchaudio.functional.spectrogram(
-                waves, 0, self.window, 512, 160, 400, 2.0, False, pad_mode="constant"
-            )  # [U, 257, 10 ms]; beyond its ends a sound is silent, whether or not it was padded
-            x = (self.bank.T @ power[..., :-1] + 1e-6).log()  # [U, 64, 10 ms]
+        x = self.mel(nn.functional.pad(waves, (0, -waves.shape[1] % HOP)))  # [U, 64, 10 ms]
         real = torch.arange(x.shape[2], device=x.device) * 160 < lengths[:, None]  # [U, 10 ms]
         count = real.sum(1).clamp(min=1)[:, None, None] * x.shape[1]
         mean = (x * real[:, None]).sum((1, 2), keepdim=True) / count
@@ -129,6 +142,10 @@ class AudioEncoder(nn.Module):
         self.norm = nn.LayerNorm(self.front.dim)
         self.project = nn.Linear(self.front.dim, out_dim)
 
+    @property
+    def seconds_per_token(self) -> float:
+        return self.pool * self.front.frame_seconds
+
     def forward(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> Tokens:
         if self.input_rate != RATE:
             waves = resample(waves, self.input_rate, RATE)
@@ -141,8 +158,7 @@ class AudioEncoder(nn.Module):
         frames = nn.functional.pad(frames, (0, 0, 0, lacking)).unflatten(1, (-1, self.pool))  # [U, N, pool, dim]
         weight = nn.functional.pad(real, (0, lacking)).unflatten(1, (-1, self.pool))[..., None].to(frames.dtype)
         pooled = (frames * weight).sum(2) / weight.sum(2).clamp(min=1)
-        seconds_per_token = self.pool * self.front.frame_seconds
-        times = (torch.arange(pooled.shape[1], device=frames.device) + 0.5) * seconds_per_token
+        times = (torch.arange(pooled.shape[1], device=frames.device) + 0.5) * self.seconds_per_token
         values = unit_scale(self.project(self.norm(pooled)))
         values = values + time_features(times, values.shape[2], amplitude=LOUD)
         return Tokens(values, weight.squeeze(-1).any(dim=2), times.expand(len(values), -1))

@@ -6,6 +6,7 @@ neighbours merged first, then for each token as few bits as its content allows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,6 +56,23 @@ class Int8Latents:
     def bytes(self) -> Int[Tensor, " u"]:
         """[U], for the real tokens of each entry: codes and scales."""
         return self.frame.mask.sum(1) * (self.codes.shape[2] + SCALE_BYTES)
+
+
+class LatentTable:
+    """The 8-bit latents of many inputs, by number. Calling it with a number gives the tokens [N, D]."""
+
+    def __init__(self) -> None:
+        self._stored: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def add(self, numbers: Iterable[int], latents: Int8Latents) -> None:
+        """numbers: of the U entries, in order. Padding is left out."""
+        for i, number in enumerate(numbers):
+            real = latents.frame.mask[i]
+            self._stored[number] = latents.codes[i, real].cpu(), latents.scales[i, real].cpu()
+
+    def __call__(self, number: int) -> Float[Tensor, "n d"]:
+        codes, scales = self._stored[number]
+        return codes.float() * scales.float()
 
 
 def fixed_grid(tokens: Tokens, largest: float) -> tuple[Tokens, Int[Tensor, " u"]]:

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from omni_lab.attention import TransformerBlock
 from omni_lab.config import TextConfig
-from omni_lab.encoders.clock import unit_scale
+from omni_lab.encoders.clock import LOUD, unit_scale
 from omni_lab.modalities import Tokens
 
 
 class TextEncoder(nn.Module):
-    """Token ids [U, T] to `Tokens` [U, T, out_dim]: embedding + learned positions, transformer, projection."""
+    """Token ids [U, T] to `Tokens` [U, T, out_dim]: embedding + learned positions, transformer, projection. The order
+    of the words is told once more at the end, as loud as what they say."""
 
     def __init__(self, config: TextConfig, *, vocab_size: int, out_dim: int) -> None:
         super().__init__()
@@ -29,10 +30,12 @@ class TextEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(config.dim)
         self.project = nn.Linear(config.dim, out_dim)
+        self.order = nn.Parameter(torch.randn(config.max_length, out_dim) * LOUD)
 
     def forward(self, ids: Int[Tensor, "u t"], mask: Bool[Tensor, "u t"]) -> Tokens:
         if ids.shape[1] > self.max_length:
             raise ValueError(f"text must be at most {self.max_length} tokens long: got {ids.shape[1]}")
         x = self.embedding(ids) + self.position[: ids.shape[1]]  # [U, T, d]
         hidden = self.blocks(Tokens(x, mask))
-        return Tokens(unit_scale(self.project(self.norm(hidden.values))), mask)
+        values = unit_scale(self.project(self.norm(hidden.values))) + self.order[: ids.shape[1]]
+        return Tokens(values, mask)

@@ -17,42 +17,70 @@ from torch import Tensor, nn
 from omni_lab.config import ModelConfig, TrainingConfig
 from omni_lab.evaluation.retrieval import recall_at
 from omni_lab.learning.schedule import seed_step, warmup_cosine
-from omni_lab.modalities import Modality, OmniBatch
+from omni_lab.learning.sketch import Sketches
+from omni_lab.modalities import Modality, OmniBatch, Tokens
 from omni_lab.model import build_encoders, encode_inputs
+
+SKETCH = 3.0  # weight of the sketches beside the contrast
 
 
 class AlignmentModel(nn.Module):
-    """Encoders whose tokens are compared as they are: the space that is aligned is the one that fusion works in."""
+    """Encoders whose tokens are compared as they are: the space that is aligned is the one that fusion works in.
+
+    log_scales: [2], of the logits of whole samples and of tokens.
+    """
 
     def __init__(self, config: ModelConfig, *, vocab_size: int) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(
             {m.value: encoder for m, encoder in build_encoders(config, vocab_size=vocab_size).items()}
         )
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.sketches = Sketches(self.encoders, dim=config.dim)
+        self.log_scales = nn.Parameter(torch.full((2,), math.log(1 / 0.07)))
 
     def forward(self, batch: OmniBatch) -> dict[Modality, Float[Tensor, "b w"]]:
-        """A unit vector per sample and modality: the largest value of each channel over the tokens, layer norm without
-        weights, length one. Every sample must carry every modality of the batch.
-        """
-        pooled = {m: tokens.strongest() for m, tokens in encode_inputs(self.encoders, batch).items()}
-        return {m: F.normalize(F.layer_norm(x, x.shape[-1:]), dim=-1) for m, x in pooled.items()}
+        """A unit vector per sample and modality. Every sample must carry every modality of the batch."""
+        return {m: summed_up(tokens) for m, tokens in encode_inputs(self.encoders, batch).items()}
 
 
-def contrastive_loss(
-    first: Float[Tensor, "b w"], second: Float[Tensor, "b w"], labels: Int[Tensor, " b"], scale: Float[Tensor, ""]
-) -> Float[Tensor, ""]:
-    """Symmetric cross-entropy over cosine similarities times `scale` (CLIP, Radford et al. 2021, figure 3); samples of
-    one label count as equally right (supervised contrastive learning, Khosla et al. 2020, eq. 2)."""
-    logits = scale * first @ second.T  # [B, B]
+def unit(x: Float[Tensor, "... w"]) -> Float[Tensor, "... w"]:
+    """Layer norm without weights, then length one."""
+    return F.normalize(F.layer_norm(x, x.shape[-1:]), dim=-1)
+
+
+def summed_up(tokens: Tokens) -> Float[Tensor, "b w"]:
+    """The largest value of each channel over a sample's tokens, as a unit vector."""
+    return unit(tokens.strongest())
+
+
+def late_interaction(first: Tokens, second: Tokens) -> Float[Tensor, "b b"]:
+    """How well the tokens of each sample of the one find those of each sample of the other: every token takes the
+    cosine of its best match; the means over the tokens, there and back, are averaged (FILIP, Yao et al. 2022,
+    eq. 4-5)."""
+    first, second = first.expanded(), second.expanded()
+    cosines = torch.einsum("bnd,cmd->bcnm", unit(first.values), unit(second.values))
+    there = cosines.masked_fill(~second.mask[None, :, None], -1.0).amax(dim=3)  # [B, B, N]
+    back = cosines.masked_fill(~first.mask[:, None, :, None], -1.0).amax(dim=2)  # [B, B, M]
+    there = (there * first.mask[:, None]).sum(2) / first.mask.sum(1)[:, None]
+    return (there + (back * second.mask).sum(2) / second.mask.sum(1)) / 2
+
+
+def contrastive_loss(logits: Float[Tensor, "b b"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+    """Symmetric cross-entropy over the scaled similarities of two modalities (CLIP, Radford et al. 2021, figure 3);
+    samples of one label count as equally right (supervised contrastive learning, Khosla et al. 2020, eq. 2)."""
     same = (labels[:, None] == labels[None, :]).to(logits.dtype)
     right = same / same.sum(dim=1, keepdim=True)
     return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
 
 
 class EncoderAlignment(L.LightningModule):
-    """Draws the modalities of each thing together and different things apart: the mean of `contrastive_loss` over all
-    pairs of modalities."""
+    """Draws the modalities of each sample together and different samples apart: the mean of `contrastive_loss` over
+    pairs of modalities, once for samples summed up, which makes retrieval, and once for `late_interaction`, which makes
+    each token say what it is itself about: where in a picture, and when in a sound. Added to that, `Sketches` keep what
+    names do not say.
+
+    Pictures and clips, the two with most tokens, meet token by token only through words.
+    """
 
     columns: ClassVar = {
         "train loss": "train/loss",
@@ -70,23 +98,34 @@ class EncoderAlignment(L.LightningModule):
     def forward(self, batch: OmniBatch) -> Mapping[Modality, Tensor]:
         return self.model(batch)
 
-    def _loss(self, views: Mapping[Modality, Tensor], labels: Tensor) -> Tensor:
-        scale = self.model.log_scale.exp().clamp(max=100)
-        pairs = itertools.combinations(views.values(), 2)
-        return torch.stack([contrastive_loss(a, b, labels, scale) for a, b in pairs]).mean()
+    def _loss(self, batch: OmniBatch, streams: dict[Modality, Tokens]) -> Tensor:
+        contrast = self._contrast(streams, batch.targets["thing"])
+        return contrast + SKETCH * self.model.sketches(batch, streams)
+
+    def _contrast(self, streams: Mapping[Modality, Tokens], labels: Tensor) -> Tensor:
+        whole, part = self.model.log_scales.exp().clamp(max=100)
+        sums = {m: summed_up(tokens) for m, tokens in streams.items()}
+        pairs = list(itertools.combinations(streams, 2))
+        of_sums = [contrastive_loss(whole * sums[a] @ sums[b].T, labels) for a, b in pairs]
+        of_tokens = [
+            contrastive_loss(part * late_interaction(streams[a], streams[b]), labels)
+            for a, b in pairs
+            if {a, b} != {Modality.IMAGE, Modality.VIDEO}
+        ]
+        return torch.stack(of_sums).mean() + torch.stack(of_tokens).mean()
 
     def on_train_batch_start(self, batch: OmniBatch, batch_idx: int) -> None:
         seed_step(self, self.seed_value, batch_idx)
 
     def training_step(self, batch: OmniBatch, batch_idx: int) -> Tensor:
-        loss = self._loss(self(batch), batch.targets["thing"])
+        loss = self._loss(batch, encode_inputs(self.model.encoders, batch))
         self.log("train/loss", loss, batch_size=len(batch), on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch: OmniBatch, batch_idx: int) -> None:
-        views, labels = self(batch), batch.targets["thing"]
-        self.log("validation/loss", self._loss(views, labels), batch_size=len(batch))
-        self._views.append((views, labels))
+        streams = encode_inputs(self.model.encoders, batch)
+        self.log("validation/loss", self._loss(batch, streams), batch_size=len(batch))
+        self._views.append(({m: summed_up(tokens) for m, tokens in streams.items()}, batch.targets["thing"]))
 
     def on_validation_epoch_end(self) -> None:
         """Each validation batch is one gallery: the mean over all ordered pairs of modalities."""

@@ -59,10 +59,15 @@ class MultitaskTraining(L.LightningModule):
         seed: int = 0,
     ) -> None:
         """answers: how many there are. families: what each needs, for `config.distractor_dropout`. Raises ValueError
-        where that is wanted and nothing is known."""
+        where that is wanted and nothing is known, and where pictures are to be augmented that are not encoded anew."""
         if config.distractor_dropout > 0 and not families:
             raise ValueError("distractor_dropout wants to know what each family needs: got no families")
+        if config.augment and Modality.IMAGE in config.frozen:
+            raise ValueError("augment changes pictures in every epoch, but a frozen encoder sees each one only once")
         super().__init__()
+        for modality in config.frozen:
+            if modality.value in model.encoders:
+                model.encoders[modality.value].requires_grad_(False)
         self.model = model
         self.config = config
         self.families = families

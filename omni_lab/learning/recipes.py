@@ -35,6 +35,7 @@ from omni_lab.config import (
 from omni_lab.data import EasyVqa, EmojiWorld, OmniDataModule, ViewsDataModule, VqaSource
 from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment
 from omni_lab.learning.checkpoints import FACTS, CheckpointError, load_model, plain, save_model
+from omni_lab.learning.latents import encode_media
 from omni_lab.learning.multitask import MultitaskTraining
 from omni_lab.learning.progress import ProgressTable
 from omni_lab.modalities import Modality, OmniBatch
@@ -295,6 +296,9 @@ def train(recipe: Recipe, *, afresh: bool = False) -> Trained:
     model = recipe.first_model(data)
     module: Any = recipe.module(model, data)
     table, meter = ProgressTable(module.columns), Meter()
+    for split in ("train", "validation") if recipe.training.frozen else ():
+        kept = [m for m in recipe.training.frozen if m in recipe.model.modalities]
+        encode_media(model.to(device()), data.dataset(split), kept)
     trainer = make_trainer(recipe.training, folder, callbacks=[meter, table])
     reset_peak_memory()
     last = folder / "last.ckpt"
@@ -311,7 +315,7 @@ def train(recipe: Recipe, *, afresh: bool = False) -> Trained:
     }
     save_model(folder, model, identity=recipe.identity(data), facts=facts)
     last.unlink(missing_ok=True)
-    return _load(recipe, data, folder, "trained just now")
+    return _load(recipe, recipe.data_module(), folder, "trained just now")
 
 
 def load_or_train(recipe: Recipe, *, retrain: bool = False, use_published: bool = True) -> Trained:
@@ -336,6 +340,11 @@ def load_or_train(recipe: Recipe, *, retrain: bool = False, use_published: bool 
                     log.warning("not using a checkpoint: %s", error)
         last = work / "last.ckpt"
         return train(recipe, afresh=retrain or (last.exists() and last.stat().st_mtime < since))
+
+
+def device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_name() -> str:

@@ -61,6 +61,30 @@ def test_views_of_one_thing_differ() -> None:
         assert len({s.inputs[m].numpy().tobytes() for s in frogs}) == 10
 
 
+def test_a_view_may_show_two_things() -> None:
+    dataset = views(pairs=1.0, modalities=[TEXT], languages=["en"])
+    names = [thing.names["en"] for thing in vocabulary(8)]
+    labels: dict[int, set[frozenset[str]]] = {}
+    first_named = []
+    for i in range(400):
+        sample = dataset[i]
+        shown = sample.family.split(" and ")
+        assert len(set(shown)) == 2 and all(name in written(sample) for name in shown)
+        first_named.append(written(sample).index(shown[0]) < written(sample).index(shown[1]))
+        labels.setdefault(int(sample.targets["thing"]), set()).add(frozenset(shown))
+    assert min(labels) >= len(names), "none is taken for a single thing"
+    assert len(labels) == 8 * 7 // 2 and all(len(pairs) == 1 for pairs in labels.values())
+    assert 0.4 < sum(first_named) / 400 < 0.6
+    some = views(pairs=0.25, modalities=[TEXT])
+    assert 0.15 < sum(" and " in some[i].family for i in range(400)) / 400 < 0.35
+
+
+def test_two_names_are_said_one_after_the_other() -> None:
+    singles, pairs = (views(pairs=share, modalities=[AUDIO]) for share in (0.0, 1.0))
+    seconds = [np.mean([len(d[i].inputs[AUDIO]) / SAMPLE_RATE for i in range(40)]) for d in (singles, pairs)]
+    assert seconds[0] + 0.1 < seconds[1] < 2.5
+
+
 def test_the_language_can_be_chosen() -> None:
     german = views(languages=["de"], modalities=[TEXT])
     names = {t.names["en"]: t.names["de"] for t in vocabulary(8)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from torch import Tensor
 from omni_lab.config import Profile
 from omni_lab.data import module as module_of_data
 from omni_lab.learning import get_recipe, load_or_train, train
-from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment, contrastive_loss, embed
+from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment, contrastive_loss, embed, late_interaction
 from omni_lab.learning.recipes import AlignmentRecipe
-from omni_lab.modalities import Modality
+from omni_lab.modalities import Modality, Tokens
+from omni_lab.model import encode_inputs
 from tests.learning.test_world_training import assert_a_stop_changes_nothing
 
 
@@ -39,7 +41,7 @@ def test_the_contrastive_loss_by_hand() -> None:
 
     rows = (surprise(logits[0], 0) + surprise(logits[1], 1)) / 2
     columns = (surprise([logits[0][0], logits[1][0]], 0) + surprise([logits[0][1], logits[1][1]], 1)) / 2
-    loss = contrastive_loss(first, second, torch.tensor([3, 5]), torch.tensor(2.0))
+    loss = contrastive_loss(2.0 * first @ second.T, torch.tensor([3, 5]))
     assert loss.item() == pytest.approx((rows + columns) / 2, abs=1e-6)
 
 
@@ -56,10 +58,28 @@ def test_samples_of_one_thing_are_equally_right() -> None:
             losses.append(surprise[[i for i, other in enumerate(labels) if other == label]].mean())
         return float(torch.stack(losses).mean())
 
-    loss = contrastive_loss(first, second, torch.tensor(labels), torch.tensor(3.0))
+    loss = contrastive_loss(3.0 * first @ second.T, torch.tensor(labels))
     assert loss.item() == pytest.approx((one_way(first, second) + one_way(second, first)) / 2, abs=1e-6)
-    axes, things, scale = torch.eye(4), torch.arange(4), torch.tensor(100.0)
-    assert contrastive_loss(axes, axes, things, scale) < 1e-6 < contrastive_loss(axes, axes.roll(1, 0), things, scale)
+    right, things = 100 * torch.eye(4), torch.arange(4)
+    assert contrastive_loss(right, things) < 1e-6 < contrastive_loss(right.roll(1, 0), things)
+
+
+def test_late_interaction_against_a_loop_over_tokens() -> None:
+    rng = torch.Generator().manual_seed(0)
+    first = Tokens(torch.randn(3, 4, 8, generator=rng), torch.arange(4) < torch.tensor([[4], [1], [3]]))
+    second = Tokens(torch.randn(2, 5, 8, generator=rng), torch.arange(5) < torch.tensor([[2], [5]]))
+    second = replace(second, rows=torch.tensor([1, 0, 1]))  # samples may share their entries
+    found = late_interaction(first, second)
+
+    def real(tokens: Tokens, sample: int) -> list[Tensor]:
+        values = F.normalize(F.layer_norm(tokens.expanded().values[sample], (8,)), dim=-1)
+        return [value for value, kept in zip(values, tokens.sample_mask[sample], strict=True) if kept]
+
+    for i, j in itertools.product(range(3), range(3)):
+        a, b = real(first, i), real(second, j)
+        there = sum(max(float(x @ y) for y in b) for x in a) / len(a)
+        back = sum(max(float(x @ y) for x in a) for y in b) / len(b)
+        assert found[i, j].item() == pytest.approx((there + back) / 2, abs=1e-6)
 
 
 def test_every_gallery_holds_each_thing_once(alignment: AlignmentRecipe) -> None:
@@ -82,7 +102,7 @@ def test_pulling_one_pair_together_lowers_the_loss(alignment: AlignmentRecipe) -
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(40):
-        loss = module._loss(model(batch), batch.targets["thing"])
+        loss = module._loss(batch, encode_inputs(model.encoders, batch))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -94,15 +114,16 @@ def test_the_temperature_is_bounded(alignment: AlignmentRecipe) -> None:
     data = alignment.data_module()
     model = alignment.new_model(data)
     module = EncoderAlignment(model, alignment.training)
-    views = {
-        m: F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(m.column)), dim=-1) for m in Modality
+    streams = {
+        m: Tokens(torch.randn(6, 2, 4, generator=torch.Generator().manual_seed(m.column)), torch.ones(6, 2).bool())
+        for m in Modality
     }
     labels = torch.arange(6)
     with torch.no_grad():
-        model.log_scale.fill_(math.log(100.0))
-        at_most = module._loss(views, labels)
-        model.log_scale.fill_(20.0)
-        assert torch.equal(module._loss(views, labels), at_most)
+        model.log_scales.fill_(math.log(100.0))
+        at_most = module._contrast(streams, labels)
+        model.log_scales.fill_(20.0)
+        assert torch.equal(module._contrast(streams, labels), at_most)
 
 
 @pytest.mark.parametrize("stop_after", [3, 4, 6])

@@ -17,6 +17,7 @@ NUMBERS = {
     "de": ("kein", "ein", "zwei", "drei", "vier"),
     "zh": ("没有", "一", "两", "三", "四"),
 }
+JOINTS = {"en": " and ", "de": " und ", "zh": "和"}
 COLOURS = {
     "green": ("grün", "绿色"),
     "yellow": ("gelb", "黄色"),
@@ -70,5 +71,5 @@ def relation(first: Thing, where: str, second: Thing, language: str, *, colour: 
 def listing(counts: Mapping[Thing, int], language: str) -> str:
     """ "three frogs and a key"."""
     *others, last = [phrase(thing, language, count=count) for thing, count in counts.items()]
-    comma, joint = {"en": (", ", " and "), "de": (", ", " und "), "zh": ("、", "和")}[language]
-    return comma.join(others) + joint + last if others else last
+    comma = "、" if language == "zh" else ", "
+    return comma.join(others) + JOINTS[language] + last if others else last

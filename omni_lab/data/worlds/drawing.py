@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,6 +11,37 @@ from omni_lab.data.speech import Voice
 from omni_lab.data.worlds.families import DIGITS, PLACES, SIDES, SPEAKABLE, SPREADS, WAYS
 from omni_lab.data.worlds.scenes import CLIP_SECONDS, Acting, Placed, Scene, Sound, draw_voice, say
 from omni_lab.data.worlds.things import Thing, vocabulary
+
+T = TypeVar("T")
+
+
+def place(things: Sequence[Thing], side: int, rng: np.random.Generator) -> tuple[Placed, ...]:
+    """Each of up to four things in a quarter of its own of a picture `side` pixels wide, somewhere, of some size,
+    slightly turned."""
+    half = side / 2
+    found = []
+    for thing, quarter in zip(things, rng.permutation(4), strict=False):
+        size = int(rng.integers(round(half * 0.62), round(half * 0.9)))
+        room = (half - size) / 2
+        x, y = rng.uniform(-room, room, size=2) + half / 2 + half * np.array([quarter % 2, quarter // 2])
+        found.append(Placed(thing, float(x), float(y), size, float(rng.uniform(-20, 20))))
+    return tuple(found)
+
+
+def act_out(things: Sequence[Thing], acts: Sequence[str], side: int, rng: np.random.Generator) -> tuple[Acting, ...]:
+    """Up to two things of a clip `side` pixels wide in lanes of their own, the acts dealt out at random; if two move,
+    they go opposite ways."""
+    lanes = rng.permutation(2) * side / 2 + side / 4
+    axis = ("x", "y")[int(rng.integers(2))]
+    sign = (-1, 1)[int(rng.integers(2))]
+    dealt = [acts[i] for i in rng.permutation(len(acts))]
+    found = []
+    for thing, lane, act, s in zip(things, lanes, dealt, (sign, -sign), strict=False):
+        along = side / 2 if act == "move" else side / 2 + float(rng.uniform(-7, 7))
+        x, y = (along, lane) if axis == "x" else (lane, along)
+        size = int(rng.integers(14, 16))
+        found.append(Acting(thing, float(x), float(y), size, float(rng.uniform(-15, 15)), act, axis, s))
+    return tuple(found)
 
 
 class SceneDraw:
@@ -56,25 +87,25 @@ class SceneDraw:
         pair: list[Thing]
         shown = self.pick(("places", "counts", "one")) if kind == "single" else kind
         if shown == "places":
-            picture = self.placed(four)
+            picture = place(four, self.picture_size, self.rng)
             self.ask_places(picture)
             pair = self.different_of(four, 2)
         elif shown == "counts":
             counts = self.pick(((3, 1, 0), (2, 1, 1), (2, 1, 0)))
             crowd = [thing for thing, n in zip(four, counts, strict=False) for _ in range(n)]
-            picture = self.placed(crowd)
+            picture = place(crowd, self.picture_size, self.rng)
             candidates = [four[0], four[1], four[3]]  # two or three, one, none
-            asked = self.pick(candidates)
-            self.ask("image_count", f"how many {asked.plural['en']} are there?", DIGITS[crowd.count(asked)])
+            for thing in candidates:
+                self.ask("image_count", f"how many {thing.plural['en']} are there?", DIGITS[crowd.count(thing)])
             pair = self.different_of(candidates, 2)
         else:
-            picture = self.placed(four[:1] if shown == "one" else four[:2])
+            picture = place(four[:1] if shown == "one" else four[:2], self.picture_size, self.rng)
             pair = self.different_of(four, 2)
         clip = self.acting(clip_act, [four[0], four[2]] if kind == "shared" else self.different(2))
         self.ask_clip(clip, clip_act)
         if kind == "shared":
-            only, other, thing = self.pick((("picture", "clip", four[1]), ("clip", "picture", four[2])))
-            self.ask("image_video_missing", f"what is in the {only} but not in the {other}?", thing.names["en"])
+            for only, other, thing in (("picture", "clip", four[1]), ("clip", "picture", four[2])):
+                self.ask("image_video_missing", f"what is in the {only} but not in the {other}?", thing.names["en"])
         sound, spoken, spoken_sound = None, None, None
         said: tuple[Thing, ...] = ()
         midpoints: tuple[float, ...] = ()
@@ -107,19 +138,8 @@ class SceneDraw:
         self.ask_sound(sound)
         return sound, said, midpoints
 
-    def different_of(self, things: Sequence[Thing], count: int) -> list[Thing]:
-        return [things[i] for i in self.rng.permutation(len(things))[:count]]
-
-    def placed(self, things: Sequence[Thing]) -> tuple[Placed, ...]:
-        """Each thing in a quarter of its own, somewhere, of some size, slightly turned."""
-        half = self.picture_size / 2
-        found = []
-        for thing, quarter in zip(things, self.rng.permutation(4), strict=False):
-            size = int(self.rng.integers(round(half * 0.62), round(half * 0.9)))
-            room = (half - size) / 2
-            x, y = self.rng.uniform(-room, room, size=2) + half / 2 + half * np.array([quarter % 2, quarter // 2])
-            found.append(Placed(thing, float(x), float(y), size, float(self.rng.uniform(-20, 20))))
-        return tuple(found)
+    def different_of(self, items: Sequence[T], count: int) -> list[T]:
+        return [items[i] for i in self.rng.permutation(len(items))[:count]]
 
     def quarter(self, placed: Placed) -> int:
         half = self.picture_size / 2
@@ -127,54 +147,38 @@ class SceneDraw:
 
     def ask_places(self, picture: Sequence[Placed]) -> None:
         """Four different things, one in each quarter."""
-        one = self.pick(picture)
-        self.ask("image_what", f"what is at the {PLACES[self.quarter(one)]}?", one.thing.names["en"])
-        one = self.pick(picture)
-        self.ask("image_where", f"where is the {one.thing.names['en']}?", PLACES[self.quarter(one)])
-        across = self.rng.random() < 0.5
-        bit = 0 if across else 1
-        one = self.pick(picture)
-        other = self.pick([p for p in picture if (self.quarter(p) >> bit) & 1 != (self.quarter(one) >> bit) & 1])
-        side = self.pick((("left of", 0), ("right of", 1)) if across else (("above", 0), ("below", 1)))
-        true = (self.quarter(one) >> bit) & 1 == side[1]
-        text = f"is the {one.thing.names['en']} {side[0]} the {other.thing.names['en']}?"
-        self.ask("image_relation", text, "yes" if true else "no")
+        for one in self.different_of(picture, 2):
+            self.ask("image_what", f"what is at the {PLACES[self.quarter(one)]}?", one.thing.names["en"])
+        for one in self.different_of(picture, 2):
+            self.ask("image_where", f"where is the {one.thing.names['en']}?", PLACES[self.quarter(one)])
+        for bit, words in enumerate((("left of", "right of"), ("above", "below"))):
+            one = self.pick(picture)
+            mine = (self.quarter(one) >> bit) & 1
+            other = self.pick([p for p in picture if (self.quarter(p) >> bit) & 1 != mine])
+            for side, word in enumerate(words):
+                text = f"is the {one.thing.names['en']} {word} the {other.thing.names['en']}?"
+                self.ask("image_relation", text, "yes" if mine == side else "no")
 
-    def acting(self, act: str, things: Sequence[Thing]) -> tuple[Acting, Acting]:
-        """Two things in lanes of their own, in random order: they move opposite ways, or one acts and one does not."""
-        size = self.frame_size
-        lanes = self.rng.permutation(2) * size / 2 + size / 4
-        axis = self.pick(("x", "y"))
-        sign = self.pick((-1, 1))
-        acts = {"way": ("move", "move"), "move": ("move", "stay"), "appear": ("appear", "disappear")}.get(
-            act, ("blink", "steady")
-        )
-        found = []
-        for thing, lane, does, s in zip(things, lanes, self.shuffled(acts), (sign, -sign), strict=True):
-            along = size / 2 if does == "move" else size / 2 + float(self.rng.uniform(-7, 7))
-            x, y = (along, lane) if axis == "x" else (lane, along)
-            side = int(self.rng.integers(14, 16))
-            found.append(Acting(thing, float(x), float(y), side, float(self.rng.uniform(-15, 15)), does, axis, s))
-        return found[0], found[1]
-
-    def shuffled(self, items: Sequence[Any]) -> list[Any]:
-        return [items[i] for i in self.rng.permutation(len(items))]
+    def acting(self, act: str, things: Sequence[Thing]) -> tuple[Acting, ...]:
+        """Two things that move opposite ways, or one that acts and one that does not."""
+        acts = {"way": ("move", "move"), "move": ("move", "stay"), "appear": ("appear", "disappear")}
+        return act_out(things, acts.get(act, ("blink", "steady")), self.frame_size, self.rng)
 
     def ask_clip(self, clip: Sequence[Acting], act: str) -> None:
-        one = self.pick(clip)
-        if act == "way":
-            way = WAYS[one.axis][one.sign > 0]
-            self.ask("video_way", f"which way does the {one.thing.names['en']} move?", way)
-        else:
-            texts = {
-                "move": "what moves?",
-                "stay": "what stays still?",
-                "appear": "what appears?",
-                "disappear": "what disappears?",
-                "blink": "what blinks?",
-                "steady": "what does not blink?",
-            }
-            self.ask("video_what", texts[one.act], one.thing.names["en"])
+        texts = {
+            "move": "what moves?",
+            "stay": "what stays still?",
+            "appear": "what appears?",
+            "disappear": "what disappears?",
+            "blink": "what blinks?",
+            "steady": "what does not blink?",
+        }
+        for one in clip:
+            name = one.thing.names["en"]
+            if act == "way":
+                self.ask("video_way", f"which way does the {name} move?", WAYS[one.axis][one.sign > 0])
+            else:
+                self.ask("video_what", texts[one.act], name)
 
     def both_names(self, pair: Sequence[Thing], voice: Voice, snr: float) -> tuple[Sound, tuple[float, ...]]:
         start, said, midpoints = float(self.rng.uniform(0.03, 0.15)), [], []
@@ -195,43 +199,38 @@ class SceneDraw:
         early = self.rng.random() < 0.5
         slack = float(self.rng.uniform(0.0, 0.25))
         start = slack if early else CLIP_SECONDS - seconds - slack
-        negated = self.rng.random() < 0.5
-        text = "is the named thing missing from the clip?" if negated else "does the named thing appear in the clip?"
-        self.ask("audio_video_seen", text, "yes" if seen != negated else "no")
+        self.ask("audio_video_seen", "does the named thing appear in the clip?", "yes" if seen else "no")
+        self.ask("audio_video_seen", "is the named thing missing from the clip?", "no" if seen else "yes")
         midpoint = start + seconds / 2
         if seen and act == "way":
             actor = next(c for c in clip if c.thing is thing)
-            place = actor.at(midpoint / CLIP_SECONDS)
-            assert place is not None
-            far = (place.x if actor.axis == "x" else place.y) > self.frame_size / 2
-            other = self.rng.random() < 0.5
-            text = f"when a thing is named, on which side is {'the other one' if other else 'it'}?"
-            self.ask("audio_video_side", text, SIDES[actor.axis][far != other])
+            then = actor.at(midpoint / CLIP_SECONDS)
+            assert then is not None
+            far = (then.x if actor.axis == "x" else then.y) > self.frame_size / 2
+            for other, meant in enumerate(("it", "the other one")):
+                text = f"when a thing is named, on which side is {meant}?"
+                self.ask("audio_video_side", text, SIDES[actor.axis][far != bool(other)])
         return Sound(((thing.names["en"], start),), voice, snr, CLIP_SECONDS), (thing,), (midpoint,)
 
     def ask_pair(self, kind: str, picture: Sequence[Placed], four: Sequence[Thing], pair: Sequence[Thing]) -> None:
         """Two things are named; which of them is meant, the text says."""
-        which = self.pick((0, 1))
-        word = ("first", "last")[which]
-        self.ask("audio_name", f"which thing is named {word}?", pair[which].names["en"])
-        which = self.pick((0, 1))
-        word, meant = ("first", "last")[which], pair[which]
-        if kind == "places":
-            place = next(p for p in picture if p.thing is meant)
-            self.ask("audio_image_where", f"where is the thing named {word}?", PLACES[self.quarter(place)])
-        elif kind == "counts":
-            count = sum(p.thing is meant for p in picture)
-            self.ask("audio_image_count", f"how many are there of the thing named {word}?", DIGITS[count])
-        else:
-            answer = ("both", "picture", "clip", "neither")[four.index(meant)]
-            self.ask("all_where", f"where does the thing named {word} appear?", answer)
+        for word, meant in zip(("first", "last"), pair, strict=True):
+            self.ask("audio_name", f"which thing is named {word}?", meant.names["en"])
+            if kind == "places":
+                found = next(p for p in picture if p.thing is meant)
+                self.ask("audio_image_where", f"where is the thing named {word}?", PLACES[self.quarter(found)])
+            elif kind == "counts":
+                count = sum(p.thing is meant for p in picture)
+                self.ask("audio_image_count", f"how many are there of the thing named {word}?", DIGITS[count])
+            else:
+                answer = ("both", "picture", "clip", "neither")[four.index(meant)]
+                self.ask("all_where", f"where does the thing named {word} appear?", answer)
 
     def ask_sound(self, sound: Sound) -> None:
-        group = self.pick(("woman", "man"))
-        self.ask("audio_voice", f"is the speaker a {group}?", "yes" if sound.voice.group == group else "no")
-        noisy = self.rng.random() < 0.5
-        text = "is the sound noisy?" if noisy else "is the sound clean?"
-        self.ask("audio_noise", text, "yes" if sound.noisy == noisy else "no")
+        for group in ("woman", "man"):
+            self.ask("audio_voice", f"is the speaker a {group}?", "yes" if sound.voice.group == group else "no")
+        for noisy, word in enumerate(("clean", "noisy")):
+            self.ask("audio_noise", f"is the sound {word}?", "yes" if sound.noisy == bool(noisy) else "no")
 
     def ask_words(self) -> None:
         family = self.pick(("text_sum", "text_letters", "text_translate"))
@@ -253,7 +252,8 @@ class SceneDraw:
         possible = [q for q in self.asked if q[0] in SPEAKABLE]
         if not possible:
             return None, None
-        question = self.pick(possible)
+        family = self.pick(list(dict.fromkeys(q[0] for q in possible)))
+        question = self.pick([q for q in possible if q[0] == family])
         snr = float(self.rng.uniform(15, 40))
         return question, Sound(
             ((question[1], float(self.rng.uniform(0.02, 0.1))),), draw_voice(self.split, self.rng), snr

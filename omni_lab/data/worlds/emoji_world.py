@@ -18,7 +18,7 @@ import numpy as np
 from omni_lab.data.sources import SPLITS, Family, Medium, Question
 from omni_lab.data.worlds.drawing import SceneDraw
 from omni_lab.data.worlds.families import AUDIO, DIGITS, IMAGE, PLACES, SPEAKABLE, TEXT, VIDEO, WRITTEN, spoken_family
-from omni_lab.data.worlds.scenes import Scene, Sound, caption, clip_facts, mix, picture_facts, render, say
+from omni_lab.data.worlds.scenes import Scene, Sound, caption, clip_facts, film, mix, picture_facts, render, say
 from omni_lab.data.worlds.things import LANGUAGES, background, vocabulary
 from omni_lab.modalities import Modality
 
@@ -36,7 +36,7 @@ class EmojiWorld:
 
     things: int = 32
     scenes: Mapping[str, int] = field(default_factory=lambda: {"train": 10_000, "validation": 1_000, "test": 1_500})
-    spoken_share: float = 0.5
+    spoken_share: float = 0.8
     speech: bool = True
     frames: int = 8
     picture_size: int = 64
@@ -57,7 +57,7 @@ class EmojiWorld:
     def fingerprint(self) -> dict[str, Any]:
         """The rules are known by their version, which is raised whenever they change."""
         return {
-            "rules": 2,
+            "rules": 3,
             "things": self.things,
             "scenes": dict(self.scenes),
             "spoken_share": self.spoken_share,
@@ -133,10 +133,8 @@ class EmojiWorld:
         return render(background(self.picture_size, self._rng(scene, 1)), scene.picture)
 
     def draw_clip(self, scene: Scene) -> np.ndarray:
-        """[F, 3, h, w] uint8; frame f shows the middle of its span of time."""
-        base = background(self.frame_size, self._rng(scene, 2))
-        moments = [[actor.at((f + 0.5) / self.frames) for actor in scene.clip] for f in range(self.frames)]
-        return np.stack([render(base, [p for p in placed if p is not None]) for placed in moments])
+        """[F, 3, h, w] uint8."""
+        return film(background(self.frame_size, self._rng(scene, 2)), scene.clip, self.frames)
 
     def make_sound(self, scene: Scene, sound: Sound) -> tuple[np.ndarray, dict[str, Any]]:
         """[S] int16, and who says what when."""

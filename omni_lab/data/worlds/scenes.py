@@ -78,7 +78,7 @@ class Scene:
     key: int
     split: str
     picture: tuple[Placed, ...]
-    clip: tuple[Acting, Acting]
+    clip: tuple[Acting, ...]
     sound: Sound | None
     said: tuple[Thing, ...]
     midpoints: tuple[float, ...]
@@ -95,6 +95,12 @@ def render(base: Image.Image, placed: Sequence[Placed]) -> np.ndarray:
         left, top = round(p.x - p.size / 2), round(p.y - p.size / 2)
         picture.alpha_composite(art, (max(left, 0), max(top, 0)), (max(-left, 0), max(-top, 0)))
     return np.ascontiguousarray(np.asarray(picture)[..., :3].transpose(2, 0, 1))
+
+
+def film(base: Image.Image, actors: Sequence[Acting], frames: int) -> np.ndarray:
+    """The actors over a background, [F, 3, h, w] uint8; frame f shows the middle of its span of time."""
+    moments = [[actor.at((f + 0.5) / frames) for actor in actors] for f in range(frames)]
+    return np.stack([render(base, [p for p in placed if p is not None]) for placed in moments])
 
 
 @lru_cache(maxsize=4096)  # about all names by all voices: they come up again and again

@@ -1,22 +1,25 @@
-"""One thing, four ways: a picture of it, its written name, its spoken name, and a clip; drawn afresh for every
+"""One thing or two, four ways: a picture, the written names, the spoken names, and a clip; drawn afresh for every
 sample."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from omni_lab.data.samples import Sample
-from omni_lab.data.worlds.captions import phrase
+from omni_lab.data.worlds.captions import JOINTS, phrase
+from omni_lab.data.worlds.drawing import act_out, place
 from omni_lab.data.worlds.emoji_world import EmojiWorld
-from omni_lab.data.worlds.scenes import CLIP_SECONDS, Acting, Placed, Sound, draw_voice, mix, render, say
+from omni_lab.data.worlds.scenes import Sound, draw_voice, film, mix, render, say
 from omni_lab.data.worlds.things import LANGUAGES, Thing, background, vocabulary
 from omni_lab.modalities import Modality
 
 STREAMS = {"train": 11, "validation": 12, "test": 13}
+ACTS = ("move", "stay", "appear", "disappear", "blink")
 
 
 class ThingViews(Dataset[Sample]):
@@ -24,8 +27,9 @@ class ThingViews(Dataset[Sample]):
     every round, so that each round of so many samples holds each thing once. Sample i depends on (world.seed, seed,
     split, i) alone.
 
-    languages: of the written names, drawn per sample. Spoken names are English; the test split's voices are its own.
-    targets: "thing" [] int64.
+    pairs: the chance that a sample is about a second thing as well: what belongs together must then be found within
+    each modality. languages: of the written names, drawn per sample. Spoken names are English; the test split's voices
+    are its own. targets: "thing" [] int64, the same number for the same thing or pair of things.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class ThingViews(Dataset[Sample]):
         split: str,
         *,
         seed: int = 0,
+        pairs: float = 0.0,
         languages: Sequence[str] = LANGUAGES,
         modalities: Sequence[Modality] = tuple(Modality),
     ) -> None:
@@ -42,6 +47,7 @@ class ThingViews(Dataset[Sample]):
         self.encode = encode
         self.split = split
         self.seed = seed
+        self.pairs = pairs
         self.languages = languages
         self.modalities = modalities
         self.things = vocabulary(world.things)
@@ -51,44 +57,48 @@ class ThingViews(Dataset[Sample]):
         stream = [self.world.seed, self.seed, STREAMS[self.split]]
         index = int(np.random.default_rng([*stream, i // size]).permutation(size)[i % size])
         rng = np.random.default_rng([*stream, i // size, index])
-        thing = self.things[index]
-        makers = {
-            Modality.TEXT: lambda: torch.tensor(self.encode(self.written(thing, rng))),
-            Modality.IMAGE: lambda: torch.from_numpy(self.picture(thing, rng)),
-            Modality.AUDIO: lambda: torch.from_numpy(self.sound(thing, rng)) / 32768.0,
-            Modality.VIDEO: lambda: torch.from_numpy(self.clip(thing, rng)),
+        shown, label = [self.things[index]], index
+        if rng.random() < self.pairs:
+            other = int((index + rng.integers(1, size)) % size)
+            shown, label = [self.things[index], self.things[other]], size * (1 + min(index, other)) + max(index, other)
+        makers: dict[Modality, Callable[[list[Thing]], Any]] = {
+            Modality.TEXT: lambda things: torch.tensor(self.encode(self.written(things, rng))),
+            Modality.IMAGE: lambda things: torch.from_numpy(self.picture(things, rng)),
+            Modality.AUDIO: lambda things: torch.from_numpy(self.sound(things, rng)) / 32768.0,
+            Modality.VIDEO: lambda things: torch.from_numpy(self.clip(things, rng)),
         }
-        inputs = {m: make() for m, make in makers.items() if m in self.modalities}
-        return Sample(f"{self.split}-{i}", "align", thing.names["en"], inputs, targets={"thing": torch.tensor(index)})
+        order = rng.permuted(np.tile(np.arange(len(shown)), (len(Modality), 1)), axis=1)  # of its own in each modality
+        inputs = {m: make([shown[k] for k in order[m.column]]) for m, make in makers.items() if m in self.modalities}
+        family = " and ".join(thing.names["en"] for thing in shown)
+        return Sample(f"{self.split}-{i}", "align", family, inputs, targets={"thing": torch.tensor(label)})
 
-    def written(self, thing: Thing, rng: np.random.Generator) -> str:
+    def written(self, things: Sequence[Thing], rng: np.random.Generator) -> str:
+        """Each with or without article and colour."""
         language = self.languages[int(rng.integers(len(self.languages)))]
-        return thing.names[language] if rng.random() < 0.5 else phrase(thing, language, colour=rng.random() < 0.5)
+        names = [
+            thing.names[language] if rng.random() < 0.5 else phrase(thing, language, colour=rng.random() < 0.5)
+            for thing in things
+        ]
+        return JOINTS[language].join(names)
 
-    def picture(self, thing: Thing, rng: np.random.Generator) -> np.ndarray:
-        """[3, H, W] uint8: the thing as large as scenes show it, anywhere."""
+    def picture(self, things: Sequence[Thing], rng: np.random.Generator) -> np.ndarray:
+        """[3, H, W] uint8: each thing as large as scenes show it, in a quarter of its own."""
         side = self.world.picture_size
-        size = int(rng.integers(round(side * 0.31), round(side * 0.45)))
-        x, y = rng.uniform(size / 2, side - size / 2, size=2)
-        placed = Placed(thing, float(x), float(y), size, float(rng.uniform(-20, 20)))
-        return render(background(side, rng), [placed])
+        return render(background(side, rng), place(things, side, rng))
 
-    def clip(self, thing: Thing, rng: np.random.Generator) -> np.ndarray:
-        """[F, 3, h, w] uint8: the thing moves, appears, blinks or stays."""
-        side, frames = self.world.frame_size, self.world.frames
-        act = ("move", "stay", "appear", "disappear", "blink")[int(rng.integers(5))]
-        x, y = rng.uniform(8, side - 8, size=2)
-        axis, sign = ("x", "y")[int(rng.integers(2))], (-1, 1)[int(rng.integers(2))]
-        size, angle = int(rng.integers(14, 16)), float(rng.uniform(-15, 15))
-        actor = Acting(thing, float(x), float(y), size, angle, act, axis, sign)
-        base = background(side, rng)
-        moments = [actor.at((f + 0.5) / frames) for f in range(frames)]
-        return np.stack([render(base, [m] if m is not None else []) for m in moments])
+    def clip(self, things: Sequence[Thing], rng: np.random.Generator) -> np.ndarray:
+        """[F, 3, h, w] uint8: each thing moves, appears, disappears, blinks or stays."""
+        side = self.world.frame_size
+        actors = act_out(things, [ACTS[int(rng.integers(len(ACTS)))] for _ in things], side, rng)
+        return film(background(side, rng), actors, self.world.frames)
 
-    def sound(self, thing: Thing, rng: np.random.Generator) -> np.ndarray:
-        """[S] int16: its name somewhere in one to two seconds of noise."""
+    def sound(self, things: Sequence[Thing], rng: np.random.Generator) -> np.ndarray:
+        """[S] int16: the names one after the other in noise; a single one early or late."""
         voice = draw_voice(self.split, rng)
-        utterance = say(thing.names["en"], voice)
-        start = float(rng.uniform(0, CLIP_SECONDS / 2))
-        snr = float(rng.uniform(0, 40))
-        return mix(Sound(((thing.names["en"], start),), voice, snr), [utterance], rng)
+        start = float(rng.uniform(0, 0.3 if len(things) > 1 else 1.0))
+        said, utterances = [], []
+        for thing in things:
+            utterances.append(say(thing.names["en"], voice))
+            said.append((thing.names["en"], start))
+            start += utterances[-1].seconds + float(rng.uniform(0.05, 0.3))
+        return mix(Sound(tuple(said), voice, float(rng.uniform(0, 40))), utterances, rng)
