@@ -109,8 +109,8 @@ class ModelConfig:
 class DataConfig:
     """budget: what a batch may cost; a sample costs the sum of `costs` over the modalities it carries (the questions
     about one scene count once, as they share its media). questions_per_scene: drawn anew each epoch. balance_families:
-    draw a question with a chance of one over the size of its family; as a scene has only some ten questions, that evens
-    the families out but partly. max_scenes: use only the first that many scenes of each split.
+    draw a question with a chance of one over the size of its family; as a scene has only some sixteen questions, that
+    evens the families out but partly. max_scenes: use only the first that many scenes of each split.
     """
 
     budget: float = 32.0

@@ -28,7 +28,7 @@ def warmup_cosine(module: L.LightningModule, config: TrainingConfig) -> Optimize
         groups.setdefault((rate * config.learning_rate, decay), []).append(parameter)
     optimizer = torch.optim.AdamW(
         [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()],
-        fused=module.device.type == "cpu",  # small models are updated faster; on a GPU, clipping under fp16 forbids it
+        fused=module.trainer.precision == "32-true",  # faster; Lightning will not clip with it in mixed precision
     )
     # trainer.estimated_stepping_batches, asked this early, would build the loaders before the state that a
     # checkpoint holds for them is restored: a resumed epoch would begin again at its first batch.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -7,14 +9,16 @@ import torch
 from omni_lab.data import EmojiWorld, Sample, collate
 from omni_lab.data.sampling import ConsecutiveBatches
 from omni_lab.data.sounds import SAMPLE_RATE
-from omni_lab.data.speech import HELD_OUT
+from omni_lab.data.speech import HELD_OUT, Utterance
 from omni_lab.data.worlds import ThingViews
-from omni_lab.data.worlds.scenes import draw_voice
+from omni_lab.data.worlds import views as module_of_views
+from omni_lab.data.worlds.scenes import Sound, draw_voice
 from omni_lab.data.worlds.things import vocabulary
 from omni_lab.modalities import Modality
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
 WORLD = EmojiWorld(things=8)
+NOTHING = np.zeros(1, dtype=np.int16)
 
 
 def views(split: str = "train", **options: object) -> ThingViews:
@@ -79,10 +83,17 @@ def test_a_view_may_show_two_things() -> None:
     assert 0.15 < sum(" and " in some[i].family for i in range(400)) / 400 < 0.35
 
 
-def test_two_names_are_said_one_after_the_other() -> None:
-    singles, pairs = (views(pairs=share, modalities=[AUDIO]) for share in (0.0, 1.0))
-    seconds = [np.mean([len(d[i].inputs[AUDIO]) / SAMPLE_RATE for i in range(40)]) for d in (singles, pairs)]
-    assert seconds[0] + 0.1 < seconds[1] < 2.5
+def test_two_names_are_said_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed: list[tuple[Sound, Sequence[Utterance]]] = []
+    monkeypatch.setattr(module_of_views, "mix", lambda sound, spoken, rng: mixed.append((sound, spoken)) or NOTHING)
+    dataset = views(pairs=0.5, modalities=[AUDIO])
+    for i in range(40):
+        names = dataset[i].family.split(" and ")
+        sound, spoken = mixed[-1]
+        assert sorted(name for name, _ in sound.said) == sorted(names)
+        ends = [start + utterance.seconds for (_, start), utterance in zip(sound.said, spoken, strict=True)]
+        assert all(start > end for (_, start), end in zip(sound.said[1:], ends[:-1], strict=True))
+    assert {len(spoken) for _, spoken in mixed} == {1, 2}
 
 
 def test_the_language_can_be_chosen() -> None:

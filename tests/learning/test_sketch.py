@@ -28,8 +28,8 @@ def given(modality: Modality, values: torch.Tensor, length: int) -> OmniBatch:
 
 def test_a_cell_of_a_picture_is_sketched_by_its_quarters(encoders: nn.ModuleDict) -> None:
     pictures = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    tokens = Tokens(torch.zeros(2, 16, 256), torch.ones(2, 16).bool())  # 4 x 4 cells of 16 pixels
-    drawn = Sketches(encoders, dim=256)._drawn(IMAGE, pictures, tokens)
+    tokens = Tokens(torch.zeros(2, 16, 16), torch.ones(2, 16).bool())  # 4 x 4 cells of 16 pixels
+    drawn = Sketches(encoders, dim=16)._drawn(IMAGE, pictures, tokens)
     assert drawn.shape == (2, 16, WIDTHS[IMAGE])
     row, column = 2, 1
     cell = pictures[1, :, 32:48, 16:32] / 255 * 4 - 2
@@ -40,8 +40,8 @@ def test_a_cell_of_a_picture_is_sketched_by_its_quarters(encoders: nn.ModuleDict
 def test_a_frame_is_sketched_in_the_order_of_its_tokens(encoders: nn.ModuleDict) -> None:
     clips = torch.zeros(1, 3, 3, 32, 32, dtype=torch.uint8)
     clips[0, 1, :, 16:, :16] = 255  # second frame, bottom left
-    tokens = Tokens(torch.zeros(1, 12, 256), torch.ones(1, 12).bool())  # 2 x 2 cells a frame
-    drawn = Sketches(encoders, dim=256)._drawn(VIDEO, clips, tokens)
+    tokens = Tokens(torch.zeros(1, 12, 16), torch.ones(1, 12).bool())  # 2 x 2 cells a frame
+    drawn = Sketches(encoders, dim=16)._drawn(VIDEO, clips, tokens)
     assert drawn.shape == (1, 12, WIDTHS[VIDEO])
     assert [i for i in range(12) if drawn[0, i].mean() > 0] == [4 + 2]
 
@@ -49,7 +49,7 @@ def test_a_frame_is_sketched_in_the_order_of_its_tokens(encoders: nn.ModuleDict)
 def test_a_sound_is_sketched_by_its_pitch_and_when(encoders: nn.ModuleDict) -> None:
     low, high = (torch.sin(2 * math.pi * hertz * torch.arange(RATE) / RATE) for hertz in (300, 3000))
     tokens = encoders["audio"](torch.cat([low, high])[None], torch.ones(1, 2 * RATE).bool())
-    drawn = Sketches(encoders, dim=256)._drawn(AUDIO, torch.cat([low, high])[None], tokens)[0]
+    drawn = Sketches(encoders, dim=16)._drawn(AUDIO, torch.cat([low, high])[None], tokens)[0]
     middle = tokens.mask.shape[1] // 2
     loudest = drawn.argmax(dim=1)
     assert len(drawn) == tokens.mask.shape[1] and drawn.shape[1] == WIDTHS[AUDIO]
@@ -57,7 +57,7 @@ def test_a_sound_is_sketched_by_its_pitch_and_when(encoders: nn.ModuleDict) -> N
 
 
 def test_padding_does_not_count(encoders: nn.ModuleDict) -> None:
-    sketches = Sketches(encoders, dim=256)
+    sketches = Sketches(encoders, dim=16)
     pictures = given(IMAGE, torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), 1)
     tokens = encode_inputs(encoders, pictures)[IMAGE]
     half = torch.arange(tokens.mask.shape[1]) < 5
@@ -67,7 +67,7 @@ def test_padding_does_not_count(encoders: nn.ModuleDict) -> None:
 
 
 def test_encoders_learn_what_their_tokens_cover(encoders: nn.ModuleDict) -> None:
-    sketches = Sketches(encoders, dim=256)
+    sketches = Sketches(encoders, dim=16)
     batch = given(IMAGE, torch.randint(0, 2, (4, 3, 1, 1), dtype=torch.uint8).expand(-1, -1, 64, 64) * 255, 1)
     optimizer = torch.optim.AdamW([*encoders["image"].parameters(), *sketches.parameters()], lr=3e-3)
     losses = []
