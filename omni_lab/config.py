@@ -15,11 +15,13 @@ from omni_lab.modalities import Modality
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A Swin transformer of timm. `overrides` go to `timm.create_model`: any size by configuration."""
+    """A Swin transformer of timm. early_exit: can also stop after its first stage. `overrides` go to
+    `timm.create_model`: any size by configuration."""
 
     name: str = "swin_tiny_patch4_window7_224"
     image_size: int = 64
     pretrained: bool = False
+    early_exit: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
@@ -50,7 +52,7 @@ class AudioConfig:
     below), or the name of a bundle of torchaudio.pipelines, such as "WAV2VEC2_BASE" (downloads its weights).
 
     input_rate: of the waveforms handed in, in Hz; inside it is 16,000. convolutions: (channels, kernel, stride) each.
-    seconds_per_token: what is pooled into one token.
+    seconds_per_token: what is pooled into one token. early_exit: can also stop before its transformer.
     """
 
     front_end: str = "mel"
@@ -61,6 +63,7 @@ class AudioConfig:
     input_rate: int = 16_000
     convolutions: tuple[tuple[int, int, int], ...] = ((48, 40, 20), (96, 8, 4), (128, 4, 4))
     seconds_per_token: float = 0.12
+    early_exit: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,15 @@ class VideoConfig:
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """paths: the directed (query, key) pairs that exist in each layer; None means all of them."""
+    """paths: the directed (query, key) pairs that exist in each layer; None means all of them. gated: multiply each by
+    a soft gate of its own."""
 
     paths: tuple[tuple[Modality, Modality], ...] | None = None
     depth: int = 1
     heads: int = 4
     mlp_ratio: float = 2.0
     dropout: float = 0.0
+    gated: bool = False
 
 
 @dataclass(frozen=True)

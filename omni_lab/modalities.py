@@ -71,6 +71,16 @@ class Tokens:
         """The tokens of some of the samples."""
         return replace(self, rows=samples if self.rows is None else self.rows[samples])
 
+    def compacted(self) -> Tokens:
+        """The same tokens without the entries that no sample uses."""
+        if self.rows is None or (len(self.rows) >= len(self.values) and len(self.rows.unique()) >= len(self.values)):
+            return self
+        used, rows = self.rows[self.rows >= 0].unique(return_inverse=True)
+        kept = self.rows.clone()
+        kept[self.rows >= 0] = rows
+        times = None if self.times is None else self.times[used]
+        return Tokens(self.values[used], self.mask[used], times, kept)
+
     def expanded(self) -> Tokens:
         """The same tokens with one entry per sample."""
         if self.rows is None:
@@ -101,12 +111,14 @@ class ModalityInput:
     waveforms [U, S], clips [U, F, 3, H, W] uint8; or what an encoder made of any of them, tokens [U, N, D] float.
     mask: [U, T], True where the time axis, or the axis of tokens, is not padding.
     rows: [B], which entry belongs to each sample, -1 where the sample lacks the modality. Modalities that are dealt out
-    alike share one `rows` object: what happens between them is then computed once per entry.
+    alike share one `rows` object: what happens between them is then computed once per entry. light: with tokens, what
+    the encoder's early exit made of the same inputs.
     """
 
     values: Tensor
     mask: Bool[Tensor, "u t"]
     rows: Int[Tensor, " b"]
+    light: Float[Tensor, "u n d"] | None = None
 
     @property
     def encoded(self) -> bool:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from omni_lab.config import ModelConfig
 from omni_lab.encoders import AudioEncoder, Int8Latents, TextEncoder, VideoEncoder, VisionEncoder, fake_quantize
-from omni_lab.fusion import CrossModalFusion, FusionOutput, Path, all_paths
+from omni_lab.fusion import CrossModalFusion, FusionOutput
 from omni_lab.heads import AnswerHead
-from omni_lab.modalities import Modality, OmniBatch, Tokens
+from omni_lab.modalities import Modality, ModalityInput, OmniBatch, Tokens
+from omni_lab.routing import Level, Path, Route, RouteSpace, all_paths
 
 
 class OmniOutput(NamedTuple):
@@ -27,7 +30,7 @@ class OmniOutput(NamedTuple):
 class OmniModel(nn.Module):
     """encoders: one per modality, called as encoder(values, mask) -> Tokens. fusion: streams -> FusionOutput.
     heads: by name, each called with the fused streams. latent_bits: what fusion sees of each token's values is what
-    storing them in so many bits leaves; None for all of it.
+    storing them in so many bits leaves; None for all of it. space: the routes it can take.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class OmniModel(nn.Module):
         encoders: Mapping[Modality, nn.Module],
         fusion: nn.Module,
         heads: Mapping[str, nn.Module],
+        space: RouteSpace,
         latent_bits: int | None = None,
     ):
         super().__init__()
@@ -43,11 +47,21 @@ class OmniModel(nn.Module):
         self.encoders = nn.ModuleDict({m.value: encoders[m] for m in Modality if m in encoders})
         self.fusion = fusion
         self.heads = nn.ModuleDict(heads)
+        self.space = space
 
-    def encode(self, batch: OmniBatch) -> dict[Modality, Tokens]:
+    def encode(
+        self, batch: OmniBatch, route: Route | None = None, *, execution: str = "gathered"
+    ) -> dict[Modality, Tokens]:
         """Every distinct input goes through its encoder once; `rows` say which samples use it. Tokens stay as they
-        are."""
-        streams = encode_inputs(self.encoders, batch)
+        are.
+
+        route: an encoder sees only the inputs of samples that want it, once in full and once up to its early exit
+        where different samples want both; a skipped modality is absent from its sample.
+        """
+        if route is None:
+            streams = encode_inputs(self.encoders, batch)
+        else:
+            streams = self._routed(batch, route, masked=execution == "masked")
         if self.latent_bits is None:
             return streams
         return {
@@ -60,21 +74,80 @@ class OmniModel(nn.Module):
         return {m: Int8Latents.of(tokens) for m, tokens in encode_inputs(self.encoders, batch).items()}
 
     def forward(
-        self, batch: OmniBatch, *, heads: Collection[str] | None = None, need_weights: bool = False
+        self,
+        batch: OmniBatch,
+        *,
+        heads: Collection[str] | None = None,
+        route: Route | None = None,
+        execution: str = "gathered",
+        need_weights: bool = False,
     ) -> OmniOutput:
-        """heads: which to run (default all). need_weights: take the explicit attention path and return the weights."""
+        """heads: which to run (default all). route: what runs for which sample (default everything, without masks or
+        gathering). execution: see `CrossModalFusion`. need_weights: take the explicit attention path and return the
+        weights. Raises RouteError for a route that the batch or the model does not allow.
+        """
         wanted = list(self.heads) if heads is None else list(heads)
         unknown = [name for name in wanted if name not in self.heads]
         if unknown:
             raise ValueError(f"no head named {unknown[0]!r}: this model has {list(self.heads)}")
-        return self.fuse(self.encode(batch), heads=wanted, need_weights=need_weights)
+        if route is not None:
+            self.space.check(route, batch.present, batch.ids)
+        encoded = self.encode(batch, route, execution=execution)
+        return self.fuse(encoded, heads=wanted, route=route, execution=execution, need_weights=need_weights)
 
     def fuse(
-        self, encoded: Mapping[Modality, Tokens], *, heads: Collection[str], need_weights: bool = False
+        self,
+        encoded: Mapping[Modality, Tokens],
+        *,
+        heads: Collection[str],
+        route: Route | None = None,
+        execution: str = "gathered",
+        need_weights: bool = False,
     ) -> OmniOutput:
         """Fusion and heads, from what the encoders returned."""
-        fused = self.fusion(encoded, need_weights=need_weights)
+        fused = self.fusion(encoded, route=route, execution=execution, need_weights=need_weights)
         return OmniOutput({name: self.heads[name](fused.tokens) for name in heads}, encoded, fused)
+
+    def _routed(self, batch: OmniBatch, route: Route, *, masked: bool) -> dict[Modality, Tokens]:
+        """Per modality, the tokens of the inputs that some sample wants in full, then of those wanted up to the exit.
+
+        masked: whether anybody wants them or not.
+        """
+        levels = route.encoders.cpu()  # once, not once per modality
+        streams = {}
+        for modality, given in batch.inputs.items():
+            parts, rows, known = [], torch.full((len(batch),), -1), 0
+            entries = given.rows.cpu()
+            for level in (Level.FULL, Level.LIGHT):
+                wants = (levels[:, modality.column] == level) & (entries >= 0)
+                used = entries[(entries >= 0) if masked and level in self.space.choices(modality) else wants].unique()
+                if len(used):
+                    parts.append(self._encoded_at(level, modality, given, used.to(given.rows.device)))
+                    rows[wants] = known + torch.searchsorted(used, entries[wants])
+                    known += len(used)
+            if parts:
+                streams[modality] = replace(_stacked(parts), rows=rows.to(given.rows.device))
+        return streams
+
+    def _encoded_at(self, level: Level, modality: Modality, given: ModalityInput, entries: Int[Tensor, " e"]) -> Tokens:
+        mask = given.mask[entries]
+        if given.encoded:
+            values = given.values if level is Level.FULL else given.light
+            if values is None:
+                raise ValueError(f"{modality} was encoded beforehand in full only: its early exit cannot be taken")
+            return Tokens(values[entries], mask)
+        encoder: Any = self.encoders[modality.value]
+        return (encoder if level is Level.FULL else encoder.light)(given.values[entries], mask)
+
+
+def _stacked(parts: Sequence[Tokens]) -> Tokens:
+    """Entries of the same shape one after the other."""
+    times = [part.times for part in parts if part.times is not None]
+    return Tokens(
+        torch.cat([part.values for part in parts]),
+        torch.cat([part.mask for part in parts]),
+        torch.cat(times) if len(times) == len(parts) else None,
+    )
 
 
 def encode_inputs(encoders: nn.ModuleDict, batch: OmniBatch) -> dict[Modality, Tokens]:
@@ -100,22 +173,30 @@ def build_encoders(config: ModelConfig, *, vocab_size: int) -> dict[Modality, nn
     return {m: makers[m]() for m in config.modalities}
 
 
+def _levels(config: ModelConfig) -> dict[Modality, tuple[Level, ...]]:
+    """What may be chosen for each encoder; text, the shortest, has no early exit."""
+    exits = {Modality.IMAGE: config.vision.early_exit, Modality.VIDEO: config.vision.early_exit}
+    exits[Modality.AUDIO] = config.audio.early_exit
+    return {m: tuple(Level) for m, has_exit in exits.items() if has_exit and m in config.modalities}
+
+
 def build_model(config: ModelConfig, *, vocab_size: int, answers: int) -> OmniModel:
     """The model of a configuration: vocab_size token ids in, scores for so many answers out."""
-    paths: Sequence[Path] = (
-        all_paths(config.modalities) if config.fusion.paths is None else [Path(*p) for p in config.fusion.paths]
-    )
+    every = all_paths(config.modalities) if config.fusion.paths is None else [Path(*p) for p in config.fusion.paths]
+    paths = tuple(path for path in every if {*path} <= {*config.modalities})
     return OmniModel(
         encoders=build_encoders(config, vocab_size=vocab_size),
         latent_bits=config.latent_bits,
         fusion=CrossModalFusion(
-            paths=[p for p in paths if {*p} <= {*config.modalities}],
+            paths=paths,
             dim=config.dim,
             depth=config.fusion.depth,
             heads=config.fusion.heads,
             mlp_ratio=config.fusion.mlp_ratio,
             dropout=config.fusion.dropout,
+            gated=config.fusion.gated,
         ),
+        space=RouteSpace(modalities=config.modalities, paths=paths, depth=config.fusion.depth, levels=_levels(config)),
         heads={
             "answer": AnswerHead(
                 modalities=config.modalities,

@@ -63,6 +63,12 @@ class MelFrontEnd(nn.Module):
         return (lengths + HOP - 1) // HOP
 
     def forward(self, waves: Float[Tensor, "u s"], lengths: Int[Tensor, " u"]) -> Float[Tensor, "u f d"]:
+        return self.blocks(Tokens(*self.shallow(waves, lengths))).values
+
+    def shallow(
+        self, waves: Float[Tensor, "u s"], lengths: Int[Tensor, " u"]
+    ) -> tuple[Float[Tensor, "u f d"], Bool[Tensor, "u f"]]:
+        """What the convolutions make of a sound, and which frames are real."""
         x = self.mel(nn.functional.pad(waves, (0, -waves.shape[1] % HOP)))  # [U, 64, 10 ms]
         real = torch.arange(x.shape[2], device=x.device) * 160 < lengths[:, None]  # [U, 10 ms]
         count = real.sum(1).clamp(min=1)[:, None, None] * x.shape[1]
@@ -74,7 +80,7 @@ class MelFrontEnd(nn.Module):
             real = real[:, ::2]
         x = x.transpose(1, 2)  # [U, F, dim]
         seconds = (torch.arange(x.shape[1], device=x.device) + 0.5) * self.frame_seconds
-        return self.blocks(Tokens(x + time_features(seconds, x.shape[2]), real)).values
+        return x + time_features(seconds, x.shape[2]), real
 
 
 class Wav2Vec2FrontEnd(nn.Module):
@@ -141,24 +147,46 @@ class AudioEncoder(nn.Module):
         self.pool = max(1, round(config.seconds_per_token / self.front.frame_seconds))
         self.norm = nn.LayerNorm(self.front.dim)
         self.project = nn.Linear(self.front.dim, out_dim)
+        if config.early_exit and config.front_end != "mel":
+            raise ValueError(f"only the mel front end has an early exit: got front_end {config.front_end!r}")
+        self.exit = nn.Linear(self.front.dim, out_dim) if config.early_exit else None
 
     @property
     def seconds_per_token(self) -> float:
         return self.pool * self.front.frame_seconds
 
     def forward(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> Tokens:
+        waves, lengths = self._heard(waves, mask)
+        pooled, real = self._pooled(self.front(waves, lengths), lengths)
+        return self._tokens(self.project(self.norm(pooled)), real)
+
+    def light(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> Tokens:
+        """The same tokens from the mel spectrogram and its convolutions alone, without the transformer."""
+        assert self.exit is not None and isinstance(self.front, MelFrontEnd)
+        waves, lengths = self._heard(waves, mask)
+        pooled, real = self._pooled(self.front.shallow(waves, lengths)[0], lengths)
+        return self._tokens(self.exit(nn.functional.layer_norm(pooled, pooled.shape[-1:])), real)
+
+    def _heard(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> tuple[Tensor, Int[Tensor, " u"]]:
+        """The waveforms at the inner rate, silent behind their ends, and their lengths."""
         if self.input_rate != RATE:
             waves = resample(waves, self.input_rate, RATE)
         lengths = torch.div(mask.sum(1) * RATE, self.input_rate, rounding_mode="floor")
         waves = waves * (torch.arange(waves.shape[1], device=waves.device) < lengths[:, None])
         short = max(0, 1600 - waves.shape[1])  # a tenth of a second is the least that the convolutions can take
-        frames = self.front(nn.functional.pad(waves, (0, short)), lengths)  # [U, F, dim]
+        return nn.functional.pad(waves, (0, short)), lengths
+
+    def _pooled(
+        self, frames: Float[Tensor, "u f d"], lengths: Int[Tensor, " u"]
+    ) -> tuple[Float[Tensor, "u n d"], Bool[Tensor, "u n"]]:
+        """Means over the real frames of each token, and which tokens have any."""
         real = torch.arange(frames.shape[1], device=frames.device) < self.front.frames(lengths)[:, None]
         lacking = -frames.shape[1] % self.pool
         frames = nn.functional.pad(frames, (0, 0, 0, lacking)).unflatten(1, (-1, self.pool))  # [U, N, pool, dim]
         weight = nn.functional.pad(real, (0, lacking)).unflatten(1, (-1, self.pool))[..., None].to(frames.dtype)
-        pooled = (frames * weight).sum(2) / weight.sum(2).clamp(min=1)
-        times = (torch.arange(pooled.shape[1], device=frames.device) + 0.5) * self.seconds_per_token
-        values = unit_scale(self.project(self.norm(pooled)))
-        values = values + time_features(times, values.shape[2], amplitude=LOUD)
-        return Tokens(values, weight.squeeze(-1).any(dim=2), times.expand(len(values), -1))
+        return (frames * weight).sum(2) / weight.sum(2).clamp(min=1), weight.squeeze(-1).any(dim=2)
+
+    def _tokens(self, said: Float[Tensor, "u n d"], real: Bool[Tensor, "u n"]) -> Tokens:
+        times = (torch.arange(said.shape[1], device=said.device) + 0.5) * self.seconds_per_token
+        values = unit_scale(said) + time_features(times, said.shape[2], amplitude=LOUD)
+        return Tokens(values, real, times.expand(len(values), -1))

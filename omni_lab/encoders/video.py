@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from omni_lab.attention import TransformerBlock
@@ -43,24 +43,41 @@ class VideoEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         self.project = nn.Linear(config.dim, out_dim)
         self.position = nn.Parameter(place_features(config.grid, config.grid, out_dim, amplitude=LOUD))
+        self.exit = nn.Linear(vision.shallow_features, out_dim) if vision.exit is not None else None
 
     def forward(self, clips: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Tokens:
         """mask: [U, F], True for every real frame. The real frames of a clip share its `seconds` evenly."""
-        if clips.shape[2:] != (3, self.frame_size, self.frame_size):
-            raise ValueError(f"clips must be [U, F, 3, {self.frame_size}, {self.frame_size}]: got {list(clips.shape)}")
+        times = self._times(clips, mask)
         count, frames = mask.shape
         cells = self.vision.cells(clips.flatten(0, 1)).flatten(1, 2)  # [U*F, c, C]
         x = (self.narrow(cells) + self.cell).unflatten(0, (count, frames))  # [U, F, c, d]
-        span = self.seconds / mask.sum(1, keepdim=True).clamp(min=1)
-        times = (torch.arange(frames, device=clips.device) + 0.5) * span  # [U, F]
         x = x + time_features(times, x.shape[3])[:, :, None]
         along = x.transpose(1, 2).flatten(0, 1)  # [U*c, F, d]: each cell through time
         along = self.blocks(Tokens(along, mask.repeat_interleave(x.shape[2], dim=0))).values
         x = along.unflatten(0, (count, -1)).transpose(1, 2)  # [U, F, c, d]
-        side = round(x.shape[2] ** 0.5)
-        block = side // self.grid
-        tiles = x.reshape(count, frames, self.grid, block, self.grid, block, -1).mean((3, 5)).flatten(2, 3)
-        values = unit_scale(self.project(self.norm(tiles))) + self.position  # [U, F, g*g, D]
+        return self._tokens(self.project(self.norm(self._tiles(x))), mask, times)
+
+    def light(self, clips: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Tokens:
+        """The same tokens from the picture encoder's first stage alone, each frame by itself."""
+        assert self.exit is not None
+        times = self._times(clips, mask)
+        cells = self.vision.shallow_cells(clips.flatten(0, 1)).flatten(1, 2)
+        return self._tokens(self.exit(self._tiles(cells.unflatten(0, mask.shape))), mask, times)
+
+    def _times(self, clips: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Float[Tensor, "u f"]:
+        """The middle of each frame's span, in seconds."""
+        if clips.shape[2:] != (3, self.frame_size, self.frame_size):
+            raise ValueError(f"clips must be [U, F, 3, {self.frame_size}, {self.frame_size}]: got {list(clips.shape)}")
+        span = self.seconds / mask.sum(1, keepdim=True).clamp(min=1)
+        return (torch.arange(mask.shape[1], device=clips.device) + 0.5) * span
+
+    def _tiles(self, x: Float[Tensor, "u f c d"]) -> Float[Tensor, "u f g d"]:
+        """Cells averaged to grid x grid per frame."""
+        block = round(x.shape[2] ** 0.5) // self.grid
+        return x.unflatten(2, (self.grid, block, self.grid, block)).mean((3, 5)).flatten(2, 3)
+
+    def _tokens(self, said: Float[Tensor, "u f g d"], mask: Bool[Tensor, "u f"], times: Float[Tensor, "u f"]) -> Tokens:
+        values = unit_scale(said) + self.position  # [U, F, g*g, D]
         values = values + time_features(times, values.shape[3], amplitude=LOUD)[:, :, None]
         each = self.grid**2
         return Tokens(values.flatten(1, 2), mask.repeat_interleave(each, 1), times.repeat_interleave(each, 1))

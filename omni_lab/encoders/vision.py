@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
@@ -40,10 +41,30 @@ class VisionEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(statistics["std"]).view(3, 1, 1), persistent=False)
         self.project = nn.Linear(self.swin.num_features, out_dim)
         self.position = nn.Parameter(place_features(*self.grid, out_dim, amplitude=LOUD))
+        self.exit = nn.Linear(self.shallow_features, out_dim) if config.early_exit else None
 
     def cells(self, pictures: UInt8[Tensor, "u 3 h w"]) -> Float[Tensor, "u i j c"]:
         """The last stage's features of pictures of any size that the Swin accepts."""
         return self.swin.forward_features((pictures / 255.0 - self.mean) / self.std)
+
+    @property
+    def shallow_features(self) -> int:
+        """Channels of `shallow_cells`."""
+        first = self.swin.feature_info[0]
+        return first["num_chs"] * (self.stride // first["reduction"]) ** 2
+
+    def shallow_cells(self, pictures: UInt8[Tensor, "u 3 h w"]) -> Float[Tensor, "u i j c"]:
+        """The first stage's features, those of one cell of the last stage side by side; layer norm without weights."""
+        x = self.swin.layers[0](self.swin.patch_embed((pictures / 255.0 - self.mean) / self.std))  # [U, H, W, c]
+        ratio = x.shape[1] * self.stride // pictures.shape[2]
+        x = F.pixel_unshuffle(x.permute(0, 3, 1, 2), ratio).permute(0, 2, 3, 1)
+        return F.layer_norm(x, x.shape[-1:])
+
+    def light(self, pictures: UInt8[Tensor, "u 3 h w"], mask: Bool[Tensor, "u 1"]) -> Tokens:
+        """The same tokens from the first stage alone (early exit, BranchyNet, Teerapittayanon et al. 2016)."""
+        assert self.exit is not None
+        values = unit_scale(self.exit(self.shallow_cells(pictures).flatten(1, 2))) + self.position
+        return Tokens(values, mask.expand(-1, values.shape[1]))
 
     def forward(self, pictures: UInt8[Tensor, "u 3 h w"], mask: Bool[Tensor, "u 1"]) -> Tokens:
         """mask: [U, 1], True for every real picture (a picture is one frame on its time axis)."""

@@ -3,9 +3,10 @@
 A path is one directed pair of modalities in one layer and owns all its weights (MulT, Tsai et al. 2019,
 eq. 2-3). A layer does, for each query modality m,
 
-    h_m  <-  h_m + sum over n != m of CrossModalAttention_mn(h_m, h_n)      then self-attention and FFN of m
+    h_m  <-  h_m + sum over n != m of r[m,n] * g[m,n] * CrossModalAttention_mn(h_m, h_n)
 
-A modality that listens to nobody has nothing new to digest: its stream passes through unchanged.
+and then self-attention and FFN of m. r is the hard route, 0 or 1 per sample and path; g the soft gate, how much m
+listens to n. A modality that has no path to listen along has nothing new to digest: its stream passes through unchanged.
 """
 
 from __future__ import annotations
@@ -15,26 +16,15 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from omni_lab.attention import AttentionOutput, MultiHeadAttention, TransformerBlock
+from omni_lab.fusion.packed import packed_layer, packed_works
 from omni_lab.modalities import Modality, Tokens
+from omni_lab.routing.route import Path, Route
 
-
-class Path(NamedTuple):
-    """A directed interaction: `query` listens to `key`."""
-
-    query: Modality
-    key: Modality
-
-    def __str__(self) -> str:
-        return f"{self.query}_from_{self.key}"
-
-
-def all_paths(modalities: Sequence[Modality]) -> list[Path]:
-    """Every directed pair of different modalities."""
-    return [Path(m, n) for m in modalities for n in modalities if m is not n]
+EXECUTIONS = ("gathered", "masked", "packed")
 
 
 class FusionOutput(NamedTuple):
@@ -46,12 +36,13 @@ class FusionOutput(NamedTuple):
 
 
 class CrossModalAttention(nn.Module):
-    """One path: norms, projections and output of its own. Returns what is added to the query stream.
+    """One path: norms, projections, output and gate of its own. Returns what is added to the query stream.
 
-    A sample that lacks the key modality (all its context tokens masked) receives exactly zero.
+    A sample that lacks the key modality (all its context tokens masked) receives exactly zero. gated: multiply by a
+    soft gate between 0 and 2, worked out from the mean of both ends; it begins at 1.
     """
 
-    def __init__(self, *, dim: int, heads: int) -> None:
+    def __init__(self, *, dim: int, heads: int, gated: bool = False) -> None:
         super().__init__()
         self.norm_query = nn.LayerNorm(dim)
         self.norm_context = nn.LayerNorm(dim)
@@ -60,19 +51,37 @@ class CrossModalAttention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)  # as loud as what it is added to
             nn.init.zeros_(layer.bias)
         self.attention.key.load_state_dict(self.attention.query.state_dict())  # at first, like attends to like
+        self.gate = nn.Linear(2 * dim, 1) if gated else None
+        if self.gate is not None:
+            nn.init.zeros_(self.gate.weight)
+            nn.init.zeros_(self.gate.bias)
 
     def forward(self, query: Tokens, context: Tokens, *, need_weights: bool = False) -> AttentionOutput:
         normed = context.with_values(self.norm_context(context.values))
-        return self.attention(self.norm_query(query.values), normed, need_weights=need_weights)
+        listening = query.with_values(self.norm_query(query.values))
+        said = self.attention(listening.values, normed, need_weights=need_weights)
+        if self.gate is None:
+            return said
+        opening = self.openness(listening.pooled(), normed.pooled())
+        return said._replace(values=said.values * opening[:, None, None])
+
+    def openness(self, query: Float[Tensor, "b d"], context: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+        """The soft gate, from the means of the normed tokens of both ends."""
+        assert self.gate is not None
+        return 2 * self.gate(torch.cat([query, context], dim=1)).sigmoid().squeeze(1)
 
 
 class FusionLayer(nn.Module):
     """The given paths, then a transformer block for each modality that listens."""
 
-    def __init__(self, *, paths: Sequence[Path], dim: int, heads: int, mlp_ratio: float, dropout: float) -> None:
+    def __init__(
+        self, *, paths: Sequence[Path], dim: int, heads: int, mlp_ratio: float, dropout: float, gated: bool = False
+    ) -> None:
         super().__init__()
         self.paths = list(paths)
-        self.cross = nn.ModuleDict({str(path): CrossModalAttention(dim=dim, heads=heads) for path in self.paths})
+        self.cross = nn.ModuleDict(
+            {str(path): CrossModalAttention(dim=dim, heads=heads, gated=gated) for path in self.paths}
+        )
         self.blocks = nn.ModuleDict(
             {
                 query.value: TransformerBlock(dim=dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout)
@@ -81,15 +90,24 @@ class FusionLayer(nn.Module):
         )
 
     def forward(
-        self, streams: Mapping[Modality, Tokens], *, need_weights: bool
+        self,
+        streams: Mapping[Modality, Tokens],
+        *,
+        opened: Mapping[Path, Bool[Tensor, " b"]] | None = None,
+        execution: str = "gathered",
+        need_weights: bool,
     ) -> tuple[dict[Modality, Tokens], dict[Path, Float[Tensor, "b h q k"]]]:
+        """opened: for which samples each path is open (all of them); on the CPU, wherever the streams are."""
+        if execution == "packed" and opened is not None and not need_weights and packed_works(streams):
+            return self._packed(streams, opened), {}
         updated = dict(streams)
         weights: dict[Path, Tensor] = {}
         for query, stream in streams.items():
             if query.value not in self.blocks:
                 continue
             heard = {path: streams[path.key] for path in self.paths if path.query is query and path.key in streams}
-            if all(context.rows is stream.rows for context in heard.values()):  # dealt out alike: once per entry
+            if opened is None and all(context.rows is stream.rows for context in heard.values()):
+                # dealt out alike: once per entry
                 own, contexts = replace(stream, rows=None), {p: replace(c, rows=None) for p, c in heard.items()}
                 own, said = self._listen(query, own, contexts, need_weights=need_weights)
                 updated[query] = replace(own, rows=stream.rows)
@@ -99,7 +117,9 @@ class FusionLayer(nn.Module):
                 if len(samples) == 0:
                     continue
                 contexts = {path: context.of(samples) for path, context in heard.items()}
-                own, said = self._listen(query, stream.of(samples).expanded(), contexts, need_weights=need_weights)
+                kept = None if opened is None else {path: opened[path].to(samples.device)[samples] for path in heard}
+                listen = self._listen_masked if execution == "masked" else self._listen
+                own, said = listen(query, stream.of(samples).expanded(), contexts, kept, need_weights=need_weights)
                 rows = torch.full((len(stream),), -1, device=samples.device)
                 rows[samples] = torch.arange(len(samples), device=samples.device)
                 updated[query] = replace(own, rows=rows)
@@ -109,21 +129,82 @@ class FusionLayer(nn.Module):
         return updated, weights
 
     def _listen(
-        self, query: Modality, own: Tokens, contexts: Mapping[Path, Tokens], *, need_weights: bool
+        self,
+        query: Modality,
+        own: Tokens,
+        contexts: Mapping[Path, Tokens],
+        opened: Mapping[Path, Bool[Tensor, " b"]] | None = None,
+        *,
+        need_weights: bool,
     ) -> tuple[Tokens, dict[Path, Float[Tensor, "b h q k"]]]:
-        """One entry of `own` per sample. A path runs for the samples that have what it listens to."""
+        """One entry of `own` per sample. A path runs for the samples that open it and have what it listens to."""
         total = own.values
         weights: dict[Path, Tensor] = {}
         for path, context in contexts.items():
-            samples = context.present.nonzero().squeeze(1)
+            runs = context.present if opened is None else context.present & opened[path]
+            samples = runs.nonzero().squeeze(1)
             if len(samples) == 0:
+                total = self._touched(path, own, total)
                 continue
-            said = self.cross[str(path)](own.of(samples).expanded(), context.of(samples), need_weights=need_weights)
-            total = total.index_add(0, samples, said.values.to(total.dtype))  # under autocast they differ
+            everyone = len(samples) == len(own)
+            listening = own if everyone else own.of(samples).expanded()
+            said = self.cross[str(path)](listening, context.of(samples).compacted(), need_weights=need_weights)
+            values = said.values.to(total.dtype)  # under autocast they differ
+            total = total + values if everyone else total.index_add(0, samples, values)
             if said.weights is not None:
                 weights[path] = said.weights.new_zeros(len(own), *said.weights.shape[1:])
                 weights[path].index_copy_(0, samples, said.weights)
         return self.blocks[query.value](own.with_values(total)), weights
+
+    def _listen_masked(
+        self,
+        query: Modality,
+        own: Tokens,
+        contexts: Mapping[Path, Tokens],
+        opened: Mapping[Path, Bool[Tensor, " b"]] | None = None,
+        *,
+        need_weights: bool,
+    ) -> tuple[Tokens, dict[Path, Float[Tensor, "b h q k"]]]:
+        """The same, but every path is worked out for every sample and multiplied by its route."""
+        total = own.values
+        weights: dict[Path, Tensor] = {}
+        for path, context in contexts.items():
+            route = context.present if opened is None else context.present & opened[path]
+            said = self.cross[str(path)](own, context.expanded(), need_weights=need_weights)
+            total = total + said.values.to(total.dtype) * route[:, None, None]
+            if said.weights is not None:
+                weights[path] = said.weights * route[:, None, None, None]
+        return self.blocks[query.value](own.with_values(total)), weights
+
+    def _touched(self, path: Path, own: Tokens, total: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """A path that no sample of this process opened still takes part in a distributed training, with nothing to
+        say: sharded gradients would be wrong without it."""
+        if not (self.training and torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return total
+        one = Tokens(own.values[:1], own.mask[:1])
+        return total + 0.0 * self.cross[str(path)](one, one).values.sum()
+
+    def _packed(
+        self, streams: Mapping[Modality, Tokens], opened: Mapping[Path, Bool[Tensor, " b"]]
+    ) -> dict[Modality, Tokens]:
+        updated = dict(streams)
+        own = {m: stream.expanded() for m, stream in streams.items() if m.value in self.blocks}
+        runs = {
+            path: (
+                opened[path].to(own[path.query].values.device) & streams[path.query].present & streams[path.key].present
+            )
+            for path in self.paths
+            if path.query in streams and path.key in streams
+        }
+        added = packed_layer({p: self.cross[str(p)] for p in runs}, own, streams, runs)  # type: ignore[misc]
+        for query, stream in own.items():
+            fused = stream.values + added[query].to(stream.values.dtype) if query in added else stream.values
+            samples = streams[query].present.nonzero().squeeze(1)
+            digested = self.blocks[query.value](stream.with_values(fused).of(samples).expanded())
+            rows = torch.full((len(streams[query]),), -1, device=samples.device)
+            rows[samples] = torch.arange(len(samples), device=samples.device)
+            updated[query] = replace(digested, rows=rows)
+        return updated
 
 
 class CrossModalFusion(nn.Module):
@@ -143,15 +224,34 @@ class CrossModalFusion(nn.Module):
         heads: int,
         mlp_ratio: float = 2.0,
         dropout: float = 0.0,
+        gated: bool = False,
     ) -> None:
         super().__init__()
+        self.paths = list(paths)
         self.layers = nn.ModuleList(
-            FusionLayer(paths=paths, dim=dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)
+            FusionLayer(paths=paths, dim=dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout, gated=gated)
+            for _ in range(depth)
         )
 
-    def forward(self, streams: Mapping[Modality, Tokens], *, need_weights: bool = False) -> FusionOutput:
+    def forward(
+        self,
+        streams: Mapping[Modality, Tokens],
+        *,
+        route: Route | None = None,
+        execution: str = "gathered",
+        need_weights: bool = False,
+    ) -> FusionOutput:
+        """route: which paths run for which sample; None opens all. execution: how; "gathered" runs each path for the
+        samples that open it, "packed" all paths of a layer as one ragged batch (on a GPU in half precision; elsewhere
+        it says so once and gathers), "masked" computes everything and multiplies by the route (the reference)."""
+        if execution not in EXECUTIONS:
+            raise ValueError(f"execution must be one of {EXECUTIONS}: got {execution!r}")
+        interactions = None if route is None else route.interactions.cpu()  # once, not once per path
         attention = []
-        for layer in self.layers:
-            streams, weights = layer(streams, need_weights=need_weights)
+        for depth, layer in enumerate(self.layers):
+            opened = None
+            if interactions is not None:
+                opened = {p: interactions[:, depth, p.query.column, p.key.column] for p in self.paths}
+            streams, weights = layer(streams, opened=opened, execution=execution, need_weights=need_weights)
             attention.append(weights)
         return FusionOutput(streams, attention)

@@ -1,0 +1,94 @@
+"""What a route costs, in FLOPs per sample (2 x MACs), from closed forms.
+
+Counted are matrix products, convolutions and attention, as `torch.utils.flop_counter` counts them; norms, activations
+and the Fourier transform of a sound are not. A sample is charged as if it were alone: what it shares with others of its
+batch makes the batch cheaper than the sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from omni_lab.modalities import Modality, OmniBatch
+from omni_lab.routing.route import Level, Route, RouteSpace
+
+
+def path_flops(queries: Tensor, keys: Tensor, dim: int, *, gated: bool = False) -> Tensor:
+    """Query and output projections of the one side, key and value of the other, scores and mixture."""
+    return 4.0 * (queries + keys) * dim**2 + 4.0 * queries * keys * dim + (4.0 * dim if gated else 0.0)
+
+
+def block_flops(tokens: Tensor, dim: int, hidden: int) -> Tensor:
+    """Self-attention (four projections, scores, mixture) and a feed-forward network of `hidden` units."""
+    return 8.0 * tokens * dim**2 + 4.0 * tokens**2 * dim + 4.0 * tokens * dim * hidden
+
+
+class Flops(NamedTuple):
+    """Each [B]. cross_modal: the paths. digestion: the transformer blocks of the modalities that listen."""
+
+    encoders: Float[Tensor, " b"]
+    cross_modal: Float[Tensor, " b"]
+    digestion: Float[Tensor, " b"]
+    heads: Float[Tensor, " b"]
+    controller: Float[Tensor, " b"]
+
+    @property
+    def total(self) -> Float[Tensor, " b"]:
+        return torch.stack(list(self)).sum(0)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """encoders: [M, levels, 3], coefficients of 1, n and n^2 for n tokens. dim, hidden: of fusion. answers: how many the
+    head tells apart. controller: FLOPs of one decision, 0 where nobody decides."""
+
+    encoders: Float[Tensor, "m l 3"]
+    dim: int
+    hidden: int
+    answers: int
+    gated: bool
+    controller: float = 0.0
+
+    def encoder_flops(self, modality: Modality, level: Level, tokens: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        n = tokens.double()
+        powers = torch.stack([torch.ones_like(n), n, n**2], dim=1)  # [B, 3]
+        return powers @ self.encoders[modality.column, level].double()
+
+    def __call__(self, space: RouteSpace, route: Route, tokens: Int[Tensor, "b m"]) -> Flops:
+        """tokens: [B, M], how many each modality has once it is encoded, 0 where it is absent."""
+        n = tokens.double()
+        zero = torch.zeros(len(route), dtype=torch.double, device=n.device)
+        encoders, cross, digestion, heads = zero.clone(), zero.clone(), zero.clone(), zero.clone()
+        for modality in space.modalities:
+            column = modality.column
+            for level in Level:
+                taken = route.encoders[:, column] == level
+                encoders += taken * self.encoder_flops(modality, level, tokens[:, column])
+            encoded = route.encoders[:, column] > Level.SKIP
+            heads += encoded * 2.0 * self.dim**2
+            if any(path.query is modality for path in space.paths):
+                digestion += encoded * space.depth * block_flops(n[:, column], self.dim, self.hidden)
+        for path in space.paths:
+            each = path_flops(n[:, path.query.column], n[:, path.key.column], self.dim, gated=self.gated)
+            layers = route.interactions[:, :, path.query.column, path.key.column].sum(1)
+            cross += layers * each
+        return Flops(encoders, cross, digestion, heads + 2.0 * self.dim * self.answers, zero + self.controller)
+
+
+def token_counts(batch: OmniBatch, seconds_per_token: float, sample_rate: int, tokens: dict[Modality, int]) -> Tensor:
+    """[B, M]: word pieces, stretches of sound, and for the other modalities what `tokens` says, where present."""
+    counts = torch.zeros(batch.present.shape, dtype=torch.long)
+    for modality, given in batch.inputs.items():
+        if given.encoded or modality is Modality.TEXT:
+            each = given.mask.sum(1)
+        elif modality is Modality.AUDIO:
+            each = torch.ceil(given.mask.sum(1) / sample_rate / seconds_per_token - 1e-6).long()
+        else:
+            each = torch.full((len(given.mask),), tokens[modality], device=given.mask.device)
+        counts[:, modality.column] = torch.where(given.rows >= 0, each[given.rows.clamp(min=0)], 0).cpu()
+    return counts
