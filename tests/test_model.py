@@ -9,10 +9,10 @@ from torch import nn
 
 from omni_lab.data import collate
 from omni_lab.evaluation import shuffle_pictures
-from omni_lab.fusion import Path
 from omni_lab.learning import Recipe
 from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.model import OmniModel, build_model
+from omni_lab.routing import Path
 from tests.conftest import TINY_MODEL
 
 BOTH = [Modality.TEXT, Modality.IMAGE]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from omni_lab.encoders import AudioEncoder
 from omni_lab.encoders.audio import RATE
 from omni_lab.modalities import M, Modality
 from omni_lab.model import OmniModel
@@ -31,46 +32,52 @@ def count_flops(function: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def cost_model(model: OmniModel, *, controller: float = 0.0) -> CostModel:
-    """Encoders are counted on blank inputs of three lengths: FLOPs are quadratic in the number of tokens."""
+def cost_model(model: OmniModel, *, frames: int = 8, controller: float = 0.0) -> CostModel:
+    """Encoders are counted on blank inputs: of three lengths for text and sound, whose FLOPs are quadratic in
+    the number of tokens, and for clips of `frames` frames."""
     table = torch.zeros(M, len(Level), 3, dtype=torch.double)
     for modality in model.space.modalities:
         for level in model.space.choices(modality):
             if level is not Level.SKIP:
-                table[modality.column, level] = _encoder_polynomial(model, modality, level)
-    if Level.FULL not in model.space.choices(Modality.TEXT):
-        raise ValueError("text must be encoded in full")
+                table[modality.column, level] = _encoder_polynomial(model, modality, level, frames)
     layer: Any = model.fusion.layers[0]  # type: ignore[index,union-attr]
     path: Any = next(iter(layer.cross.values()))
     block: Any = next(iter(layer.blocks.values()))
-    classify: Any = model.heads["answer"].classify
+    head: Any = model.heads["answer"]
+    encoders: Any = dict(model.encoders.items())
+    tokens_each = {}
+    if "image" in encoders:
+        tokens_each[Modality.IMAGE] = math.prod(encoders["image"].grid)
+    if "video" in encoders:
+        tokens_each[Modality.VIDEO] = encoders["video"].grid ** 2
     return CostModel(
         encoders=table,
         dim=path.attention.dim,
         hidden=block.mlp.fc1.out_features,
-        answers=classify[-1].out_features,
+        answers=head.classify[-1].out_features,
         gated=path.gate is not None,
+        tokens_each=tokens_each,
+        samples_per_token=round(encoders["audio"].seconds_per_token * RATE) if "audio" in encoders else 1,
         controller=controller,
     )
 
 
-def _encoder_polynomial(model: OmniModel, modality: Modality, level: Level) -> torch.Tensor:
+def _encoder_polynomial(model: OmniModel, modality: Modality, level: Level, frames: int) -> torch.Tensor:
     """[3], coefficients of 1, n and n^2."""
     encoder: Any = model.encoders[modality.value]
     call = encoder if level is Level.FULL else encoder.light
-    if modality in (Modality.IMAGE, Modality.VIDEO):
-        size = encoder.image_size if modality is Modality.IMAGE else encoder.frame_size
-        frames = () if modality is Modality.IMAGE else (8,)
-        values = torch.zeros(1, *frames, 3, size, size, dtype=torch.uint8)
-        flops = count_flops(lambda: call(values, torch.ones(1, *(frames or (1,)), dtype=torch.bool)))
-        return torch.tensor([float(flops), 0.0, 0.0], dtype=torch.double)
-    lengths, flops_at = [2, 6, 12], []
-    for n in lengths:
-        if isinstance(encoder, AudioEncoder):
-            given = torch.zeros(1, round(n * encoder.seconds_per_token * RATE))
-        else:
-            given = torch.zeros(1, n, dtype=torch.long)
-        flops_at.append(count_flops(lambda given=given: call(given, torch.ones_like(given, dtype=torch.bool))))
-    n = torch.tensor(lengths, dtype=torch.double)
-    powers = torch.stack([torch.ones_like(n), n, n**2], dim=1)
-    return torch.linalg.solve(powers, torch.tensor(flops_at, dtype=torch.double))
+    inputs: dict[int, torch.Tensor]
+    if modality is Modality.IMAGE:
+        inputs = {0: torch.zeros(1, 3, encoder.image_size, encoder.image_size, dtype=torch.uint8)}
+    elif modality is Modality.VIDEO:
+        inputs = {0: torch.zeros(1, frames, 3, encoder.frame_size, encoder.frame_size, dtype=torch.uint8)}
+    elif modality is Modality.AUDIO:
+        inputs = {n: torch.zeros(1, round(n * encoder.seconds_per_token * RATE)) for n in (2, 6, 12)}
+    else:
+        inputs = {n: torch.zeros(1, n, dtype=torch.long) for n in (2, 6, 12)}
+    masks = {n: torch.ones(x.shape[: 1 if modality is Modality.IMAGE else 2]).bool() for n, x in inputs.items()}
+    if modality is Modality.IMAGE:
+        masks = {0: torch.ones(1, 1).bool()}
+    flops = [count_flops(partial(call, x, masks[n])) for n, x in inputs.items()]
+    powers = torch.tensor([[1.0, n, n**2] for n in inputs], dtype=torch.double)
+    return torch.linalg.lstsq(powers, torch.tensor(flops, dtype=torch.double)[:, None]).solution.squeeze(1)

@@ -6,7 +6,8 @@ eq. 2-3). A layer does, for each query modality m,
     h_m  <-  h_m + sum over n != m of r[m,n] * g[m,n] * CrossModalAttention_mn(h_m, h_n)
 
 and then self-attention and FFN of m. r is the hard route, 0 or 1 per sample and path; g the soft gate, how much m
-listens to n. A modality that has no path to listen along has nothing new to digest: its stream passes through unchanged.
+listens to n. A modality that has no path to listen along has nothing new to digest: its stream passes through
+unchanged.
 """
 
 from __future__ import annotations

@@ -30,10 +30,16 @@ class AnswerHead(nn.Module):
         self.classify = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, answers))
 
     def forward(self, streams: Mapping[Modality, Tokens]) -> Float[Tensor, "b a"]:
-        parts = [
-            torch.where(tokens.sample_mask.any(dim=1, keepdim=True), self.summary[m.value](self._pooled(tokens)), 0.0)
-            for m, tokens in streams.items()
-        ]
+        size = len(next(iter(streams.values())))
+        parts = []
+        for modality, tokens in streams.items():
+            pooled, summary = self._pooled(tokens), self.summary[modality.value]
+            samples = tokens.sample_mask.any(dim=1).nonzero().squeeze(1)
+            if len(samples) == size:
+                parts.append(summary(pooled))
+            else:
+                said = summary(pooled[samples])
+                parts.append(said.new_zeros(size, said.shape[1]).index_copy(0, samples, said))
         return self.classify(torch.stack(parts).sum(0))
 
     def _pooled(self, tokens: Tokens) -> Float[Tensor, "b d"]:

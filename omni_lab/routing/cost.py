@@ -44,15 +44,30 @@ class Flops(NamedTuple):
 
 @dataclass(frozen=True)
 class CostModel:
-    """encoders: [M, levels, 3], coefficients of 1, n and n^2 for n tokens. dim, hidden: of fusion. answers: how many the
-    head tells apart. controller: FLOPs of one decision, 0 where nobody decides."""
+    """encoders: [M, levels, 3], coefficients of 1, n and n^2 for n tokens. dim, hidden: of fusion. answers: how many
+    the head tells apart. tokens_each: of a picture, and of a frame. samples_per_token: of sound. controller: FLOPs of
+    one decision, 0 where nobody decides."""
 
     encoders: Float[Tensor, "m l 3"]
     dim: int
     hidden: int
     answers: int
     gated: bool
+    tokens_each: dict[Modality, int]
+    samples_per_token: int
     controller: float = 0.0
+
+    def tokens(self, batch: OmniBatch) -> Int[Tensor, "b m"]:
+        """[B, M], how many tokens each modality of a batch has once it is encoded, 0 where it is absent."""
+        counts = torch.zeros(batch.present.shape, dtype=torch.long)
+        for modality, given in batch.inputs.items():
+            each = given.mask.sum(1)
+            if not given.encoded:
+                if modality is Modality.AUDIO:
+                    each = -(-each // self.samples_per_token)
+                each = each * self.tokens_each.get(modality, 1)
+            counts[:, modality.column] = torch.where(given.rows >= 0, each[given.rows.clamp(min=0)], 0).cpu()
+        return counts
 
     def encoder_flops(self, modality: Modality, level: Level, tokens: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         n = tokens.double()
@@ -60,7 +75,7 @@ class CostModel:
         return powers @ self.encoders[modality.column, level].double()
 
     def __call__(self, space: RouteSpace, route: Route, tokens: Int[Tensor, "b m"]) -> Flops:
-        """tokens: [B, M], how many each modality has once it is encoded, 0 where it is absent."""
+        """tokens: [B, M], see `tokens`."""
         n = tokens.double()
         zero = torch.zeros(len(route), dtype=torch.double, device=n.device)
         encoders, cross, digestion, heads = zero.clone(), zero.clone(), zero.clone(), zero.clone()
@@ -78,17 +93,3 @@ class CostModel:
             layers = route.interactions[:, :, path.query.column, path.key.column].sum(1)
             cross += layers * each
         return Flops(encoders, cross, digestion, heads + 2.0 * self.dim * self.answers, zero + self.controller)
-
-
-def token_counts(batch: OmniBatch, seconds_per_token: float, sample_rate: int, tokens: dict[Modality, int]) -> Tensor:
-    """[B, M]: word pieces, stretches of sound, and for the other modalities what `tokens` says, where present."""
-    counts = torch.zeros(batch.present.shape, dtype=torch.long)
-    for modality, given in batch.inputs.items():
-        if given.encoded or modality is Modality.TEXT:
-            each = given.mask.sum(1)
-        elif modality is Modality.AUDIO:
-            each = torch.ceil(given.mask.sum(1) / sample_rate / seconds_per_token - 1e-6).long()
-        else:
-            each = torch.full((len(given.mask),), tokens[modality], device=given.mask.device)
-        counts[:, modality.column] = torch.where(given.rows >= 0, each[given.rows.clamp(min=0)], 0).cpu()
-    return counts

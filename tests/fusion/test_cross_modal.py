@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omni_lab.fusion import CrossModalAttention, CrossModalFusion, Path, all_paths
+from omni_lab.fusion import CrossModalAttention, CrossModalFusion
 from omni_lab.modalities import Modality, Tokens
+from omni_lab.routing import Path, all_paths
 
 TEXT, IMAGE, AUDIO = Modality.TEXT, Modality.IMAGE, Modality.AUDIO
 DIM = 8

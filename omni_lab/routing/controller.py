@@ -1,0 +1,131 @@
+"""The controller: what to run for a question, decided from the question alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from omni_lab.modalities import M, Modality, Tokens
+from omni_lab.routing.route import Level, Route, RouteSpace
+
+CLOSED = -1e9  # logit of what may not be chosen
+
+
+class Wishes(NamedTuple):
+    """Logits of the decisions. levels: [B, M, 3]. opened: [B, L, P], of a path being open."""
+
+    levels: Float[Tensor, "b m 3"]
+    opened: Float[Tensor, "b l p"]
+
+
+class ControllerOutput(NamedTuple):
+    """route: what was decided. probabilities: [B, L, P], of each path being open. log_probability, entropy: [B], over
+    the decisions that made a difference."""
+
+    route: Route
+    probabilities: Float[Tensor, "b l p"]
+    log_probability: Float[Tensor, " b"]
+    entropy: Float[Tensor, " b"]
+
+
+class Controller(nn.Module):
+    """Two linear layers from what is cheap: the mean of the tokens that carry the question, which modalities are
+    present, and, if it is `conditioned`, the budget as a share of the dense cost.
+
+    It never sees the output of an encoder that it may skip. All decisions of a sample are drawn independently of each
+    other; paths whose ends are not both encoded are not decisions.
+    """
+
+    def __init__(self, space: RouteSpace, *, width: int, hidden: int = 128, conditioned: bool = False) -> None:
+        super().__init__()
+        self.space = space
+        self.conditioned = conditioned
+        self.read = nn.ModuleDict({m.value: nn.Linear(width, hidden) for m in space.modalities})
+        self.context = nn.Linear(M + conditioned, hidden)
+        self.wish = nn.Linear(hidden, M * len(Level) + space.depth * len(space.paths))
+        nn.init.zeros_(self.wish.weight)
+        nn.init.zeros_(self.wish.bias)
+        allowed = torch.zeros(M, len(Level), dtype=torch.bool)
+        for modality in space.modalities:
+            allowed[modality.column, [int(level) for level in space.choices(modality)]] = True
+        self.register_buffer("allowed", allowed, persistent=False)
+
+    allowed: Tensor
+
+    @property
+    def flops(self) -> float:
+        """Of one decision: one question is read, by one of the readers."""
+        reader: nn.Linear = next(iter(self.read.values()))  # type: ignore[assignment]
+        layers = (reader, self.context, self.wish)
+        return sum(2.0 * layer.in_features * layer.out_features for layer in layers)
+
+    def forward(
+        self,
+        question: Mapping[Modality, Float[Tensor, "b w"]],
+        present: Bool[Tensor, "b m"],
+        budget: Float[Tensor, " b"] | None = None,
+    ) -> Wishes:
+        """question: per modality that carries any of the questions, the mean of its tokens. Raises ValueError if a
+        conditioned controller is given no budget, or one that is not conditioned is given one."""
+        if (budget is not None) != self.conditioned:
+            raise ValueError(
+                "this controller is conditioned on a budget: give one"
+                if self.conditioned
+                else "this controller was not trained with a budget: it cannot follow one"
+            )
+        context = present.float() if budget is None else torch.cat([present.float(), budget[:, None]], dim=1)
+        hidden = self.context(context)
+        carriers = self.space.carriers(present)
+        for modality, summary in question.items():
+            carried = carriers[:, modality.column].nonzero().squeeze(1)
+            read = self.read[modality.value](F.layer_norm(summary[carried], summary.shape[-1:]))
+            hidden = hidden.index_add(0, carried, read.to(hidden.dtype))
+        wishes = self.wish(F.gelu(hidden))
+        levels, opened = wishes.split([M * len(Level), self.space.depth * len(self.space.paths)], dim=1)
+        levels = levels.unflatten(1, (M, len(Level))).masked_fill(~self.allowed, CLOSED)
+        return Wishes(levels, opened.unflatten(1, (self.space.depth, len(self.space.paths))))
+
+    def decide(
+        self, wishes: Wishes, present: Bool[Tensor, "b m"], *, generator: torch.Generator | None = None
+    ) -> ControllerOutput:
+        """Draws a route. What is certain is drawn all the same: see `greedy`."""
+        uniform = torch.rand(wishes.levels.shape, generator=generator).to(wishes.levels.device).clamp(min=1e-9)
+        levels = (wishes.levels - (-uniform.log()).log()).argmax(dim=2)  # Gumbel's way to draw from a softmax
+        chance = torch.rand(wishes.opened.shape, generator=generator).to(wishes.opened.device)
+        return self.output(wishes, levels, chance < wishes.opened.sigmoid(), present)
+
+    def greedy(self, wishes: Wishes, present: Bool[Tensor, "b m"]) -> ControllerOutput:
+        """The likeliest of each decision."""
+        return self.output(wishes, wishes.levels.argmax(dim=2), wishes.opened > 0, present)
+
+    def output(
+        self, wishes: Wishes, levels: Int[Tensor, "b m"], opened: Bool[Tensor, "b l p"], present: Bool[Tensor, "b m"]
+    ) -> ControllerOutput:
+        """What decisions come to. The question's carrier and absent modalities are not decided, nor are paths one of
+        whose ends is not encoded."""
+        route = self.space.route(levels, opened, present)
+        free = present & ~self.space.carriers(present)
+        log_levels = wishes.levels.log_softmax(dim=2)
+        chosen = log_levels.gather(2, levels[:, :, None]).squeeze(2)
+        log_probability = (chosen * free).sum(1)
+        entropy = (-(log_levels.exp() * log_levels).sum(2) * free).sum(1)
+        encoded = route.encoders > Level.SKIP
+        real = torch.stack([encoded[:, p.query.column] & encoded[:, p.key.column] for p in self.space.paths], dim=1)
+        log_open, log_shut = F.logsigmoid(wishes.opened), F.logsigmoid(-wishes.opened)
+        probability = wishes.opened.sigmoid()
+        log_probability = log_probability + (torch.where(opened, log_open, log_shut) * real[:, None]).sum((1, 2))
+        spread = -(probability * log_open + (1 - probability) * log_shut)
+        entropy = entropy + (spread * real[:, None]).sum((1, 2))
+        return ControllerOutput(route, probability, log_probability, entropy)
+
+
+def question_means(
+    encoded: Mapping[Modality, Tokens], carriers: Bool[Tensor, "b m"]
+) -> dict[Modality, Float[Tensor, "b w"]]:
+    """The mean of the tokens of every modality that carries a question of the batch."""
+    return {m: tokens.pooled() for m, tokens in encoded.items() if carriers[:, m.column].any()}
