@@ -138,8 +138,10 @@ class TrainingConfig:
     or "auto": `32-true` on CPU, `bf16-mixed` on GPU. augment: mirror pictures left to right; turn it off where
     questions speak of left and right. encoder_rate: the learning rate of the encoders, as a share of
     `learning_rate`; small where they are trained already. frozen: the encoders that are not trained at all; what they
-    say of each picture, sound and clip is then worked out once and kept as 8-bit latents. checkpoint_every: updates
-    between the checkpoints that an interrupted training resumes from.
+    say of each picture, sound and clip is then worked out once and kept as 8-bit latents. exit_updates: of the early
+    exits, before everything else. random_routes: the chance that a training batch runs under random routes, so that
+    the model works under any. checkpoint_every: updates between the checkpoints that an interrupted training resumes
+    from.
     """
 
     epochs: int = 12
@@ -154,6 +156,50 @@ class TrainingConfig:
     distractor_dropout: float = 0.0
     encoder_rate: float = 1.0
     frozen: tuple[Modality, ...] = ()
+    exit_updates: int = 0
+    random_routes: float = 0.0
+    checkpoint_every: int = 100
+
+
+# The second training on questions: the encoders of pictures, sounds and clips stay as they are.
+UNDER_ROUTES = TrainingConfig(
+    epochs=5,
+    learning_rate=2.5e-4,
+    warmup_fraction=0.02,
+    augment=False,
+    modality_dropout=0.1,
+    encoder_rate=0.2,
+    frozen=(Modality.IMAGE, Modality.AUDIO, Modality.VIDEO),
+    exit_updates=300,
+    random_routes=0.8,
+)
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """The controller's training on a frozen model. An epoch draws `questions_per_scene` questions of every scene.
+
+    estimator: "group" (group-relative) or "self_critical". group: routes tried per question. penalty: what the whole
+    dense cost takes off the reward, which is at most one; `anneal` is the share of the updates over which it grows from
+    nothing. budget: a share of the dense cost that the penalty is adapted to meet. conditioned: draw a budget for every
+    question, of at least `least_budget`, and tell the controller.
+    """
+
+    epochs: int = 1
+    learning_rate: float = 1e-3
+    hidden: int = 128
+    estimator: str = "group"
+    group: int = 8
+    penalty: float = 0.3
+    anneal: float = 0.5
+    entropy_bonus: float = 0.003
+    budget: float | None = None
+    conditioned: bool = False
+    least_budget: float = 0.05
+    questions_per_scene: int = 2
+    clip_norm: float = 1.0
+    precision: str = "auto"
+    accumulate: int = 1
     checkpoint_every: int = 100
 
 
@@ -170,6 +216,7 @@ class WorldConfig:
     data: DataConfig
     alignment: TrainingConfig
     training: TrainingConfig
+    routed: TrainingConfig = field(default_factory=lambda: UNDER_ROUTES)
     views: int = 6400
     views_per_batch: int = 64
 

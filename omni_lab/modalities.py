@@ -160,6 +160,17 @@ class OmniBatch:
         """The same batch with one modality dealt out differently, e.g. pictures shuffled across samples."""
         return replace(self, inputs={**self.inputs, modality: replace(self.inputs[modality], rows=rows)})
 
+    def repeated(self, times: int) -> OmniBatch:
+        """The same samples so many times over, one round after the other; their inputs are still held once."""
+        rows = {id(given.rows): given.rows.repeat(times) for given in self.inputs.values()}
+        return OmniBatch(
+            inputs={m: replace(given, rows=rows[id(given.rows)]) for m, given in self.inputs.items()},
+            tasks=list(self.tasks) * times,
+            families=list(self.families) * times,
+            ids=list(self.ids) * times,
+            targets={n: t.repeat(times, *[1] * (t.ndim - 1)) for n, t in self.targets.items()},
+        )
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> OmniBatch:
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
@@ -171,7 +182,12 @@ class OmniBatch:
         return replace(
             self,
             inputs={
-                m: ModalityInput(change(given.values), change(given.mask), rows[id(given.rows)])
+                m: ModalityInput(
+                    change(given.values),
+                    change(given.mask),
+                    rows[id(given.rows)],
+                    None if given.light is None else change(given.light),
+                )
                 for m, given in self.inputs.items()
             },
             targets={name: change(tensor) for name, tensor in self.targets.items()},

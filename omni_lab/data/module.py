@@ -35,7 +35,7 @@ class QuestionDataset(Dataset[Sample]):
     modalities they carry. families: keep only these.
 
     encoded: for a modality, what gives the tokens [N, D] of a row of the store; samples then carry them in place of the
-    medium.
+    medium. encoded_light: beside that, what gives those of the encoder's early exit.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class QuestionDataset(Dataset[Sample]):
         self.modalities = modalities
         self.media_rows = {m: table.column(m.value).to_numpy() for m in store.shapes}  # -1 where there is none
         self.encoded: dict[Modality, Callable[[int], torch.Tensor]] = {}
+        self.encoded_light: dict[Modality, Callable[[int], torch.Tensor]] = {}
         self.scenes = table.column("scene").to_numpy()
         self.ids: list[str] = table.column("id").to_pylist()
         self.texts: list[str | None] = table.column("text").to_pylist()
@@ -145,7 +146,8 @@ class QuestionDataset(Dataset[Sample]):
             inputs[Modality.TEXT], keys[Modality.TEXT] = self._tokens[text], text
         for modality, row in rows.items():
             inputs[modality] = self.encoded.get(modality, partial(self.medium, modality))(row)
-        return Sample(id=f"question {text!r}", task=ANSWER, family="", inputs=inputs, keys=keys)
+        light = {m: self.encoded_light[m](row) for m, row in rows.items() if m in self.encoded_light}
+        return Sample(id=f"question {text!r}", task=ANSWER, family="", inputs=inputs, keys=keys, light=light)
 
     def __getitem__(self, i: int) -> Sample:
         sample = self._sample(self.texts[i] if self.present[i, Modality.TEXT.column] else None, self._rows(i))

@@ -15,7 +15,7 @@ from omni_lab.modalities import Modality, ModalityInput, OmniBatch
 class Sample:
     """inputs: what the sample carries: token ids [T] int64, a picture [3, H, W] uint8, a waveform [S] float32,
     a clip [F, 3, H, W] uint8; or the tokens [N, D] float of any of them. keys: equal keys mean the same input, which a
-    batch then holds once.
+    batch then holds once. light: beside tokens, what the encoder's early exit makes of the same input, as many tokens.
     """
 
     id: str
@@ -23,6 +23,7 @@ class Sample:
     family: str
     inputs: Mapping[Modality, Tensor]
     keys: Mapping[Modality, Hashable] = field(default_factory=dict)
+    light: Mapping[Modality, Tensor] = field(default_factory=dict)
     targets: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -61,6 +62,7 @@ def _has_length(modality: Modality, value: Tensor) -> bool:
 def _collate_modality(samples: Sequence[Sample], modality: Modality, share: bool) -> ModalityInput:
     entries: dict[Hashable, int] = {}
     values: list[Tensor] = []
+    light: list[Tensor] = []
     rows = torch.full((len(samples),), -1)
     for b, sample in enumerate(samples):
         if modality not in sample.inputs:
@@ -79,9 +81,12 @@ def _collate_modality(samples: Sequence[Sample], modality: Modality, share: bool
                 )
             entries[key] = len(values)
             values.append(value)
+            if modality in sample.light:
+                light.append(sample.light[modality])
         rows[b] = entries[key]
     if not _has_length(modality, values[0]):
         return ModalityInput(torch.stack(values), torch.ones(len(values), 1, dtype=torch.bool), rows)
     lengths = torch.tensor([len(v) for v in values])
     padded = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)  # [U, T, ...], zeros behind the end
-    return ModalityInput(padded, torch.arange(padded.shape[1]) < lengths[:, None], rows)
+    exits = torch.nn.utils.rnn.pad_sequence(light, batch_first=True) if len(light) == len(values) else None
+    return ModalityInput(padded, torch.arange(padded.shape[1]) < lengths[:, None], rows, exits)

@@ -21,6 +21,7 @@ from omni_lab.data import Family
 from omni_lab.learning.schedule import seed_step, warmup_cosine
 from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.model import OmniModel
+from omni_lab.routing import Route
 
 
 def answer_loss(logits: Float[Tensor, "b a"], scores: Float[Tensor, "b a"]) -> Float[Tensor, ""]:
@@ -80,11 +81,11 @@ class MultitaskTraining(L.LightningModule):
         )
         self.metrics = metrics.clone(prefix="validation/")
 
-    def forward(self, batch: OmniBatch) -> Float[Tensor, "b a"]:
-        return self.model(batch, heads=["answer"]).heads["answer"]
+    def forward(self, batch: OmniBatch, route: Route | None = None) -> Float[Tensor, "b a"]:
+        return self.model(batch, heads=["answer"], route=route).heads["answer"]
 
-    def _step(self, batch: OmniBatch, stage: str) -> tuple[Tensor, Tensor]:
-        logits = self(batch)
+    def _step(self, batch: OmniBatch, stage: str, route: Route | None = None) -> tuple[Tensor, Tensor]:
+        logits = self(batch, route)
         loss = answer_loss(logits, batch.targets["answer_scores"])
         self.log(f"{stage}/loss", loss, batch_size=len(batch), on_step=False, on_epoch=True)
         return loss, logits
@@ -103,7 +104,10 @@ class MultitaskTraining(L.LightningModule):
         if len(batch.inputs) > 1 and torch.rand(()) < self.config.modality_dropout:
             lost = list(batch.inputs)[int(torch.randint(len(batch.inputs), ()))]
             batch = batch.without(lost)
-        return self._step(batch, "train")[0]
+        route = None
+        if self.config.random_routes > 0 and torch.rand(()) < self.config.random_routes:
+            route = self.model.space.random(batch.present)
+        return self._step(batch, "train", route)[0]
 
     def _quietened(self, batch: OmniBatch, chance: float) -> OmniBatch:
         """Some of the questions without what their family does not need."""

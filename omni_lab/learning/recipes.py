@@ -35,6 +35,7 @@ from omni_lab.config import (
 from omni_lab.data import EasyVqa, EmojiWorld, OmniDataModule, ViewsDataModule, VqaSource
 from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment
 from omni_lab.learning.checkpoints import FACTS, CheckpointError, load_model, plain, save_model
+from omni_lab.learning.exits import train_exits
 from omni_lab.learning.latents import encode_media
 from omni_lab.learning.multitask import MultitaskTraining
 from omni_lab.learning.progress import ProgressTable
@@ -169,7 +170,8 @@ def recipe_names() -> list[str]:
 def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
     """The recipe of that name.
 
-    "easy_vqa", "easy_vqa_text" (the same without its eyes, a control), "emoji_alignment", "emoji_world", and
+    "easy_vqa", "easy_vqa_text" (the same without its eyes, a control), "emoji_alignment", "emoji_world",
+    "emoji_routed" (goes on from that under random routes), and
     "emoji_world_without_<modality>" (controls that lack one throughout).
     """
     recipes = _recipes(profile, seed)
@@ -195,7 +197,14 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
     )
     emoji = Recipe("emoji_world", profile.name, source, world.model, world.data, world.training, seed, alignment)
     recipes = [easy, replace(easy, name="easy_vqa_text", model=replace(easy.model, modalities=(Modality.TEXT,)))]
-    recipes += [alignment, emoji]
+    routed_model = replace(
+        world.model,
+        vision=replace(world.model.vision, early_exit=True),
+        audio=replace(world.model.audio, early_exit=True),
+        fusion=replace(world.model.fusion, gated=True),
+    )
+    routed = replace(emoji, name="emoji_routed", model=routed_model, training=world.routed, start=emoji)
+    recipes += [alignment, emoji, routed]
     for lost in Modality:
         kept = tuple(m for m in Modality if m is not lost)
         recipes.append(replace(emoji, name=f"emoji_world_without_{lost}", model=replace(world.model, modalities=kept)))
@@ -294,6 +303,8 @@ def train(recipe: Recipe, *, afresh: bool = False) -> Trained:
     if afresh:
         shutil.rmtree(folder, ignore_errors=True)
     model = recipe.first_model(data)
+    if recipe.training.exit_updates:
+        train_exits(model.to(device()), data.dataset("train"), updates=recipe.training.exit_updates, seed=recipe.seed)
     module: Any = recipe.module(model, data)
     table, meter = ProgressTable(module.columns), Meter()
     for split in ("train", "validation") if recipe.training.frozen else ():

@@ -1,0 +1,57 @@
+"""How a controller learns from what its routes were worth: REINFORCE (Williams 1992) with a baseline per sample."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def group_advantages(rewards: Float[Tensor, "g b"]) -> Float[Tensor, "g b"]:
+    """How much better each of a sample's G routes did than the others on average, in units of their spread
+    (group-relative policy optimisation, Shao et al. 2024, section 4.1.1; without a clipped ratio, as every route is
+    used once). Zero where all did alike."""
+    if len(rewards) < 2:
+        raise ValueError(f"a group needs at least two routes: got {len(rewards)}")
+    spread = rewards.std(dim=0, keepdim=True)
+    return (rewards - rewards.mean(dim=0, keepdim=True)) / (spread + 1e-3)
+
+
+def self_critical_advantages(rewards: Float[Tensor, "g b"], greedy: Float[Tensor, " b"]) -> Float[Tensor, "g b"]:
+    """How much better than the likeliest route (self-critical sequence training, Rennie et al. 2017, eq. 8)."""
+    return rewards - greedy
+
+
+def policy_loss(
+    log_probability: Float[Tensor, "g b"],
+    advantages: Float[Tensor, "g b"],
+    entropy: Float[Tensor, "g b"],
+    *,
+    entropy_bonus: float,
+) -> Float[Tensor, ""]:
+    """Its gradient is that of the expected reward plus the bonus, with the sign turned."""
+    return -(advantages.detach() * log_probability).mean() - entropy_bonus * entropy.mean()
+
+
+class Penalty:
+    """What a unit of cost (a share of the dense cost) takes off the reward.
+
+    Fixed at `weight`; or, given a `budget`, adapted by dual ascent until the mean cost meets it: what is too dear
+    raises it, what is too cheap lowers it. In the first `anneal` of the updates it grows from nothing.
+    """
+
+    def __init__(self, *, weight: float, anneal: int, budget: float | None = None, rate: float = 0.05) -> None:
+        if budget is not None and not 0 < budget <= 1:
+            raise ValueError(f"budget must be a share of the dense cost, above 0 and at most 1: got {budget}")
+        self.weight = weight
+        self.anneal = anneal
+        self.budget = budget
+        self.rate = rate
+
+    def at(self, update: int) -> float:
+        return self.weight * min(1.0, (update + 1) / max(1, self.anneal))
+
+    def observe(self, mean_cost: float) -> None:
+        """After an update."""
+        if self.budget is not None:
+            self.weight = max(0.0, self.weight + self.rate * (mean_cost - self.budget))
