@@ -1,0 +1,193 @@
+"""RouterTraining: a controller learns by policy gradient what to run, on a network that stays as it is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, ClassVar, NamedTuple
+
+import lightning as L
+import torch
+from jaxtyping import Bool, Float
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from omni_lab.config import RouterConfig
+from omni_lab.learning.schedule import seed_step
+from omni_lab.modalities import OmniBatch, Tokens
+from omni_lab.model import OmniModel
+from omni_lab.routing import Route
+from omni_lab.routing.controller import Controller, ControllerOutput, question_means
+from omni_lab.routing.cost import CostModel
+from omni_lab.routing.policy_gradient import Penalty, group_advantages, policy_loss, self_critical_advantages
+
+
+class Judged(NamedTuple):
+    """Each [B]. score: the chance that the network gives the right answer under the route. correct: 1 or 0. cost: the
+    route's share of what everything would cost, the controller included."""
+
+    score: Float[Tensor, " b"]
+    correct: Float[Tensor, " b"]
+    cost: Float[Tensor, " b"]
+
+
+class RouterTraining(L.LightningModule):
+    """For every question, `config.group` routes are drawn and tried; what is likelier than before are those that were
+    worth more, reward = score - penalty x cost, than the others of their group.
+
+    The frozen network is not a submodule: neither its weights nor its mode are this module's business. model: its
+    space must be the controller's. Raises ValueError otherwise.
+    """
+
+    columns: ClassVar = {
+        "reward": "train/reward",
+        "cost": "train/cost",
+        "validation reward": "validation/reward",
+        "accuracy": "validation/accuracy",
+        "validation cost": "validation/cost",
+        "routes": "validation/distinct_routes",
+    }
+
+    def __init__(
+        self, model: OmniModel, controller: Controller, config: RouterConfig, *, costs: CostModel, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if controller.space.identity() != model.space.identity():
+            raise ValueError(
+                f"a controller for {controller.space.identity()} cannot route a model of {model.space.identity()}"
+            )
+        if controller.conditioned != config.conditioned:
+            raise ValueError(f"conditioned is {config.conditioned}, but the controller's is {controller.conditioned}")
+        if config.estimator not in ("group", "self_critical"):
+            raise ValueError(f"estimator must be 'group' or 'self_critical': got {config.estimator!r}")
+        self.controller = controller
+        self.config = config
+        self.costs = costs
+        self.seed_value = seed
+        self.penalty: Penalty | None = None
+        self._network = [model.eval().requires_grad_(False)]  # in a list, so that it is no submodule
+        self._seen: dict[str, list[Any]] = defaultdict(list)
+
+    @property
+    def network(self) -> OmniModel:
+        return self._network[0]
+
+    def on_fit_start(self) -> None:
+        self.network.to(self.device)
+        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        updates = self.config.epochs * -(-batches // self.config.accumulate)
+        anneal = round(self.config.anneal * updates)
+        self.penalty = Penalty(weight=self.config.penalty, anneal=anneal, budget=self.config.budget)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["penalty"] = self.penalty.weight if self.penalty is not None else self.config.penalty
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed = checkpoint["penalty"]
+
+    def judge(self, batch: OmniBatch, route: Route) -> Judged:
+        space, counts = self.network.space, self.costs.tokens(batch)
+        with torch.no_grad():
+            answers = self.network(batch, heads=["answer"], route=route).heads["answer"]
+        target = batch.targets["answer_scores"]
+        score = (answers.float().softmax(dim=1) * target).sum(1)
+        correct = target.gather(1, answers.argmax(dim=1, keepdim=True)).squeeze(1)
+        dense = self.costs(space, space.dense(batch.present.cpu()), counts).total - self.costs.controller
+        cost = self.costs(space, route.to("cpu"), counts).total / dense
+        return Judged(score, correct, cost.float().to(score.device))
+
+    def question(self, batch: OmniBatch) -> dict[Any, Tensor]:
+        """What the controller may see of each question."""
+        carriers = self.network.space.carriers(batch.present)
+        with torch.no_grad():
+            return question_means(carried(self.network, batch, carriers), carriers)
+
+    def budgets(self, size: int) -> Float[Tensor, " b"] | None:
+        if not self.config.conditioned:
+            return None
+        least = self.config.least_budget
+        return least + (1 - least) * torch.rand(size, device=self.device) ** 2  # small ones more often
+
+    def reward(self, judged: Judged, budget: Float[Tensor, " b"] | None, weight: float) -> Float[Tensor, " b"]:
+        """A conditioned controller pays only for what exceeds its budget, and then dearly."""
+        if budget is None:
+            return judged.score - weight * judged.cost
+        return judged.score - 10 * weight * (judged.cost - budget).clamp(min=0) - 0.02 * weight * judged.cost
+
+    def on_train_batch_start(self, batch: OmniBatch, batch_idx: int) -> None:
+        seed_step(self, self.seed_value, batch_idx)
+
+    def training_step(self, batch: OmniBatch, batch_idx: int) -> Tensor:
+        assert self.penalty is not None
+        present, group = batch.present, self.config.group
+        budget = self.budgets(len(batch))
+        wishes = self.controller(self.question(batch), present, budget)
+        tried = [self.controller.decide(wishes, present) for _ in range(group)]
+        weight = self.penalty.at(self.global_step)
+        route = Route(*(torch.cat([getattr(t.route, name) for t in tried]) for name in ("encoders", "interactions")))
+        judged = self.judge(batch.repeated(group), route)
+        rewards = self.reward(judged, None if budget is None else budget.repeat(group), weight).unflatten(
+            0, (group, -1)
+        )
+        if self.config.estimator == "group":
+            advantages = group_advantages(rewards)
+        else:
+            likeliest = self.judge(batch, self.controller.greedy(wishes, present).route)
+            advantages = self_critical_advantages(rewards, self.reward(likeliest, budget, weight))
+        log_probability, entropy = (
+            torch.stack([getattr(t, name) for t in tried]) for name in ("log_probability", "entropy")
+        )
+        mean_cost = judged.cost.mean()
+        self.penalty.observe(float(mean_cost))
+        logged = {"reward": rewards.mean(), "cost": mean_cost, "entropy": entropy.mean(), "penalty": weight}
+        logged["distinct_routes"] = float(route.distinct)
+        self.log_dict({f"train/{k}": v for k, v in logged.items()}, on_step=True, on_epoch=False, batch_size=len(batch))
+        return policy_loss(log_probability, advantages, entropy, entropy_bonus=self.config.entropy_bonus)
+
+    def validation_step(self, batch: OmniBatch, batch_idx: int) -> None:
+        present = batch.present
+        budget = torch.full((len(batch),), 0.25, device=self.device) if self.config.conditioned else None
+        decided = self.controller.greedy(self.controller(self.question(batch), present, budget), present)
+        judged = self.judge(batch, decided.route)
+        self._seen["reward"].append(self.reward(judged, budget, self.config.penalty))
+        self._seen["accuracy"].append(judged.correct)
+        self._seen["cost"].append(judged.cost)
+        self._seen["signature"].append(decided.route.signature())
+        self._seen["opened"].append(self.network.space.opened(decided.route).float())
+        self._seen["families"].extend(batch.families)
+
+    def on_validation_epoch_end(self) -> None:
+        for name in ("reward", "accuracy", "cost"):
+            self.log(f"validation/{name}", torch.cat(self._seen[name]).mean())
+        self.log("validation/distinct_routes", float(len(torch.cat(self._seen["signature"]).unique(dim=0))))
+        opened, families = torch.cat(self._seen["opened"]), self._seen["families"]
+        for family in sorted(set(families)):
+            of_family = torch.tensor([f == family for f in families], device=opened.device)
+            rates = opened[of_family].mean(0)
+            for layer, row in enumerate(rates):
+                for path, rate in zip(self.network.space.paths, row, strict=True):
+                    self.log(f"open/{family}/{layer}/{path}", rate)
+        self._seen.clear()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return torch.optim.Adam(self.controller.parameters(), lr=self.config.learning_rate)
+
+
+def carried(network: nn.Module, batch: OmniBatch, carriers: Bool[Tensor, "b m"]) -> dict[Any, Tokens]:
+    """The tokens of whatever carries a question, and of nothing else."""
+    levels = torch.where(carriers, 2, 0)
+    space = network.space
+    closed = torch.zeros(len(batch), space.depth, len(space.paths), dtype=torch.bool, device=levels.device)  # type: ignore[arg-type]
+    return network.encode(batch, space.route(levels, closed, batch.present))  # type: ignore[operator,union-attr]
+
+
+def decide(
+    network: OmniModel, controller: Controller, batch: OmniBatch, *, budget: float | None = None
+) -> ControllerOutput:
+    """What a trained controller runs for a batch: the likeliest of every decision. budget: a share of the dense cost,
+    for a controller that was trained with budgets."""
+    present = batch.present
+    carriers = network.space.carriers(present)
+    with torch.no_grad():
+        question = question_means(carried(network, batch, carriers), carriers)
+        wanted = None if budget is None else torch.full((len(batch),), budget, device=present.device)
+        return controller.greedy(controller(question, present, wanted), present)

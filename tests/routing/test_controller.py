@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from omni_lab.modalities import Modality
+from omni_lab.model import OmniModel
+from omni_lab.routing import Level, Path, RouteSpace
+from omni_lab.routing.controller import Controller, Wishes
+from omni_lab.routing.policy_gradient import (
+    Penalty,
+    group_advantages,
+    policy_loss,
+    self_critical_advantages,
+)
+from tests.routing.conftest import MakeBatch
+
+TEXT, IMAGE, AUDIO, VIDEO = Modality
+SMALL = RouteSpace((TEXT, IMAGE), (Path(TEXT, IMAGE), Path(IMAGE, TEXT)), 1, {IMAGE: tuple(Level)})
+BOTH = torch.tensor([[True, True, False, False]])
+
+
+def wishes(levels: list[float], opened: list[float]) -> Wishes:
+    """Logits for the levels of the picture, and for the two paths."""
+    table = torch.zeros(1, 4, 3)
+    table[0, IMAGE.column] = torch.tensor(levels)
+    return Wishes(table, torch.tensor(opened)[None, None])
+
+
+def test_all_routes_add_up_to_one() -> None:
+    """Every combination of decisions, with the probability the controller gives it."""
+    controller = Controller(SMALL, width=4)
+    wished = wishes([0.3, -0.2, 1.0], [0.5, -1.0])
+    totals: dict[tuple[int, ...], float] = {}
+    for level in Level:
+        for bits in itertools.product([False, True], repeat=2):
+            levels = torch.tensor([[2, int(level), 0, 0]])
+            out = controller.output(wished, levels, torch.tensor(bits)[None, None], BOTH)
+            key = tuple(out.route.signature()[0].tolist())
+            chance = math.exp(out.log_probability.item())
+            assert totals.setdefault(key, chance) == pytest.approx(chance), "a route has one probability"
+    assert len(totals) == 1 + 2 * 4, "without the picture no path is a decision"
+    assert sum(totals.values()) == pytest.approx(1.0)
+
+
+def test_draws_are_as_likely_as_they_say() -> None:
+    controller = Controller(SMALL, width=4)
+    single = wishes([0.3, -0.2, 1.0], [0.5, -1.0])
+    many = Wishes(single.levels.expand(20_000, -1, -1), single.opened.expand(20_000, -1, -1))
+    present = BOTH.expand(20_000, -1)
+    out = controller.decide(many, present, generator=torch.Generator().manual_seed(0))
+    keys, index, counts = out.route.signature().unique(dim=0, return_inverse=True, return_counts=True)
+    for i in range(len(keys)):
+        expected = out.log_probability[index == i][0].exp().item()
+        assert counts[i].item() / 20_000 == pytest.approx(expected, abs=0.012)
+
+
+def test_the_likeliest_is_chosen_greedily() -> None:
+    controller = Controller(SMALL, width=4)
+    route = controller.greedy(wishes([0.0, 2.0, 1.0], [0.1, -0.1]), BOTH).route
+    assert route.encoders[0].tolist() == [Level.FULL, Level.LIGHT, Level.SKIP, Level.SKIP]
+    assert SMALL.opened(route)[0, 0].tolist() == [True, False]
+
+
+def test_the_question_is_always_heard_in_full(routed: OmniModel, make_batch: MakeBatch) -> None:
+    batch = make_batch(40, missing=0.5)
+    present, space = batch.present, routed.space
+    route = space.random(present, generator=torch.Generator().manual_seed(0))
+    carriers = space.carriers(present)
+    assert (carriers.sum(1) == 1).all() and (carriers <= present).all()
+    assert (route.encoders[carriers] == Level.FULL).all()
+    assert (carriers[present[:, TEXT.column], TEXT.column]).all(), "a text, where there is one"
+    spoken = ~present[:, TEXT.column] & present[:, AUDIO.column]
+    assert spoken.any() and carriers[spoken, AUDIO.column].all()
+    space.check(route, present, batch.ids)
+
+
+def test_a_sample_with_one_modality_has_one_route(routed: OmniModel) -> None:
+    alone = torch.tensor([[False, True, False, False]])
+    routes = [routed.space.random(alone, generator=torch.Generator().manual_seed(s)) for s in range(20)]
+    assert len({tuple(r.signature()[0].tolist()) for r in routes}) == 1
+    assert not routed.space.opened(routes[0]).any()
+    controller = Controller(routed.space, width=16)
+    decided = controller.decide(controller({IMAGE: torch.randn(1, 16)}, alone), alone)
+    assert decided.log_probability.item() == decided.entropy.item() == 0.0
+
+
+def test_a_budget_belongs_to_a_conditioned_controller(routed: OmniModel) -> None:
+    question, present, budget = {TEXT: torch.randn(2, 16)}, torch.ones(2, 4, dtype=torch.bool), torch.rand(2)
+    with pytest.raises(ValueError, match="was not trained with a budget"):
+        Controller(routed.space, width=16)(question, present, budget)
+    with pytest.raises(ValueError, match="conditioned on a budget: give one"):
+        Controller(routed.space, width=16, conditioned=True)(question, present)
+
+
+def test_advantages_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 0.5], [0.0, 0.5], [0.5, 0.5]])
+    expected = (rewards[:, 0] - 0.5) / (0.5 + 1e-3)
+    found = group_advantages(rewards)
+    assert torch.allclose(found[:, 0], expected) and torch.equal(found[:, 1], torch.zeros(3))
+    with pytest.raises(ValueError, match="at least two routes: got 1"):
+        group_advantages(rewards[:1])
+    assert self_critical_advantages(rewards, torch.tensor([0.25, 0.5]))[0].tolist() == [0.75, 0.0]
+
+
+def test_the_gradient_is_that_of_the_expected_reward() -> None:
+    """Two paths; what a route is worth is known. The mean of many draws' gradients against the exact one."""
+    controller = Controller(SMALL, width=4)
+    worth = torch.tensor([0.2, -0.7])  # of each open path
+
+    def expected(opened: torch.Tensor) -> torch.Tensor:
+        return (opened.sigmoid() * worth).sum()
+
+    logits = torch.tensor([0.4, -0.3], requires_grad=True)
+    (exact,) = torch.autograd.grad(expected(logits), logits)
+    table = torch.zeros(4000, 4, 3)
+    table[:, IMAGE.column] = torch.tensor([-50.0, -50.0, 50.0])
+    present = BOTH.expand(4000, -1)
+    rng = torch.Generator().manual_seed(0)
+    tried = [controller.decide(Wishes(table, logits.expand(4000, 1, 2)), present, generator=rng) for _ in range(8)]
+    rewards = torch.stack([(SMALL.opened(t.route)[:, 0].float() * worth).sum(1) for t in tried])
+    advantages = (rewards - rewards.mean(0)) * 8 / 7  # a baseline that holds the sample itself shrinks the gradient
+    log_probability = torch.stack([t.log_probability for t in tried])
+    loss = policy_loss(log_probability, advantages, torch.zeros_like(rewards), entropy_bonus=0.0)
+    (found,) = torch.autograd.grad(loss, logits)
+    assert torch.allclose(-found, exact, atol=0.006)
+
+
+def test_a_penalty_finds_the_budget() -> None:
+    """Against a world in which the cost falls as the penalty rises."""
+    penalty = Penalty(weight=0.0, anneal=1, budget=0.3, rate=0.2)
+    for update in range(400):
+        penalty.observe(math.exp(-penalty.at(update)))
+    assert math.exp(-penalty.weight) == pytest.approx(0.3, abs=0.01)
+    growing = Penalty(weight=0.5, anneal=10)
+    assert [growing.at(u) for u in (0, 4, 9, 99)] == pytest.approx([0.05, 0.25, 0.5, 0.5])
+    with pytest.raises(ValueError, match="above 0 and at most 1: got 1.5"):
+        Penalty(weight=0.1, anneal=1, budget=1.5)
