@@ -268,7 +268,9 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def make_trainer(config: TrainingConfig | RouterConfig, folder: Path, *, callbacks: list[Callback], **overrides: Any) -> L.Trainer:
+def make_trainer(
+    config: TrainingConfig | RouterConfig, folder: Path, *, callbacks: list[Callback], **overrides: Any
+) -> L.Trainer:
     """A Lightning Trainer that logs to `folder` and keeps `folder/last.ckpt`, taken at an update, never between two."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for harmless in ("does not have many workers", "exists and is not empty", "treespec", "logging interval"):

@@ -1,0 +1,140 @@
+"""What a learned policy must beat: policies that know the cost of a route, but not the question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from omni_lab.modalities import M, Modality
+from omni_lab.routing.route import Level, Route, RouteSpace
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The same wish for every sample. levels: [M]. opened: [L, P]."""
+
+    levels: Int[Tensor, " m"]
+    opened: Bool[Tensor, "l p"]
+
+    def route(self, space: RouteSpace, present: Bool[Tensor, "b m"]) -> Route:
+        """What is legal of it for each sample."""
+        size = len(present)
+        levels, opened = self.levels.to(present.device), self.opened.to(present.device)
+        return space.route(levels.expand(size, -1), opened.expand(size, -1, -1), present)
+
+    @classmethod
+    def dense(cls, space: RouteSpace) -> Plan:
+        full = torch.full((M,), int(Level.FULL))
+        return cls(full, torch.ones(space.depth, len(space.paths), dtype=torch.bool))
+
+    @classmethod
+    def unimodal(cls, space: RouteSpace, modality: Modality) -> Plan:
+        """The question, one modality, and the paths from that one to whatever carries the question."""
+        levels = torch.full((M,), int(Level.SKIP))
+        levels[modality.column] = Level.FULL
+        heard = torch.tensor([path.key is modality for path in space.paths])
+        return cls(levels, heard.expand(space.depth, -1).clone())
+
+    def lowered(self, space: RouteSpace) -> list[Plan]:
+        """All plans that close one path more, or run one encoder a level lower."""
+        plans = []
+        for layer, i in self.opened.nonzero().tolist():
+            opened = self.opened.clone()
+            opened[layer, i] = False
+            plans.append(replace(self, opened=opened))
+        for modality in space.modalities:
+            below = [level for level in space.choices(modality) if level < self.levels[modality.column]]
+            if below:
+                levels = self.levels.clone()
+                levels[modality.column] = max(below)
+                plans.append(Plan(levels, self.opened))
+        return plans
+
+
+class Judged(NamedTuple):
+    """A plan and what it came to on the split it was searched on. cost: a share of the dense cost."""
+
+    plan: Plan
+    accuracy: float
+    cost: float
+
+
+def static_front(space: RouteSpace, judge: Callable[[Plan], tuple[float, float]]) -> list[Judged]:
+    """The best plans found by taking away, from everything down to nothing, each time what costs least accuracy per
+    cost saved. judge: plan -> (accuracy, cost), on a validation split. Dearest first."""
+    current = Judged(Plan.dense(space), *judge(Plan.dense(space)))
+    front = [current]
+    while True:
+        known = current
+        tried = [Judged(plan, *judge(plan)) for plan in known.plan.lowered(space)]
+        free = [t for t in tried if t.cost >= known.cost - 1e-9]  # a path between modalities that never meet
+        if free:
+            current = max(free, key=lambda t: t.accuracy)
+        elif tried:
+            current = max(tried, key=lambda t: (t.accuracy - known.accuracy) / (known.cost - t.cost))
+        else:
+            return front
+        front.append(current)
+
+
+def best_within(front: Sequence[Judged], budget: float) -> Judged:
+    """The most accurate plan of at most that cost. Raises ValueError where none is so cheap."""
+    cheap = [judged for judged in front if judged.cost <= budget]
+    if not cheap:
+        least = min(judged.cost for judged in front)
+        raise ValueError(f"no plan costs at most {budget:.3f} of the dense cost: the cheapest costs {least:.3f}")
+    return max(cheap, key=lambda judged: judged.accuracy)
+
+
+def random_routes(
+    space: RouteSpace, present: Bool[Tensor, "b m"], share: float, *, generator: torch.Generator
+) -> Route:
+    """Every encoder runs in full, or not at all, and every path is open, with the same chance."""
+    size = len(present)
+    levels = torch.where(torch.rand(size, M, generator=generator) < share, int(Level.FULL), int(Level.SKIP))
+    opened = torch.rand(size, space.depth, len(space.paths), generator=generator) < share
+    return space.route(levels, opened, present)
+
+
+def matched_random(
+    space: RouteSpace, learned: Route, present: Bool[Tensor, "b m"], *, generator: torch.Generator
+) -> Route:
+    """Each decision drawn by itself as often as the learned policy takes it among samples with the same modalities:
+    its marginals without its knowledge."""
+    levels, opened = learned.encoders.clone(), space.opened(learned).clone()
+    for samples in alike(present):
+        for modality in Modality:
+            drawn = torch.randint(len(samples), (len(samples),), generator=generator)
+            levels[samples, modality.column] = learned.encoders[samples[drawn], modality.column]
+        for layer in range(space.depth):
+            for i in range(len(space.paths)):
+                drawn = torch.randint(len(samples), (len(samples),), generator=generator)
+                opened[samples, layer, i] = space.opened(learned)[samples[drawn], layer, i]
+    return space.route(levels, opened, present)
+
+
+def shuffled(learned: Route, present: Bool[Tensor, "b m"], *, generator: torch.Generator) -> Route:
+    """Each sample takes the route of another with the same modalities: the same routes, the same cost but for lengths,
+    not meant for it."""
+    order = torch.arange(len(learned))
+    for samples in alike(present):
+        order[samples] = samples[torch.randperm(len(samples), generator=generator)]
+    return learned.of(order)
+
+
+def alike(present: Bool[Tensor, "b m"]) -> list[Int[Tensor, " s"]]:
+    """The samples, by which modalities they have."""
+    _, kinds = present.unique(dim=0, return_inverse=True)
+    return [(kinds == kind).nonzero().squeeze(1) for kind in range(int(kinds.max()) + 1)]
+
+
+def cheapest_right(correct: Bool[Tensor, "r b"], cost: Float[Tensor, "r b"]) -> Int[Tensor, " b"]:
+    """The oracle's choice among R routes tried for each sample: the cheapest that is right; where none is, the
+    cheapest of all. It knows the answer: a bound, not a policy."""
+    dear = cost + torch.where(correct, 0.0, 1e6)
+    return torch.where(correct.any(0), dear.argmin(0), cost.argmin(0))

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from omni_lab.modalities import Modality
+from omni_lab.model import OmniModel
+from omni_lab.routing import Level
+from omni_lab.routing.controls import (
+    Plan,
+    best_within,
+    cheapest_right,
+    matched_random,
+    random_routes,
+    shuffled,
+    static_front,
+)
+
+TEXT, IMAGE, AUDIO, VIDEO = Modality
+
+
+def presence(size: int = 400) -> torch.Tensor:
+    present = torch.ones(size, 4, dtype=torch.bool)
+    present[: size // 4, TEXT.column] = False  # spoken questions
+    present[size // 2 :: 3, VIDEO.column] = False
+    return present
+
+
+def test_a_plan_is_the_same_for_all_but_for_what_is_missing(routed: OmniModel) -> None:
+    present, space = presence(), routed.space
+    route = Plan.unimodal(space, IMAGE).route(space, present)
+    written = present[:, TEXT.column]
+    assert len(route.of(written.nonzero().squeeze(1)).signature().unique(dim=0)) == 1
+    used = route.encoders > Level.SKIP
+    assert used[written].tolist() == [[True, True, False, False]] * int(written.sum())
+    assert used[~written][:, [IMAGE.column, AUDIO.column]].all() and not used[~written][:, VIDEO.column].any()
+    names = [str(p) for p in space.paths]
+    assert space.opened(route)[written][0, 0].tolist() == [n == "text_from_image" for n in names]
+    assert space.opened(route)[~written][0, 1].tolist() == [n == "audio_from_image" for n in names]
+    dense = Plan.dense(space).route(space, present)
+    assert torch.equal(dense.signature(), space.dense(present).signature())
+
+
+def test_the_static_search_finds_what_is_worth_its_cost(routed: OmniModel) -> None:
+    """Only the picture, in layer 0, is worth anything; the search is told so by a judge."""
+    space = routed.space
+    worth = [str(p) for p in space.paths].index("text_from_image")
+
+    def judge(plan: Plan) -> tuple[float, float]:
+        levels = plan.levels[[IMAGE.column, AUDIO.column, VIDEO.column]].sum().item()
+        useful = bool(plan.opened[0, worth]) and plan.levels[IMAGE.column] == Level.FULL
+        return 0.9 if useful else 0.3, 0.01 + 0.1 * levels + 0.05 * plan.opened.sum().item()
+
+    front = static_front(space, judge)
+    assert [j.cost for j in front] == sorted((j.cost for j in front), reverse=True)
+    best = best_within(front, 0.3)
+    assert best.accuracy == 0.9 and best.plan.opened.sum() == 1 and best.plan.opened[0, worth]
+    assert best.plan.levels[AUDIO.column] == best.plan.levels[VIDEO.column] == Level.SKIP
+    assert best_within(front, 0.2).accuracy == 0.3
+    with pytest.raises(ValueError, match=r"no plan costs at most 0.001 .*: the cheapest costs 0.010"):
+        best_within(front, 0.001)
+
+
+def test_random_routes_are_open_as_often_as_asked(routed: OmniModel) -> None:
+    present = torch.ones(4000, 4, dtype=torch.bool)
+    route = random_routes(routed.space, present, 0.6, generator=torch.Generator().manual_seed(0))
+    assert (route.encoders[:, IMAGE.column] == Level.FULL).float().mean().item() == pytest.approx(0.6, abs=0.03)
+    names = [str(p) for p in routed.space.paths]
+    rates = routed.space.opened(route).float().mean((0, 1))
+    assert rates[names.index("text_from_image")].item() == pytest.approx(0.36, abs=0.03)
+
+
+def test_matched_random_has_the_marginals_and_shuffled_the_routes(routed: OmniModel) -> None:
+    space, present = routed.space, presence(4000)
+    rng = torch.Generator().manual_seed(0)
+    learned = space.random(present, generator=rng)
+    kinds = present.unique(dim=0)
+    mixed, matched = shuffled(learned, present, generator=rng), matched_random(space, learned, present, generator=rng)
+    space.check(mixed, present, [""] * 4000)
+    space.check(matched, present, [""] * 4000)
+    for kind in kinds:
+        of_kind = (present == kind).all(1)
+        before, after = (r.of(of_kind.nonzero().squeeze(1)).signature() for r in (learned, mixed))
+        assert sorted(before.tolist()) == sorted(after.tolist())
+        assert (before != after).any()
+        for level in Level:
+            rates = [(r.encoders[of_kind] == level).float().mean(0) for r in (learned, matched)]
+            assert (rates[0] - rates[1]).abs().max() < 0.06
+    assert matched.distinct > 0.9 * learned.distinct
+
+
+def test_the_oracle_takes_the_cheapest_right_route() -> None:
+    correct = torch.tensor([[True, False, False], [True, True, False]])
+    cost = torch.tensor([[0.9, 0.1, 0.5], [0.3, 0.7, 0.2]])
+    assert cheapest_right(correct, cost).tolist() == [1, 1, 1]
