@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from omni_lab.config import ModelConfig
@@ -101,11 +101,12 @@ class OmniModel(nn.Module):
         *,
         heads: Collection[str],
         route: Route | None = None,
+        openness: Float[Tensor, "b l m m"] | None = None,
         execution: str = "gathered",
         need_weights: bool = False,
     ) -> OmniOutput:
         """Fusion and heads, from what the encoders returned."""
-        fused = self.fusion(encoded, route=route, execution=execution, need_weights=need_weights)
+        fused = self.fusion(encoded, route=route, openness=openness, execution=execution, need_weights=need_weights)
         return OmniOutput({name: self.heads[name](fused.tokens) for name in heads}, encoded, fused)
 
     def _routed(self, batch: OmniBatch, route: Route, *, masked: bool) -> dict[Modality, Tokens]:

@@ -94,11 +94,11 @@ class FusionLayer(nn.Module):
         self,
         streams: Mapping[Modality, Tokens],
         *,
-        opened: Mapping[Path, Bool[Tensor, " b"]] | None = None,
+        opened: Mapping[Path, Tensor] | None = None,
         execution: str = "gathered",
         need_weights: bool,
     ) -> tuple[dict[Modality, Tokens], dict[Path, Float[Tensor, "b h q k"]]]:
-        """opened: for which samples each path is open (all of them); on the CPU, wherever the streams are."""
+        """opened: [B] each, for which samples each path is open (all of them); if it is masked, how far."""
         if execution == "packed" and opened is not None and not need_weights and packed_works(streams):
             return self._packed(streams, opened), {}
         updated = dict(streams)
@@ -162,7 +162,7 @@ class FusionLayer(nn.Module):
         query: Modality,
         own: Tokens,
         contexts: Mapping[Path, Tokens],
-        opened: Mapping[Path, Bool[Tensor, " b"]] | None = None,
+        opened: Mapping[Path, Tensor] | None = None,
         *,
         need_weights: bool,
     ) -> tuple[Tokens, dict[Path, Float[Tensor, "b h q k"]]]:
@@ -170,7 +170,7 @@ class FusionLayer(nn.Module):
         total = own.values
         weights: dict[Path, Tensor] = {}
         for path, context in contexts.items():
-            route = context.present if opened is None else context.present & opened[path]
+            route = context.present.to(total.dtype) if opened is None else context.present * opened[path]
             said = self.cross[str(path)](own, context.expanded(), need_weights=need_weights)
             total = total + said.values.to(total.dtype) * route[:, None, None]
             if said.weights is not None:
@@ -239,15 +239,23 @@ class CrossModalFusion(nn.Module):
         streams: Mapping[Modality, Tokens],
         *,
         route: Route | None = None,
+        openness: Float[Tensor, "b l m m"] | None = None,
         execution: str = "gathered",
         need_weights: bool = False,
     ) -> FusionOutput:
         """route: which paths run for which sample; None opens all. execution: how; "gathered" runs each path for the
         samples that open it, "packed" all paths of a layer as one ragged batch (on a GPU in half precision; elsewhere
-        it says so once and gathers), "masked" computes everything and multiplies by the route (the reference)."""
+        it says so once and gathers), "masked" computes everything and multiplies by the route (the reference).
+
+        openness: in place of a route, a weight for each path, differentiable; everything is computed.
+        """
         if execution not in EXECUTIONS:
             raise ValueError(f"execution must be one of {EXECUTIONS}: got {execution!r}")
-        interactions = None if route is None else route.interactions.cpu()  # once, not once per path
+        interactions = openness
+        if openness is not None:
+            execution = "masked"
+        elif route is not None:
+            interactions = route.interactions.cpu()  # once, not once per path
         attention = []
         for depth, layer in enumerate(self.layers):
             opened = None

@@ -72,6 +72,18 @@ class Controller(nn.Module):
     ) -> Wishes:
         """question: per modality that carries any of the questions, the mean of its tokens. Raises ValueError if a
         conditioned controller is given no budget, or one that is not conditioned is given one."""
+        wishes = self.wish(self.hidden(question, present, budget))
+        levels, opened = wishes.split([M * len(Level), self.space.depth * len(self.space.paths)], dim=1)
+        levels = levels.unflatten(1, (M, len(Level))).masked_fill(~self.allowed, CLOSED)
+        return Wishes(levels, opened.unflatten(1, (self.space.depth, len(self.space.paths))))
+
+    def hidden(
+        self,
+        question: Mapping[Modality, Float[Tensor, "b w"]],
+        present: Bool[Tensor, "b m"],
+        budget: Float[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b h"]:
+        """What the decisions are read from."""
         if (budget is not None) != self.conditioned:
             raise ValueError(
                 "this controller is conditioned on a budget: give one"
@@ -85,10 +97,7 @@ class Controller(nn.Module):
             carried = carriers[:, modality.column].nonzero().squeeze(1)
             read = self.read[modality.value](F.layer_norm(summary[carried], summary.shape[-1:]))
             hidden = hidden.index_add(0, carried, read.to(hidden.dtype))
-        wishes = self.wish(F.gelu(hidden))
-        levels, opened = wishes.split([M * len(Level), self.space.depth * len(self.space.paths)], dim=1)
-        levels = levels.unflatten(1, (M, len(Level))).masked_fill(~self.allowed, CLOSED)
-        return Wishes(levels, opened.unflatten(1, (self.space.depth, len(self.space.paths))))
+        return F.gelu(hidden)
 
     def decide(
         self, wishes: Wishes, present: Bool[Tensor, "b m"], *, generator: torch.Generator | None = None

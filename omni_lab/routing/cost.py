@@ -74,11 +74,17 @@ class CostModel:
         powers = torch.stack([torch.ones_like(n), n, n**2], dim=1)  # [B, 3]
         return powers @ self.encoders[modality.column, level].double()
 
+    def per_path(self, space: RouteSpace, tokens: Int[Tensor, "b m"]) -> Float[Tensor, "b p"]:
+        """What opening each path in one layer costs."""
+        n = tokens.double()
+        each = [path_flops(n[:, p.query.column], n[:, p.key.column], self.dim, gated=self.gated) for p in space.paths]
+        return torch.stack(each, dim=1)
+
     def __call__(self, space: RouteSpace, route: Route, tokens: Int[Tensor, "b m"]) -> Flops:
         """tokens: [B, M], see `tokens`."""
         n = tokens.double()
         zero = torch.zeros(len(route), dtype=torch.double, device=n.device)
-        encoders, cross, digestion, heads = zero.clone(), zero.clone(), zero.clone(), zero.clone()
+        encoders, digestion, heads = zero.clone(), zero.clone(), zero.clone()
         for modality in space.modalities:
             column = modality.column
             for level in Level:
@@ -88,8 +94,5 @@ class CostModel:
             heads += encoded * 2.0 * self.dim**2
             if any(path.query is modality for path in space.paths):
                 digestion += encoded * space.depth * block_flops(n[:, column], self.dim, self.hidden)
-        for path in space.paths:
-            each = path_flops(n[:, path.query.column], n[:, path.key.column], self.dim, gated=self.gated)
-            layers = route.interactions[:, :, path.query.column, path.key.column].sum(1)
-            cross += layers * each
+        cross = (space.opened(route).sum(1) * self.per_path(space, tokens)).sum(1)
         return Flops(encoders, cross, digestion, heads + 2.0 * self.dim * self.answers, zero + self.controller)

@@ -71,7 +71,7 @@ def test_a_controller_adds_its_own_cost(routed: OmniModel, make_batch: MakeBatch
     route = routed.space.dense(batch.present)
     plain, watched = (cost_model(routed, frames=4, controller=flops) for flops in (0.0, 500.0))
     without, with_it = (c(routed.space, route, c.tokens(batch)) for c in (plain, watched))
-    assert (with_it.total - without.total).tolist() == [500.0, 500.0]
+    assert (with_it.total - without.total).tolist() == pytest.approx([500.0, 500.0])
     assert with_it.controller.tolist() == [500.0, 500.0]
 
 

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path as FilePath
+
+import pytest
+import torch
+
+from omni_lab.config import RouterConfig
+from omni_lab.data import collate
+from omni_lab.evaluation.flops import cost_model
+from omni_lab.learning import Recipe
+from omni_lab.learning.gates import GateTraining, straight_through, used
+from omni_lab.learning.latents import encode_media
+from omni_lab.learning.recipes import make_trainer
+from omni_lab.modalities import Modality
+from omni_lab.routing import Path, RouteSpace
+from omni_lab.routing.controls import Plan
+from tests.learning.test_routing import MEDIA, routed_recipe
+
+__all__ = ["routed_recipe"]
+TEXT, IMAGE, AUDIO, VIDEO = Modality
+CONFIG = RouterConfig(epochs=6, learning_rate=2e-2, penalty=3.0, checkpoint_every=100)
+
+
+def test_straight_through_is_hard_going_forward_and_soft_going_back() -> None:
+    logits = torch.tensor([-2.0, 0.5, 3.0], requires_grad=True)
+    hard = straight_through(logits, temperature=1.0, noise=False)
+    assert hard.tolist() == [0.0, 1.0, 1.0]
+    hard.sum().backward()
+    soft = torch.tensor([-2.0, 0.5, 3.0]).sigmoid()
+    assert torch.allclose(logits.grad, soft * (1 - soft))  # type: ignore[arg-type]
+    many = straight_through(torch.full((40_000,), 0.8), temperature=1.0, noise=True)
+    assert many.mean().item() == pytest.approx(torch.tensor(0.8).sigmoid().item(), abs=0.01)
+
+
+def test_only_what_some_open_path_leads_to_is_used() -> None:
+    paths = (Path(TEXT, IMAGE), Path(TEXT, AUDIO), Path(AUDIO, VIDEO))
+    space = RouteSpace(tuple(Modality), paths, 2)
+    written = torch.tensor([[True, False, False, False]])
+
+    def modalities(*opened: tuple[int, int]) -> list[bool]:
+        bits = torch.zeros(1, 2, 3)
+        for layer, i in opened:
+            bits[0, layer, i] = 1
+        return (used(bits, space, written)[0] > 0.5).tolist()
+
+    assert modalities() == [True, False, False, False]
+    assert modalities((1, 0)) == [True, True, False, False]
+    assert modalities((0, 2)) == [True, False, False, False], "nobody listens to the sound"
+    assert modalities((0, 2), (1, 1)) == [True, False, True, True]
+
+
+@pytest.mark.parametrize("kind", ["gumbel", "soft", "choice"])
+def test_gates_learn_that_nothing_is_worth_its_cost(routed_recipe: Recipe, tmp_path: FilePath, kind: str) -> None:
+    data = routed_recipe.data_module()
+    model = routed_recipe.new_model(data)
+    for split in ("train", "validation"):
+        encode_media(model, data.dataset(split), MEDIA)
+    space = model.space
+    plans = [Plan.unimodal(space, TEXT), Plan.dense(space)] if kind == "choice" else []
+    module = GateTraining(model, CONFIG, kind=kind, costs=cost_model(model), width=16, plans=plans)
+    trainer = make_trainer(CONFIG, tmp_path, callbacks=[], accelerator="cpu", limit_val_batches=0)
+    batch = collate([data.dataset("validation")[i] for i in range(12)])
+    before = module.costs(space, module.route(batch), module.costs.tokens(batch)).total.mean()
+    trainer.fit(module, data, weights_only=False)
+    route = module.route(batch)
+    space.check(route, batch.present, batch.ids)
+    after = module.costs(space, route, module.costs.tokens(batch)).total.mean()
+    dense = module.costs(space, space.dense(batch.present), module.costs.tokens(batch)).total.mean()
+    assert after <= before and after < 0.6 * dense
+    assert all(not p.requires_grad for p in model.parameters())
+
+
+def test_what_does_not_go_together_is_refused(routed_recipe: Recipe) -> None:
+    model = routed_recipe.new_model(routed_recipe.data_module())
+    costs = cost_model(model)
+    with pytest.raises(ValueError, match="kind must be 'gumbel', 'soft' or 'choice': got 'hard'"):
+        GateTraining(model, CONFIG, kind="hard", costs=costs, width=16)
+    with pytest.raises(ValueError, match="wants two plans or more: got 'choice' with 1"):
+        GateTraining(model, CONFIG, kind="choice", costs=costs, width=16, plans=[Plan.dense(model.space)])
+    with pytest.raises(ValueError, match="only it, wants"):
+        GateTraining(model, replace(CONFIG), kind="soft", costs=costs, width=16, plans=[Plan.dense(model.space)] * 2)
