@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 
+import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from omni_lab.data.module import QuestionDataset
 from omni_lab.data.samples import Sample, collate
@@ -19,9 +22,7 @@ TOGETHER = 64  # media encoded at a time
 
 def encode_media(model: OmniModel, dataset: QuestionDataset, modalities: Collection[Modality]) -> None:
     """From here on, the samples of `dataset` carry, in place of these media, the 8-bit latents that `model` makes of
-    them. Raises ValueError for text, which is no medium."""
-    if Modality.TEXT in modalities:
-        raise ValueError("only pictures, sounds and clips can be encoded beforehand: got text")
+    them."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     for modality in modalities:
@@ -34,3 +35,18 @@ def encode_media(model: OmniModel, dataset: QuestionDataset, modalities: Collect
                 table.add(chunk, model.encode_int8(collate(media).to(device))[modality])
         dataset.encoded[modality] = table
     model.train(was_training)
+
+
+class EncodeFrozen(Callback):
+    """Encodes the media of both splits when a training starts, by the weights that it starts or goes on with. seconds:
+    what that took."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        begin = time.perf_counter()
+        frozen = [m for m in pl_module.config.frozen if m.value in pl_module.model.encoders]
+        for split in ("train", "validation") if frozen else ():
+            encode_media(pl_module.model, trainer.datamodule.dataset(split), frozen)  # type: ignore[attr-defined]
+        self.seconds = time.perf_counter() - begin
