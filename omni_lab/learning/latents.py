@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -46,7 +47,8 @@ class EncodeFrozen(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         begin = time.perf_counter()
-        frozen = [m for m in pl_module.config.frozen if m.value in pl_module.model.encoders]
+        training, data = cast(Any, pl_module), cast(Any, trainer).datamodule
+        frozen = [m for m in training.config.frozen if m.value in training.model.encoders]
         for split in ("train", "validation") if frozen else ():
-            encode_media(pl_module.model, trainer.datamodule.dataset(split), frozen)  # type: ignore[attr-defined]
+            encode_media(training.model, data.dataset(split), frozen)
         self.seconds = time.perf_counter() - begin

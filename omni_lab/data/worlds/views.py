@@ -27,9 +27,9 @@ class ThingViews(Dataset[Sample]):
     every round, so that each round of so many samples holds each thing once. Sample i depends on (world.seed, seed,
     split, i) and the options alone.
 
-    pairs: the chance that a sample is about a second thing as well, any other: what belongs together must then be found
-    within each modality. languages: of the written names, drawn per sample. Spoken names are English; the test split's voices
-    are its own. targets: "thing" [] int64, the same number for the same thing or pair of things.
+    pairs: the chance that a sample is about a second thing as well, any other: what belongs together must then be
+    found within each modality. languages: of the written names, drawn per sample. Spoken names are English; the test
+    split's voices are its own. targets: "thing" [] int64, the same number for the same thing or pair of things.
     """
 
     def __init__(
