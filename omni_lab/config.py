@@ -138,10 +138,10 @@ class TrainingConfig:
     or "auto": `32-true` on CPU, `bf16-mixed` on GPU. augment: mirror pictures left to right; turn it off where
     questions speak of left and right. encoder_rate: the learning rate of the encoders, as a share of
     `learning_rate`; small where they are trained already. frozen: the encoders that are not trained at all; what they
-    say of each picture, sound and clip is then worked out once and kept as 8-bit latents. exit_updates: of the early
-    exits, before everything else. random_routes: the chance that a training batch runs under random routes, so that
-    the model works under any. checkpoint_every: updates between the checkpoints that an interrupted training resumes
-    from.
+    say of each picture, sound and clip is then worked out once and kept as 8-bit latents (pictures and clips share
+    weights: freeze both). exit_updates: of the early exits, before everything else. random_routes: the chance that a
+    training batch runs under random routes, so that the model works under any. checkpoint_every: updates between the
+    checkpoints that an interrupted training resumes from.
     """
 
     epochs: int = 12
@@ -201,6 +201,12 @@ class RouterConfig:
     precision: str = "auto"
     accumulate: int = 1
     checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        if Modality.TEXT in self.frozen:
+            raise ValueError(f"only encoders of pictures, sounds and clips can be frozen: got {self.frozen}")
+        if self.augment and Modality.IMAGE in self.frozen:
+            raise ValueError("augment changes pictures in every epoch, but a frozen encoder sees each one only once")
 
 
 @dataclass(frozen=True)
@@ -317,6 +323,7 @@ PROFILES = {
                     audio=AudioConfig(dim=32, depth=1, heads=2),
                     video=VideoConfig(dim=32, heads=2),
                     fusion=FusionConfig(paths=QUESTION_PATHS, mlp_ratio=1.0),
+                    latent_bits=8,
                     pool="max",
                 ),
                 data=DataConfig(budget=8, costs=COSTS, questions_per_scene=2),

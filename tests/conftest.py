@@ -115,6 +115,7 @@ TINY_WORLD = WorldConfig(
         audio=AudioConfig(dim=16, depth=1, heads=2),
         video=VideoConfig(dim=16, heads=2),
         fusion=FusionConfig(paths=QUESTION_PATHS, heads=2, mlp_ratio=1.0),
+        latent_bits=8,
     ),
     data=DataConfig(budget=3, costs=COSTS, questions_per_scene=2),
     alignment=TrainingConfig(epochs=2, learning_rate=3e-3, augment=False, checkpoint_every=1),

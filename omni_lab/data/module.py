@@ -24,7 +24,6 @@ from omni_lab.modalities import Modality, OmniBatch
 
 ANSWER = "answer"
 GALLERIES = 8  # validation and test batches of views
-PAIRS = 0.7  # share of the training views that are about two things
 
 
 class QuestionDataset(Dataset[Sample]):
@@ -252,18 +251,19 @@ class OmniDataModule(L.LightningDataModule):
 
 
 class ViewsDataModule(OmniDataModule):
-    """Serves views of things in place of questions about scenes; words come from the world's tokenizer. Training views
-    are about one thing or two, the others about one.
+    """Serves views of things in place of questions about scenes; words come from the world's tokenizer. `pairs` of the
+    training views are about two things, the others about one.
 
     views: per epoch, drawn afresh. Each validation and test batch holds every thing of the vocabulary once.
     """
 
     source: EmojiWorld
 
-    def __init__(self, *args: Any, views: int, views_per_batch: int, **options: Any) -> None:
+    def __init__(self, *args: Any, views: int, views_per_batch: int, pairs: float, **options: Any) -> None:
         super().__init__(*args, **options)
         self.views = views
         self.views_per_batch = views_per_batch
+        self.pairs = pairs
 
     def loader(self, split: str, *, share: tuple[Modality, ...] = ()) -> ResumableLoader:
         world, tokenizer = self.source, self.store.tokenizer
@@ -272,7 +272,7 @@ class ViewsDataModule(OmniDataModule):
             lambda text: encode_text(tokenizer, text, name="name"),
             split,
             seed=self.seed if split == "train" else 0,
-            pairs=PAIRS if split == "train" else 0.0,
+            pairs=self.pairs if split == "train" else 0.0,
             modalities=[m for m in Modality if m in self.modalities],
         )
         training = split == "train"

@@ -6,7 +6,7 @@ neighbours merged first, then for each token as few bits as its content allows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -62,17 +62,19 @@ class LatentTable:
     """The 8-bit latents of many inputs, by number. Calling it with a number gives the tokens [N, D]."""
 
     def __init__(self) -> None:
-        self._stored: dict[int, tuple[Tensor, Tensor]] = {}
+        self._chunks: list[tuple[Tensor, Tensor]] = []
+        self._place: dict[int, tuple[int, int, int]] = {}  # chunk, entry, tokens
 
-    def add(self, numbers: Iterable[int], latents: Int8Latents) -> None:
-        """numbers: of the U entries, in order. Padding is left out."""
-        for i, number in enumerate(numbers):
-            real = latents.frame.mask[i]
-            self._stored[number] = latents.codes[i, real].cpu(), latents.scales[i, real].cpu()
+    def add(self, numbers: Sequence[int], latents: Int8Latents) -> None:
+        """numbers: of the U entries, in order. Real tokens stand before padding."""
+        lengths = latents.frame.mask.sum(1).tolist()
+        self._place |= {n: (len(self._chunks), i, lengths[i]) for i, n in enumerate(numbers)}
+        self._chunks.append((latents.codes.cpu(), latents.scales.cpu()))
 
     def __call__(self, number: int) -> Float[Tensor, "n d"]:
-        codes, scales = self._stored[number]
-        return codes.float() * scales.float()
+        chunk, entry, length = self._place[number]
+        codes, scales = self._chunks[chunk]
+        return codes[entry, :length].float() * scales[entry, :length].float()
 
 
 def fixed_grid(tokens: Tokens, largest: float) -> tuple[Tokens, Int[Tensor, " u"]]:

@@ -21,8 +21,6 @@ from omni_lab.learning.sketch import Sketches
 from omni_lab.modalities import Modality, OmniBatch, Tokens
 from omni_lab.model import build_encoders, encode_inputs
 
-SKETCH = 3.0  # weight of the sketches beside the contrast
-
 
 class AlignmentModel(nn.Module):
     """Encoders whose tokens are compared as they are: the space that is aligned is the one that fusion works in.
@@ -58,7 +56,8 @@ def late_interaction(first: Tokens, second: Tokens) -> Float[Tensor, "b b"]:
     cosine of its best match; the means over the tokens, there and back, are averaged (FILIP, Yao et al. 2022,
     eq. 4-5)."""
     first, second = first.expanded(), second.expanded()
-    cosines = torch.einsum("bnd,cmd->bcnm", unit(first.values), unit(second.values))
+    with torch.autocast(first.values.device.type, enabled=False):  # in half precision many matches would tie
+        cosines = torch.einsum("bnd,cmd->bcnm", unit(first.values.float()), unit(second.values.float()))
     there = cosines.masked_fill(~second.mask[None, :, None], -1.0).amax(dim=3)  # [B, B, N]
     back = cosines.masked_fill(~first.mask[:, None, :, None], -1.0).amax(dim=2)  # [B, B, M]
     there = (there * first.mask[:, None]).sum(2) / first.mask.sum(1)[:, None]
@@ -88,9 +87,14 @@ class EncoderAlignment(L.LightningModule):
         "recall@1": "validation/recall_at_1",
     }
 
-    def __init__(self, model: AlignmentModel, config: TrainingConfig, *, seed: int = 0) -> None:
+    def __init__(self, model: AlignmentModel, config: TrainingConfig, *, sketch: float = 3.0, seed: int = 0) -> None:
+        """sketch: weight of the sketches beside the contrast. Raises ValueError for a configuration that freezes what
+        is to be aligned."""
+        if config.frozen:
+            raise ValueError(f"alignment trains all encoders: got frozen {config.frozen}")
         super().__init__()
         self.model = model
+        self.sketch = sketch
         self.config = config
         self.seed_value = seed
         self._views: list[tuple[Mapping[Modality, Tensor], Tensor]] = []
@@ -100,19 +104,20 @@ class EncoderAlignment(L.LightningModule):
 
     def _loss(self, batch: OmniBatch, streams: dict[Modality, Tokens]) -> Tensor:
         contrast = self._contrast(streams, batch.targets["thing"])
-        return contrast + SKETCH * self.model.sketches(batch, streams)
+        return contrast + self.sketch * self.model.sketches(batch, streams)
 
     def _contrast(self, streams: Mapping[Modality, Tokens], labels: Tensor) -> Tensor:
         whole, part = self.model.log_scales.exp().clamp(max=100)
         sums = {m: summed_up(tokens) for m, tokens in streams.items()}
         pairs = list(itertools.combinations(streams, 2))
-        of_sums = [contrastive_loss(whole * sums[a] @ sums[b].T, labels) for a, b in pairs]
+        with torch.autocast(labels.device.type, enabled=False):
+            of_sums = [contrastive_loss(whole * sums[a].float() @ sums[b].float().T, labels) for a, b in pairs]
         of_tokens = [
             contrastive_loss(part * late_interaction(streams[a], streams[b]), labels)
             for a, b in pairs
             if {a, b} != {Modality.IMAGE, Modality.VIDEO}
         ]
-        return torch.stack(of_sums).mean() + torch.stack(of_tokens).mean()
+        return torch.stack(of_sums).mean() + (torch.stack(of_tokens).mean() if of_tokens else 0.0)
 
     def on_train_batch_start(self, batch: OmniBatch, batch_idx: int) -> None:
         seed_step(self, self.seed_value, batch_idx)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from typing import Any, cast
 
+import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from omni_lab.data.module import QuestionDataset
 from omni_lab.data.samples import Sample, collate
@@ -21,9 +24,7 @@ TOGETHER = 64  # media encoded at a time
 
 def encode_media(model: OmniModel, dataset: QuestionDataset, modalities: Collection[Modality]) -> None:
     """From here on, the samples of `dataset` carry, in place of these media, the 8-bit latents that `model` makes of
-    them, in full and, where it has one, at its early exit. Raises ValueError for text, which is no medium."""
-    if Modality.TEXT in modalities:
-        raise ValueError("only pictures, sounds and clips can be encoded beforehand: got text")
+    them, in full and, where it has one, at its early exit."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     for modality in modalities:
@@ -43,3 +44,19 @@ def encode_media(model: OmniModel, dataset: QuestionDataset, modalities: Collect
         if has_exit:
             dataset.encoded_light[modality] = light
     model.train(was_training)
+
+
+class EncodeFrozen(Callback):
+    """Encodes the media of both splits when a training starts, by the weights that it starts or goes on with. seconds:
+    what that took."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        begin = time.perf_counter()
+        training, data = cast(Any, pl_module), cast(Any, trainer).datamodule
+        frozen = [m for m in training.config.frozen if m.value in training.model.encoders]
+        for split in ("train", "validation") if frozen else ():
+            encode_media(training.model, data.dataset(split), frozen)
+        self.seconds = time.perf_counter() - begin

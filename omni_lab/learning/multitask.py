@@ -60,15 +60,20 @@ class MultitaskTraining(L.LightningModule):
         seed: int = 0,
     ) -> None:
         """answers: how many there are. families: what each needs, for `config.distractor_dropout`. Raises ValueError
-        where that is wanted and nothing is known, and where pictures are to be augmented that are not encoded anew."""
+        where that is wanted and nothing is known, and where what is to be frozen cannot be kept as 8-bit latents."""
         if config.distractor_dropout > 0 and not families:
             raise ValueError("distractor_dropout wants to know what each family needs: got no families")
-        if config.augment and Modality.IMAGE in config.frozen:
-            raise ValueError("augment changes pictures in every epoch, but a frozen encoder sees each one only once")
+        kept = [m for m in config.frozen if m.value in model.encoders]
+        if kept and model.latent_bits != 8:
+            raise ValueError(
+                f"frozen encoders' tokens are kept in 8 bits: got a model with latent_bits {model.latent_bits}"
+            )
+        seen = [m for m in (Modality.IMAGE, Modality.VIDEO) if m.value in model.encoders]
+        if 0 < len({*kept} & {*seen}) < len(seen):
+            raise ValueError(f"pictures and clips are encoded with the same weights: freeze both, got {config.frozen}")
         super().__init__()
-        for modality in config.frozen:
-            if modality.value in model.encoders:
-                model.encoders[modality.value].requires_grad_(False)
+        for modality in kept:
+            model.encoders[modality.value].requires_grad_(False)
         self.model = model
         self.config = config
         self.families = families

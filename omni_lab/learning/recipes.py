@@ -37,7 +37,7 @@ from omni_lab.data import EasyVqa, EmojiWorld, OmniDataModule, ViewsDataModule, 
 from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment
 from omni_lab.learning.checkpoints import FACTS, CheckpointError, load_model, plain, save_model
 from omni_lab.learning.exits import train_exits
-from omni_lab.learning.latents import encode_media
+from omni_lab.learning.latents import EncodeFrozen
 from omni_lab.learning.multitask import MultitaskTraining
 from omni_lab.learning.progress import ProgressTable
 from omni_lab.modalities import Modality, OmniBatch
@@ -122,10 +122,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class AlignmentRecipe(Recipe):
-    """Everything that determines contrastively pre-trained encoders. views: drawn afresh for each epoch."""
+    """Everything that determines contrastively pre-trained encoders. views: drawn afresh for each epoch. pairs: the
+    share of them that are about two things. sketch: weight of the sketches beside the contrast."""
 
     views: int = 6400
     views_per_batch: int = 64
+    pairs: float = 0.7
+    sketch: float = 3.0
 
     def data_module(self) -> OmniDataModule:
         root = project_root() / "data" / "stores"
@@ -137,10 +140,12 @@ class AlignmentRecipe(Recipe):
             seed=self.seed,
             views=self.views,
             views_per_batch=self.views_per_batch,
+            pairs=self.pairs,
         )
 
     def identity(self, data: OmniDataModule) -> dict[str, Any]:
-        return super().identity(data) | {"views": self.views, "views_per_batch": self.views_per_batch}
+        own = ("views", "views_per_batch", "pairs", "sketch")
+        return super().identity(data) | {name: getattr(self, name) for name in own}
 
     def new_model(self, data: OmniDataModule) -> AlignmentModel:  # type: ignore[override]
         with torch.random.fork_rng(devices=[]):
@@ -148,7 +153,7 @@ class AlignmentRecipe(Recipe):
             return AlignmentModel(self.model, vocab_size=data.store.tokenizer.get_vocab_size())
 
     def module(self, model: AlignmentModel, data: OmniDataModule) -> L.LightningModule:  # type: ignore[override]
-        return EncoderAlignment(model, self.training, seed=self.seed)
+        return EncoderAlignment(model, self.training, sketch=self.sketch, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -306,22 +311,20 @@ def train(recipe: Recipe, *, afresh: bool = False) -> Trained:
     if afresh:
         shutil.rmtree(folder, ignore_errors=True)
     model = recipe.first_model(data)
-    if recipe.training.exit_updates:
-        train_exits(model.to(device()), data.dataset("train"), updates=recipe.training.exit_updates, seed=recipe.seed)
-    module: Any = recipe.module(model, data)
-    table, meter = ProgressTable(module.columns), Meter()
-    for split in ("train", "validation") if recipe.training.frozen else ():
-        kept = [m for m in recipe.training.frozen if m in recipe.model.modalities]
-        encode_media(model.to(device()), data.dataset(split), kept)
-    trainer = make_trainer(recipe.training, folder, callbacks=[meter, table])
-    reset_peak_memory()
     last = folder / "last.ckpt"
+    if recipe.training.exit_updates and not last.exists():
+        train_exits(model, data.dataset("train"), updates=recipe.training.exit_updates, seed=recipe.seed)
+    module: Any = recipe.module(model, data)
+    table, meter, encoding = ProgressTable(module.columns), Meter(), EncodeFrozen()
+    trainer = make_trainer(recipe.training, folder, callbacks=[encoding, meter, table])
+    reset_peak_memory()
     trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=False)
     facts = {
         "history": table.rows,
         "samples_per_second": meter.totals["questions"] / meter.totals["seconds"],
         "pictures_per_second": meter.totals["pictures"] / meter.totals["seconds"],
         "seconds": meter.totals["seconds"],
+        "encoding_seconds": encoding.seconds,
         "peak_memory_mb": peak_memory_mb(),
         "device": device_name(),
         "precision": str(trainer.precision),
@@ -354,11 +357,6 @@ def load_or_train(recipe: Recipe, *, retrain: bool = False, use_published: bool 
                     log.warning("not using a checkpoint: %s", error)
         last = work / "last.ckpt"
         return train(recipe, afresh=retrain or (last.exists() and last.stat().st_mtime < since))
-
-
-def device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_name() -> str:

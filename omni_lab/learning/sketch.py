@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchaudio.functional import resample
 
 from omni_lab.encoders import AudioEncoder
 from omni_lab.encoders.audio import BANDS, RATE, LogMel
@@ -28,6 +29,7 @@ class Sketches(nn.Module):
         self.read = nn.ModuleDict({name: nn.Linear(dim, WIDTHS[Modality(name)]) for name in known})
         audio = known.get("audio")
         self.samples_per_token = round(audio.seconds_per_token * RATE) if isinstance(audio, AudioEncoder) else 0
+        self.input_rate = audio.input_rate if isinstance(audio, AudioEncoder) else RATE
         self.mel = LogMel()
 
     def forward(self, batch: OmniBatch, streams: dict[Modality, Tokens]) -> Float[Tensor, ""]:
@@ -45,7 +47,8 @@ class Sketches(nn.Module):
     def _drawn(self, modality: Modality, values: Tensor, tokens: Tokens) -> Float[Tensor, "u n w"]:
         count, length = tokens.mask.shape
         if modality is Modality.AUDIO:
-            waves = F.pad(values, (0, length * self.samples_per_token - values.shape[1]))
+            waves = values if self.input_rate == RATE else resample(values, self.input_rate, RATE)
+            waves = F.pad(waves, (0, length * self.samples_per_token - waves.shape[1]))
             return F.adaptive_avg_pool1d(self.mel(waves), length).transpose(1, 2) / 4 + 1
         pictures = values.flatten(0, -4) / 255.0  # [U * F, 3, H, W]
         side = round((length * count / len(pictures)) ** 0.5)  # cells along an edge

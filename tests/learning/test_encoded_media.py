@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from omni_lab.data import collate
 from omni_lab.learning import Recipe, train
 from omni_lab.learning.latents import encode_media
 from omni_lab.modalities import Modality
+from tests.learning.test_world_training import fit
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
 MEDIA = (IMAGE, AUDIO, VIDEO)
@@ -65,14 +67,28 @@ def test_frozen_encoders_run_once_and_do_not_change(frozen: Recipe, monkeypatch:
     assert not trained.data.dataset("validation").encoded, "what is evaluated afterwards are the media themselves"
 
 
-def test_text_is_no_medium(frozen: Recipe) -> None:
-    data = frozen.data_module()
-    with pytest.raises(ValueError, match="only pictures, sounds and clips can be encoded beforehand: got text"):
-        encode_media(frozen.new_model(data), data.dataset("validation"), [TEXT])
+def test_a_resumed_training_goes_on_with_the_encoders_it_had(
+    frozen: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model to start from has changed meanwhile: the latents are those of the checkpoint's encoders."""
+    straight = fit(frozen, tmp_path / "straight")
+    with pytest.raises(RuntimeError, match="plug"):
+        fit(frozen, tmp_path / "stopped", stop_after=2)
+    other = replace(frozen, seed=7).first_model(frozen.data_module())
+    monkeypatch.setattr(Recipe, "first_model", lambda recipe, data: other)
+    resumed = fit(frozen, tmp_path / "stopped")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
-def test_frozen_pictures_cannot_be_augmented(frozen: Recipe) -> None:
-    data = frozen.data_module()
-    recipe = replace(frozen, training=replace(frozen.training, augment=True))
+def test_what_cannot_be_frozen_is_refused(frozen: Recipe) -> None:
+    data, training = frozen.data_module(), frozen.training
+    with pytest.raises(ValueError, match="only encoders of pictures, sounds and clips can be frozen"):
+        replace(training, frozen=(TEXT,))
     with pytest.raises(ValueError, match="augment changes pictures in every epoch"):
-        recipe.module(recipe.new_model(data), data)
+        replace(training, augment=True)
+    model = frozen.new_model(data)
+    with pytest.raises(ValueError, match="encoded with the same weights: freeze both"):
+        replace(frozen, training=replace(training, frozen=(VIDEO,))).module(model, data)
+    model.latent_bits = 4
+    with pytest.raises(ValueError, match="kept in 8 bits: got a model with latent_bits 4"):
+        frozen.module(model, data)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from omni_lab.data import collate
 from omni_lab.learning import Recipe
+from omni_lab.learning.latents import EncodeFrozen
 from omni_lab.learning.recipes import make_trainer
 from omni_lab.modalities import Modality
 from tests.learning.test_learning import StopAfter
@@ -24,7 +25,8 @@ def fit(recipe: Recipe, folder: Path, *, stop_after: int | None = None) -> dict[
     """Trains, or goes on training, in `folder`, and returns the weights."""
     data = recipe.data_module()
     model = recipe.first_model(data)
-    callbacks: list[Callback] = [] if stop_after is None else [StopAfter(stop_after)]
+    callbacks: list[Callback] = [EncodeFrozen()] if recipe.training.frozen else []
+    callbacks += [] if stop_after is None else [StopAfter(stop_after)]
     trainer = make_trainer(recipe.training, folder, callbacks=callbacks, accelerator="cpu")
     last = folder / "last.ckpt"
     trainer.fit(recipe.module(model, data), data, ckpt_path=last if last.exists() else None, weights_only=False)
@@ -46,12 +48,13 @@ def assert_a_stop_changes_nothing(recipe: Recipe, folder: Path, *, stop_after: i
 
 
 @pytest.mark.parametrize("stop_after", [2, 5])
+@pytest.mark.parametrize("frozen", [(), (Modality.IMAGE, Modality.VIDEO)])
 def test_a_training_stopped_and_resumed_ends_with_the_same_bits(
-    world_recipe: Recipe, tmp_path: Path, stop_after: int
+    world_recipe: Recipe, tmp_path: Path, stop_after: int, frozen: tuple[Modality, ...]
 ) -> None:
     """Modalities are dropped at random, and so are activations."""
     model = replace(world_recipe.model, latent_bits=8, text=replace(world_recipe.model.text, dropout=0.2))
-    training = replace(world_recipe.training, epochs=2, modality_dropout=0.5)
+    training = replace(world_recipe.training, epochs=2, modality_dropout=0.5, frozen=frozen)
     recipe = replace(world_recipe, model=model, training=training)
     assert len(recipe.data_module().train_dataloader()) > stop_after
     assert_a_stop_changes_nothing(recipe, tmp_path, stop_after=stop_after)

@@ -73,8 +73,7 @@ class SceneDraw:
         return items[int(self.rng.integers(len(items)))]
 
     def different(self, count: int, without: Sequence[Thing] = ()) -> list[Thing]:
-        free = [t for t in self.things if t not in without]
-        return [free[i] for i in self.rng.permutation(len(free))[:count]]
+        return self.different_of([t for t in self.things if t not in without], count)
 
     def ask(self, family: str, text: str, answer: str) -> None:
         self.asked.append((family, text, answer))

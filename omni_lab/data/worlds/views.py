@@ -25,11 +25,11 @@ ACTS = ("move", "stay", "appear", "disappear", "blink")
 class ThingViews(Dataset[Sample]):
     """As many samples as one likes: sample i is about thing i modulo the vocabulary, after a shuffle of its own in
     every round, so that each round of so many samples holds each thing once. Sample i depends on (world.seed, seed,
-    split, i) alone.
+    split, i) and the options alone.
 
-    pairs: the chance that a sample is about a second thing as well: what belongs together must then be found within
-    each modality. languages: of the written names, drawn per sample. Spoken names are English; the test split's voices
-    are its own. targets: "thing" [] int64, the same number for the same thing or pair of things.
+    pairs: the chance that a sample is about a second thing as well, any other: what belongs together must then be
+    found within each modality. languages: of the written names, drawn per sample. Spoken names are English; the test
+    split's voices are its own. targets: "thing" [] int64, the same number for the same thing or pair of things.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ThingViews(Dataset[Sample]):
         return film(background(side, rng), actors, self.world.frames)
 
     def sound(self, things: Sequence[Thing], rng: np.random.Generator) -> np.ndarray:
-        """[S] int16: the names one after the other in noise; a single one early or late."""
+        """[S] int16: the names one after the other in noise; a single one begins within the first second."""
         voice = draw_voice(self.split, rng)
         start = float(rng.uniform(0, 0.3 if len(things) > 1 else 1.0))
         said, utterances = [], []
