@@ -160,6 +160,12 @@ class TrainingConfig:
     random_routes: float = 0.0
     checkpoint_every: int = 100
 
+    def __post_init__(self) -> None:
+        if Modality.TEXT in self.frozen:
+            raise ValueError(f"only encoders of pictures, sounds and clips can be frozen: got {self.frozen}")
+        if self.augment and Modality.IMAGE in self.frozen:
+            raise ValueError("augment changes pictures in every epoch, but a frozen encoder sees each one only once")
+
 
 # The second training on questions: the encoders of pictures, sounds and clips stay as they are.
 UNDER_ROUTES = TrainingConfig(
@@ -201,12 +207,6 @@ class RouterConfig:
     precision: str = "auto"
     accumulate: int = 1
     checkpoint_every: int = 100
-
-    def __post_init__(self) -> None:
-        if Modality.TEXT in self.frozen:
-            raise ValueError(f"only encoders of pictures, sounds and clips can be frozen: got {self.frozen}")
-        if self.augment and Modality.IMAGE in self.frozen:
-            raise ValueError("augment changes pictures in every epoch, but a frozen encoder sees each one only once")
 
 
 @dataclass(frozen=True)

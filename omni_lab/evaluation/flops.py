@@ -40,7 +40,7 @@ def cost_model(model: OmniModel, *, frames: int = 8, controller: float = 0.0) ->
         for level in model.space.choices(modality):
             if level is not Level.SKIP:
                 table[modality.column, level] = _encoder_polynomial(model, modality, level, frames)
-    layer: Any = model.fusion.layers[0]  # type: ignore[index,union-attr]
+    layer: Any = model.fusion.layers[0]  # type: ignore[index]
     path: Any = next(iter(layer.cross.values()))
     block: Any = next(iter(layer.blocks.values()))
     head: Any = model.heads["answer"]

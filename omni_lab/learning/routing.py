@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from jaxtyping import Bool, Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from omni_lab.config import RouterConfig
 from omni_lab.learning.schedule import seed_step
@@ -172,12 +172,11 @@ class RouterTraining(L.LightningModule):
         return torch.optim.Adam(self.controller.parameters(), lr=self.config.learning_rate)
 
 
-def carried(network: nn.Module, batch: OmniBatch, carriers: Bool[Tensor, "b m"]) -> dict[Any, Tokens]:
+def carried(network: OmniModel, batch: OmniBatch, carriers: Bool[Tensor, "b m"]) -> dict[Any, Tokens]:
     """The tokens of whatever carries a question, and of nothing else."""
-    levels = torch.where(carriers, 2, 0)
     space = network.space
-    closed = torch.zeros(len(batch), space.depth, len(space.paths), dtype=torch.bool, device=levels.device)  # type: ignore[arg-type]
-    return network.encode(batch, space.route(levels, closed, batch.present))  # type: ignore[operator,union-attr]
+    closed = torch.zeros(len(batch), space.depth, len(space.paths), dtype=torch.bool, device=carriers.device)
+    return network.encode(batch, space.route(torch.where(carriers, 2, 0), closed, batch.present))
 
 
 def decide(
