@@ -64,6 +64,7 @@ class RouterTraining(L.LightningModule):
         self.costs = costs
         self.seed_value = seed
         self.penalty: Penalty | None = None
+        self._resumed = config.penalty  # or, with a budget, what a checkpoint had adapted it to
         self._network = [model.eval().requires_grad_(False)]  # in a list, so that it is no submodule
         self._seen: dict[str, list[Any]] = defaultdict(list)
 
@@ -76,7 +77,11 @@ class RouterTraining(L.LightningModule):
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         updates = self.config.epochs * -(-batches // self.config.accumulate)
         anneal = round(self.config.anneal * updates)
-        self.penalty = Penalty(weight=self.config.penalty, anneal=anneal, budget=self.config.budget)
+        self.penalty = Penalty(weight=self._resumed, anneal=anneal, budget=self.config.budget)
+
+    @property
+    def at_full_penalty(self) -> bool:
+        return self.penalty is not None and self.global_step + 1 >= self.penalty.anneal
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["penalty"] = self.penalty.weight if self.penalty is not None else self.config.penalty
