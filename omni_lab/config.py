@@ -160,11 +160,15 @@ class TrainingConfig:
             raise ValueError("augment changes pictures in every epoch, but a frozen encoder sees each one only once")
 
 
+# A dozen scenes' questions of one kind of need in every batch.
+IN_QUIET = DataConfig(budget=12, costs={}, questions_per_scene=8, only_needed=True)
+
+
 @dataclass(frozen=True)
 class WorldConfig:
     """EmojiWorld: things: size of its vocabulary. scenes: per split. alignment: the contrastive pre-training; an epoch
-    of it is so many `views`, drawn afresh, in batches of `views_per_batch`. quiet: on questions, from those encoders,
-    each with what it needs alone. data, training: on questions amid everything else, from there.
+    of it is so many `views`, drawn afresh, in batches of `views_per_batch`. quiet_data, quiet: on questions, from those
+    encoders, each with what it needs alone. data, training: on questions amid everything else, from there.
     """
 
     things: int
@@ -174,6 +178,7 @@ class WorldConfig:
     alignment: TrainingConfig
     quiet: TrainingConfig
     training: TrainingConfig
+    quiet_data: DataConfig = IN_QUIET
     views: int = 6400
     views_per_batch: int = 64
 
@@ -337,6 +342,7 @@ PROFILES = {
                 alignment=TrainingConfig(epochs=20, learning_rate=2e-3, augment=False),
                 quiet=replace(ON_SCENES, epochs=10),
                 training=replace(AMID_ALL, epochs=10),
+                quiet_data=replace(IN_QUIET, budget=96, num_workers=8),
                 views=40_000,
                 views_per_batch=256,
             ),

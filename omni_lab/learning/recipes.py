@@ -201,8 +201,7 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
         views=world.views,
         views_per_batch=world.views_per_batch,
     )
-    lean = DataConfig(budget=12, costs={}, questions_per_scene=8, only_needed=True)  # 12 scenes' questions of one kind
-    quiet = Recipe("emoji_quiet", profile.name, source, world.model, lean, world.quiet, seed, alignment)
+    quiet = Recipe("emoji_quiet", profile.name, source, world.model, world.quiet_data, world.quiet, seed, alignment)
     emoji = Recipe("emoji_world", profile.name, source, world.model, world.data, world.training, seed, quiet)
     recipes = [easy, replace(easy, name="easy_vqa_text", model=replace(easy.model, modalities=(Modality.TEXT,)))]
     recipes += [alignment, quiet, emoji]
