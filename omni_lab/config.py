@@ -115,7 +115,8 @@ class DataConfig:
     """budget: what a batch may cost; a sample costs the sum of `costs` over the modalities it carries (the questions
     about one scene count once, as they share its media). questions_per_scene: drawn anew each epoch. balance_families:
     draw a question with a chance of one over the size of its family; as a scene has only some sixteen questions, that
-    evens the families out but partly. max_scenes: use only the first that many scenes of each split.
+    evens the families out but partly. max_scenes: use only the first that many scenes of each split. only_needed: a
+    sample carries no more than what its family needs; each batch is then of one combination of modalities.
     """
 
     budget: float = 32.0
@@ -123,6 +124,7 @@ class DataConfig:
     questions_per_scene: int = 6
     balance_families: bool = True
     max_scenes: int | None = None
+    only_needed: bool = False
     num_workers: int = 0
 
 
@@ -165,6 +167,10 @@ class TrainingConfig:
             raise ValueError(f"only encoders of pictures, sounds and clips can be frozen: got {self.frozen}")
         if self.augment and Modality.IMAGE in self.frozen:
             raise ValueError("augment changes pictures in every epoch, but a frozen encoder sees each one only once")
+
+
+# A dozen scenes' questions of one kind of need in every batch.
+IN_QUIET = DataConfig(budget=12, costs={}, questions_per_scene=8, only_needed=True)
 
 
 # The second training on questions: the encoders of pictures, sounds and clips stay as they are.
@@ -212,8 +218,8 @@ class RouterConfig:
 @dataclass(frozen=True)
 class WorldConfig:
     """EmojiWorld: things: size of its vocabulary. scenes: per split. alignment: the contrastive pre-training; an epoch
-    of it is so many `views`, drawn afresh, in batches of `views_per_batch`. training: on questions, from those
-    encoders.
+    of it is so many `views`, drawn afresh, in batches of `views_per_batch`. quiet_data, quiet: on questions, from those
+    encoders, each with what it needs alone. data, training: on questions amid everything else, from there.
     """
 
     things: int
@@ -221,7 +227,9 @@ class WorldConfig:
     model: ModelConfig
     data: DataConfig
     alignment: TrainingConfig
+    quiet: TrainingConfig
     training: TrainingConfig
+    quiet_data: DataConfig = IN_QUIET
     routed: TrainingConfig = field(default_factory=lambda: UNDER_ROUTES)
     views: int = 6400
     views_per_batch: int = 64
@@ -286,17 +294,15 @@ _LISTENING = {
 # The question listens to all else; the sound, which may be the question, to pictures and clips.
 QUESTION_PATHS = tuple((query, key) for query, keys in _LISTENING.items() for key in keys)
 COSTS = {Modality.TEXT: 0.02, Modality.IMAGE: 0.25, Modality.AUDIO: 0.25, Modality.VIDEO: 0.48}
-# The encoders are aligned already; those of words, written and spoken, learn on, as questions have more words than
-# names. Questions about a scene speak of left and right.
+# The encoders are aligned already: only that of text learns on. Questions about a scene speak of left and right.
 ON_SCENES = TrainingConfig(
     learning_rate=5e-4,
     warmup_fraction=0.02,
     augment=False,
-    modality_dropout=0.1,
-    distractor_dropout=1.0,
     encoder_rate=0.2,
-    frozen=(Modality.IMAGE, Modality.VIDEO),
+    frozen=(Modality.IMAGE, Modality.AUDIO, Modality.VIDEO),
 )
+AMID_ALL = replace(ON_SCENES, modality_dropout=0.1, distractor_dropout=0.5)
 
 PROFILES = {
     profile.name: profile
@@ -328,7 +334,8 @@ PROFILES = {
                 ),
                 data=DataConfig(budget=8, costs=COSTS, questions_per_scene=2),
                 alignment=TrainingConfig(epochs=1, learning_rate=2e-3, augment=False),
-                training=replace(ON_SCENES, epochs=1),
+                quiet=replace(ON_SCENES, epochs=1),
+                training=replace(AMID_ALL, epochs=1),
                 views=32,
                 views_per_batch=16,
             ),
@@ -355,7 +362,8 @@ PROFILES = {
                 ),
                 data=DataConfig(budget=8, costs=COSTS, questions_per_scene=8),
                 alignment=TrainingConfig(epochs=10, learning_rate=2e-3, augment=False),
-                training=replace(ON_SCENES, epochs=14),
+                quiet=replace(ON_SCENES, epochs=4),
+                training=replace(AMID_ALL, epochs=3),
             ),
             timing_rounds=9,
             bootstrap=2000,
@@ -384,7 +392,9 @@ PROFILES = {
                 ),
                 data=DataConfig(budget=128, costs=COSTS, num_workers=8),
                 alignment=TrainingConfig(epochs=20, learning_rate=2e-3, augment=False),
-                training=replace(ON_SCENES, epochs=30),
+                quiet=replace(ON_SCENES, epochs=10),
+                training=replace(AMID_ALL, epochs=10),
+                quiet_data=replace(IN_QUIET, budget=96, num_workers=8),
                 views=40_000,
                 views_per_batch=256,
             ),

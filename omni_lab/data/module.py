@@ -209,7 +209,11 @@ class OmniDataModule(L.LightningDataModule):
     def dataset(self, split: str) -> QuestionDataset:
         if split not in self._datasets:
             self._datasets[split] = QuestionDataset(
-                self.store, split, modalities=self.modalities, max_scenes=self.config.max_scenes
+                self.store,
+                split,
+                modalities=self.modalities,
+                max_scenes=self.config.max_scenes,
+                only_needed=self.config.only_needed,
             )
         return self._datasets[split]
 
@@ -217,7 +221,9 @@ class OmniDataModule(L.LightningDataModule):
         """share: which modalities' inputs a batch holds once however many samples use them."""
         dataset = self.dataset(split)
         training = split == "train"
-        costs = sum(dataset.present[:, m.column] * cost for m, cost in self.config.costs.items())
+        costs = np.zeros(len(dataset))
+        for modality, cost in self.config.costs.items():
+            costs += dataset.present[:, modality.column] * cost
         sampler = OmniBatchSampler(
             dataset.scenes,
             budget=self.config.budget,
@@ -251,19 +257,19 @@ class OmniDataModule(L.LightningDataModule):
 
 
 class ViewsDataModule(OmniDataModule):
-    """Serves views of things in place of questions about scenes; words come from the world's tokenizer. `pairs` of the
-    training views are about two things, the others about one.
+    """Serves views of things in place of questions about scenes; words come from the world's tokenizer. mix: what is
+    drawn how often for training (`ThingViews`: pairs, sentences, voices); validation and test views are single names.
 
     views: per epoch, drawn afresh. Each validation and test batch holds every thing of the vocabulary once.
     """
 
     source: EmojiWorld
 
-    def __init__(self, *args: Any, views: int, views_per_batch: int, pairs: float, **options: Any) -> None:
+    def __init__(self, *args: Any, views: int, views_per_batch: int, mix: Mapping[str, float], **options: Any) -> None:
         super().__init__(*args, **options)
         self.views = views
         self.views_per_batch = views_per_batch
-        self.pairs = pairs
+        self.mix = mix
 
     def loader(self, split: str, *, share: tuple[Modality, ...] = ()) -> ResumableLoader:
         world, tokenizer = self.source, self.store.tokenizer
@@ -272,7 +278,7 @@ class ViewsDataModule(OmniDataModule):
             lambda text: encode_text(tokenizer, text, name="name"),
             split,
             seed=self.seed if split == "train" else 0,
-            pairs=self.pairs if split == "train" else 0.0,
+            **(self.mix if split == "train" else {}),  # type: ignore[arg-type]
             modalities=[m for m in Modality if m in self.modalities],
         )
         training = split == "train"

@@ -95,7 +95,7 @@ def encode_for_routing(network: Trained, *, splits: tuple[str, ...] = ("train", 
 
 
 def train_controller(recipe: ControllerRecipe, network: Trained) -> tuple[Controller, dict[str, Any]]:
-    """Trains from the recipe, keeps the weights of the best validation reward, saves and returns them, and the facts."""
+    """Trains, keeps the weights of the best validation reward, saves and returns them, and the facts."""
     encode_for_routing(network)
     controller = recipe.new_controller(network.model)
     costs = cost_model(network.model, controller=controller.flops)

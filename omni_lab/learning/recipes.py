@@ -122,12 +122,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class AlignmentRecipe(Recipe):
-    """Everything that determines contrastively pre-trained encoders. views: drawn afresh for each epoch. pairs: the
-    share of them that are about two things. sketch: weight of the sketches beside the contrast."""
+    """Everything that determines contrastively pre-trained encoders. views: drawn afresh for each epoch. pairs,
+    sentences, voices: see `ThingViews`. sketch: weight of the sketches beside the contrast."""
 
     views: int = 6400
     views_per_batch: int = 64
     pairs: float = 0.7
+    sentences: float = 0.3
+    voices: float = 0.5
     sketch: float = 3.0
 
     def data_module(self) -> OmniDataModule:
@@ -140,11 +142,11 @@ class AlignmentRecipe(Recipe):
             seed=self.seed,
             views=self.views,
             views_per_batch=self.views_per_batch,
-            pairs=self.pairs,
+            mix={name: getattr(self, name) for name in ("pairs", "sentences", "voices")},
         )
 
     def identity(self, data: OmniDataModule) -> dict[str, Any]:
-        own = ("views", "views_per_batch", "pairs", "sketch")
+        own = ("views", "views_per_batch", "pairs", "sentences", "voices", "sketch")
         return super().identity(data) | {name: getattr(self, name) for name in own}
 
     def new_model(self, data: OmniDataModule) -> AlignmentModel:  # type: ignore[override]
@@ -176,8 +178,8 @@ def recipe_names() -> list[str]:
 def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
     """The recipe of that name.
 
-    "easy_vqa", "easy_vqa_text" (the same without its eyes, a control), "emoji_alignment", "emoji_world",
-    "emoji_routed" (goes on from that under random routes), and
+    "easy_vqa", "easy_vqa_text" (the same without its eyes, a control), "emoji_alignment", "emoji_quiet", "emoji_world"
+    (each starts from the one before), "emoji_routed" (goes on from that under random routes), and
     "emoji_world_without_<modality>" (controls that lack one throughout).
     """
     recipes = _recipes(profile, seed)
@@ -201,7 +203,8 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
         views=world.views,
         views_per_batch=world.views_per_batch,
     )
-    emoji = Recipe("emoji_world", profile.name, source, world.model, world.data, world.training, seed, alignment)
+    quiet = Recipe("emoji_quiet", profile.name, source, world.model, world.quiet_data, world.quiet, seed, alignment)
+    emoji = Recipe("emoji_world", profile.name, source, world.model, world.data, world.training, seed, quiet)
     recipes = [easy, replace(easy, name="easy_vqa_text", model=replace(easy.model, modalities=(Modality.TEXT,)))]
     routed_model = replace(
         world.model,
@@ -210,10 +213,12 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
         fusion=replace(world.model.fusion, gated=True),
     )
     routed = replace(emoji, name="emoji_routed", model=routed_model, training=world.routed, start=emoji)
-    recipes += [alignment, emoji, routed]
+    recipes += [alignment, quiet, emoji, routed]
     for lost in Modality:
         kept = tuple(m for m in Modality if m is not lost)
-        recipes.append(replace(emoji, name=f"emoji_world_without_{lost}", model=replace(world.model, modalities=kept)))
+        blind = replace(world.model, modalities=kept)
+        first = replace(quiet, name=f"emoji_quiet_without_{lost}", model=blind)
+        recipes.append(replace(emoji, name=f"emoji_world_without_{lost}", model=blind, start=first))
     return {recipe.name: recipe for recipe in recipes}
 
 

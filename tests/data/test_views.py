@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -94,6 +95,33 @@ def test_two_names_are_said_one_after_the_other(monkeypatch: pytest.MonkeyPatch)
         ends = [start + utterance.seconds for (_, start), utterance in zip(sound.said, spoken, strict=True)]
         assert all(start > end for (_, start), end in zip(sound.said[1:], ends[:-1], strict=True))
     assert {len(spoken) for _, spoken in mixed} == {1, 2}
+
+
+def test_a_sentence_is_said_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(module_of_views, "mix", lambda sound, spoken, rng: said.append(sound.said[0][0]) or NOTHING)
+    dataset = views(pairs=0.5, sentences=1.0, modalities=[TEXT, AUDIO], languages=["de"])
+    forms = set()
+    for i in range(120):
+        sample = dataset[i]
+        assert written(sample) == said[-1] and said[-1].endswith("?")
+        things = {thing.names["en"]: thing.plural["en"] for thing in vocabulary(8)}
+        for name in sample.family.split(" and "):
+            assert name in said[-1] or things[name] in said[-1]
+        forms.add(said[-1].split()[0:2][-1])
+    assert len(forms) >= 8, "of many forms"
+
+
+def test_the_text_may_say_who_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    voices: list[str] = []
+    monkeypatch.setattr(module_of_views, "mix", lambda sound, spoken, rng: voices.append(sound.voice.group) or NOTHING)
+    dataset = views(voices=0.5, modalities=[TEXT, AUDIO], languages=["en"])
+    told = []
+    for i in range(200):
+        speaker = re.match(r"a (woman|man) says: ", written(dataset[i]))
+        told.append(speaker is not None)
+        assert speaker is None or speaker[1] == voices[-1]
+    assert 0.4 < np.mean(told) < 0.6 and {*voices} == {"woman", "man"}
 
 
 def test_the_language_can_be_chosen() -> None:

@@ -10,8 +10,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from omni_lab.config import Profile
 from omni_lab.data import collate
-from omni_lab.learning import Recipe
+from omni_lab.learning import Recipe, get_recipe
 from omni_lab.learning.latents import EncodeFrozen
 from omni_lab.learning.recipes import make_trainer
 from omni_lab.modalities import Modality
@@ -58,6 +59,22 @@ def test_a_training_stopped_and_resumed_ends_with_the_same_bits(
     recipe = replace(world_recipe, model=model, training=training)
     assert len(recipe.data_module().train_dataloader()) > stop_after
     assert_a_stop_changes_nothing(recipe, tmp_path, stop_after=stop_after)
+
+
+def test_in_quiet_a_batch_is_of_one_kind_of_need(
+    tiny_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMNI_LAB_ROOT", str(tmp_path))
+    world = get_recipe("emoji_world", tiny_profile)
+    assert world.start is not None and world.start == get_recipe("emoji_quiet", tiny_profile)
+    data = world.start.data_module()
+    kinds = set()
+    for batch in data.train_dataloader():
+        needed = torch.tensor([[m in data.store.families[f].needs for m in Modality] for f in batch.families])
+        assert torch.equal(batch.present, needed)
+        assert len(needed.unique(dim=0)) == 1
+        kinds.add(tuple(needed[0].tolist()))
+    assert len(kinds) >= 5
 
 
 def test_it_learns_a_handful_of_scenes(world_recipe: Recipe) -> None:

@@ -18,6 +18,10 @@ NUMBERS = {
     "zh": ("没有", "一", "两", "三", "四"),
 }
 JOINTS = {"en": " and ", "de": " und ", "zh": "和"}
+SPEAKERS = {
+    "woman": {"en": "a woman says: ", "de": "eine Frau sagt: ", "zh": "女人说："},
+    "man": {"en": "a man says: ", "de": "ein Mann sagt: ", "zh": "男人说："},
+}
 COLOURS = {
     "green": ("grün", "绿色"),
     "yellow": ("gelb", "黄色"),

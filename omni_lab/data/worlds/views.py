@@ -11,9 +11,11 @@ import torch
 from torch.utils.data import Dataset
 
 from omni_lab.data.samples import Sample
-from omni_lab.data.worlds.captions import JOINTS, phrase
+from omni_lab.data.speech import Voice
+from omni_lab.data.worlds.captions import JOINTS, SPEAKERS, phrase
 from omni_lab.data.worlds.drawing import act_out, place
 from omni_lab.data.worlds.emoji_world import EmojiWorld
+from omni_lab.data.worlds.families import DIGITS, PLACES
 from omni_lab.data.worlds.scenes import Sound, draw_voice, film, mix, render, say
 from omni_lab.data.worlds.things import LANGUAGES, Thing, background, vocabulary
 from omni_lab.modalities import Modality
@@ -28,8 +30,10 @@ class ThingViews(Dataset[Sample]):
     split, i) and the options alone.
 
     pairs: the chance that a sample is about a second thing as well, any other: what belongs together must then be
-    found within each modality. languages: of the written names, drawn per sample. Spoken names are English; the test
-    split's voices are its own. targets: "thing" [] int64, the same number for the same thing or pair of things.
+    found within each modality. sentences: the chance that a question that names the things is said and written, in
+    English, in place of their names. voices: the chance that the text says whether a woman or a man speaks. languages:
+    of the written names, drawn per sample. Spoken names are English; the test split's voices are its own. targets:
+    "thing" [] int64, the same number for the same thing or pair of things.
     """
 
     def __init__(
@@ -40,6 +44,8 @@ class ThingViews(Dataset[Sample]):
         *,
         seed: int = 0,
         pairs: float = 0.0,
+        sentences: float = 0.0,
+        voices: float = 0.0,
         languages: Sequence[str] = LANGUAGES,
         modalities: Sequence[Modality] = tuple(Modality),
     ) -> None:
@@ -48,6 +54,8 @@ class ThingViews(Dataset[Sample]):
         self.split = split
         self.seed = seed
         self.pairs = pairs
+        self.sentences = sentences
+        self.voices = voices
         self.languages = languages
         self.modalities = modalities
         self.things = vocabulary(world.things)
@@ -61,25 +69,29 @@ class ThingViews(Dataset[Sample]):
         if rng.random() < self.pairs:
             other = int((index + rng.integers(1, size)) % size)
             shown, label = [self.things[index], self.things[other]], size * (1 + min(index, other)) + max(index, other)
-        makers: dict[Modality, Callable[[list[Thing]], Any]] = {
-            Modality.TEXT: lambda things: torch.tensor(self.encode(self.written(things, rng))),
-            Modality.IMAGE: lambda things: torch.from_numpy(self.picture(things, rng)),
-            Modality.AUDIO: lambda things: torch.from_numpy(self.sound(things, rng)) / 32768.0,
-            Modality.VIDEO: lambda things: torch.from_numpy(self.clip(things, rng)),
-        }
         order = rng.permuted(np.tile(np.arange(len(shown)), (len(Modality), 1)), axis=1)  # of its own in each modality
-        inputs = {m: make([shown[k] for k in order[m.column]]) for m, make in makers.items() if m in self.modalities}
+        text, picture, sound, clip = ([shown[k] for k in row] for row in order)
+        voice = draw_voice(self.split, rng)
+        words = question(sound, rng) if rng.random() < self.sentences else None
+        makers: dict[Modality, Callable[[], Any]] = {
+            Modality.TEXT: lambda: torch.tensor(self.encode(self.written(text, words, voice, rng))),
+            Modality.IMAGE: lambda: torch.from_numpy(self.picture(picture, rng)),
+            Modality.AUDIO: lambda: torch.from_numpy(self.sound(sound, words, voice, rng)) / 32768.0,
+            Modality.VIDEO: lambda: torch.from_numpy(self.clip(clip, rng)),
+        }
+        inputs = {m: make() for m, make in makers.items() if m in self.modalities}
         family = " and ".join(thing.names["en"] for thing in shown)
         return Sample(f"{self.split}-{i}", "align", family, inputs, targets={"thing": torch.tensor(label)})
 
-    def written(self, things: Sequence[Thing], rng: np.random.Generator) -> str:
-        """Each with or without article and colour."""
-        language = self.languages[int(rng.integers(len(self.languages)))]
+    def written(self, things: Sequence[Thing], words: str | None, voice: Voice, rng: np.random.Generator) -> str:
+        """The words, or else the names, each with or without article and colour."""
+        language = "en" if words is not None else self.languages[int(rng.integers(len(self.languages)))]
         names = [
             thing.names[language] if rng.random() < 0.5 else phrase(thing, language, colour=rng.random() < 0.5)
             for thing in things
         ]
-        return JOINTS[language].join(names)
+        speaker = SPEAKERS[voice.group][language] if rng.random() < self.voices else ""
+        return speaker + (words or JOINTS[language].join(names))
 
     def picture(self, things: Sequence[Thing], rng: np.random.Generator) -> np.ndarray:
         """[3, H, W] uint8: each thing as large as scenes show it, in a quarter of its own."""
@@ -92,13 +104,35 @@ class ThingViews(Dataset[Sample]):
         actors = act_out(things, [ACTS[int(rng.integers(len(ACTS)))] for _ in things], side, rng)
         return film(background(side, rng), actors, self.world.frames)
 
-    def sound(self, things: Sequence[Thing], rng: np.random.Generator) -> np.ndarray:
-        """[S] int16: the names one after the other in noise; a single one begins within the first second."""
-        voice = draw_voice(self.split, rng)
-        start = float(rng.uniform(0, 0.3 if len(things) > 1 else 1.0))
-        said, utterances = [], []
-        for thing in things:
-            utterances.append(say(thing.names["en"], voice))
-            said.append((thing.names["en"], start))
+    def sound(self, things: Sequence[Thing], words: str | None, voice: Voice, rng: np.random.Generator) -> np.ndarray:
+        """[S] int16, in noise: the words, or else the names one after the other; a single one begins within the first
+        second."""
+        said = [words] if words is not None else [thing.names["en"] for thing in things]
+        start = float(rng.uniform(0, 0.3 if words is not None or len(said) > 1 else 1.0))
+        times, utterances = [], []
+        for text in said:
+            utterances.append(say(text, voice))
+            times.append((text, start))
             start += utterances[-1].seconds + float(rng.uniform(0.05, 0.3))
-        return mix(Sound(tuple(said), voice, float(rng.uniform(0, 40))), utterances, rng)
+        return mix(Sound(tuple(times), voice, float(rng.uniform(0, 40))), utterances, rng)
+
+
+def question(things: Sequence[Thing], rng: np.random.Generator) -> str:
+    """One that names all of the things; its form is drawn from those in which questions about scenes are spoken."""
+    the = " and ".join(f"the {thing.names['en']}" for thing in things)
+    either = " or ".join(f"the {thing.names['en']}" for thing in things)
+    plurals = " and ".join(thing.plural["en"] for thing in things)
+    place = PLACES[int(rng.integers(len(PLACES)))]
+    first, second = (DIGITS[int(rng.integers(len(DIGITS)))] for _ in range(2))
+    deed = ("moves", "stays still", "appears", "disappears", "blinks", "does not blink")[int(rng.integers(6))]
+    here, there = (("picture", "clip"), ("clip", "picture"))[int(rng.integers(2))]
+    forms = (
+        f"where is {the}?",
+        f"how many {plurals} are there?",
+        f"which way does {the} move?",
+        f"what is at the {place}, {either}?",
+        f"what {deed}, {either}?",
+        f"what is {first} plus {second}, {the}?",
+        f"what is in the {here} but not in the {there}, {either}?",
+    )
+    return forms[int(rng.integers(len(forms)))]
