@@ -79,5 +79,7 @@ def _encoder_polynomial(model: OmniModel, modality: Modality, level: Level, fram
     if modality is Modality.IMAGE:
         masks = {0: torch.ones(1, 1).bool()}
     flops = [count_flops(partial(call, x, masks[n])) for n, x in inputs.items()]
-    powers = torch.tensor([[1.0, n, n**2] for n in inputs], dtype=torch.double)
-    return torch.linalg.lstsq(powers, torch.tensor(flops, dtype=torch.double)[:, None]).solution.squeeze(1)
+    counted = torch.tensor(flops, dtype=torch.double)
+    if len(counted) == 1:  # of one size always
+        return torch.cat([counted, torch.zeros(2, dtype=torch.double)])
+    return torch.linalg.solve(torch.tensor([[1.0, n, n**2] for n in inputs], dtype=torch.double), counted)
