@@ -82,9 +82,11 @@ class VideoConfig:
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """paths: the directed (query, key) pairs that exist in each layer; None means all of them. gated: multiply each by
-    a soft gate of its own."""
+    """early: clips and sounds are joined by time in the lower layers of their encoders. paths: the directed
+    (query, key) pairs that exist in each layer; None means all of them. gated: multiply each path, and in the head each
+    modality's summary, by a soft gate of its own."""
 
+    early: bool = False
     paths: tuple[tuple[Modality, Modality], ...] | None = None
     depth: int = 1
     heads: int = 4

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from omni_lab.config import ModelConfig
-from omni_lab.encoders import AudioEncoder, Int8Latents, TextEncoder, VideoEncoder, VisionEncoder, fake_quantize
-from omni_lab.fusion import CrossModalFusion, FusionOutput
+from omni_lab.encoders import (
+    AudioEncoder,
+    Int8Latents,
+    MelFrontEnd,
+    TextEncoder,
+    VideoEncoder,
+    VisionEncoder,
+    fake_quantize,
+)
+from omni_lab.fusion import CrossModalFusion, EarlyFusion, FusionOutput
 from omni_lab.heads import AnswerHead
 from omni_lab.modalities import Modality, ModalityInput, OmniBatch, Tokens
 from omni_lab.routing import Level, Path, Route, RouteSpace, all_paths
@@ -30,7 +38,8 @@ class OmniOutput(NamedTuple):
 class OmniModel(nn.Module):
     """encoders: one per modality, called as encoder(values, mask) -> Tokens. fusion: streams -> FusionOutput.
     heads: by name, each called with the fused streams. latent_bits: what fusion sees of each token's values is what
-    storing them in so many bits leaves; None for all of it. space: the routes it can take.
+    storing them in so many bits leaves; None for all of it. space: the routes it can take. early: joins clips and
+    sounds in the lower layers of their encoders.
     """
 
     def __init__(
@@ -41,8 +50,10 @@ class OmniModel(nn.Module):
         heads: Mapping[str, nn.Module],
         space: RouteSpace,
         latent_bits: int | None = None,
+        early: EarlyFusion | None = None,
     ):
         super().__init__()
+        self.early = early
         self.latent_bits = latent_bits
         self.encoders = nn.ModuleDict({m.value: encoders[m] for m in Modality if m in encoders})
         self.fusion = fusion
@@ -59,7 +70,9 @@ class OmniModel(nn.Module):
         where different samples want both; a skipped modality is absent from its sample.
         """
         if route is None:
-            streams = encode_inputs(self.encoders, batch)
+            streams = self._everything(batch)
+        elif self.early is not None:
+            raise ValueError("a model that joins clips and sounds early takes no routes: its encoders run together")
         else:
             streams = self._routed(batch, route, masked=execution == "masked")
         if self.latent_bits is None:
@@ -71,7 +84,7 @@ class OmniModel(nn.Module):
 
     def encode_int8(self, batch: OmniBatch) -> dict[Modality, Int8Latents]:
         """What `encode` returns, stored as int8 values and scales: `fuse` takes their `tokens()`."""
-        return {m: Int8Latents.of(tokens) for m, tokens in encode_inputs(self.encoders, batch).items()}
+        return {m: Int8Latents.of(tokens) for m, tokens in self._everything(batch).items()}
 
     def forward(
         self,
@@ -108,6 +121,15 @@ class OmniModel(nn.Module):
         """Fusion and heads, from what the encoders returned."""
         fused = self.fusion(encoded, route=route, openness=openness, execution=execution, need_weights=need_weights)
         return OmniOutput({name: self.heads[name](fused.tokens) for name in heads}, encoded, fused)
+
+    def _everything(self, batch: OmniBatch) -> dict[Modality, Tokens]:
+        both = (Modality.VIDEO, Modality.AUDIO)
+        if self.early is None or not {*both} <= batch.inputs.keys():
+            return encode_inputs(self.encoders, batch)
+        video, audio = (cast(Any, self.encoders[m.value]) for m in both)
+        joined = self.early(video, audio, *(batch.inputs[m] for m in both))
+        alone = encode_inputs(self.encoders, batch.without(Modality.VIDEO).without(Modality.AUDIO))
+        return {m: joined[m] if m in joined else alone[m] for m in batch.inputs}
 
     def _routed(self, batch: OmniBatch, route: Route, *, masked: bool) -> dict[Modality, Tokens]:
         """Per modality, the tokens of the inputs that some sample wants in full, then of those wanted up to the exit.
@@ -181,12 +203,21 @@ def _levels(config: ModelConfig) -> dict[Modality, tuple[Level, ...]]:
     return {m: tuple(Level) for m, has_exit in exits.items() if has_exit and m in config.modalities}
 
 
+def _early(encoders: Mapping[Modality, nn.Module]) -> EarlyFusion:
+    video, audio = (cast(Any, encoders.get(m)) for m in (Modality.VIDEO, Modality.AUDIO))
+    if video is None or audio is None or not isinstance(audio.front, MelFrontEnd):
+        raise ValueError("early fusion joins clips and sounds: it wants both, and the mel front end")
+    return EarlyFusion(seen=video.project.in_features, heard=audio.front.dim)
+
+
 def build_model(config: ModelConfig, *, vocab_size: int, answers: int) -> OmniModel:
     """The model of a configuration: vocab_size token ids in, scores for so many answers out."""
     every = all_paths(config.modalities) if config.fusion.paths is None else [Path(*p) for p in config.fusion.paths]
     paths = tuple(path for path in every if {*path} <= {*config.modalities})
+    encoders = build_encoders(config, vocab_size=vocab_size)
     return OmniModel(
-        encoders=build_encoders(config, vocab_size=vocab_size),
+        encoders=encoders,
+        early=_early(encoders) if config.fusion.early else None,
         latent_bits=config.latent_bits,
         fusion=CrossModalFusion(
             paths=paths,
@@ -205,6 +236,7 @@ def build_model(config: ModelConfig, *, vocab_size: int, answers: int) -> OmniMo
                 answers=answers,
                 dropout=config.fusion.dropout,
                 pool=config.pool,
+                gated=config.fusion.gated,
             )
         },
     )

@@ -157,15 +157,32 @@ class AudioEncoder(nn.Module):
 
     def forward(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> Tokens:
         waves, lengths = self._heard(waves, mask)
-        pooled, real = self._pooled(self.front(waves, lengths), lengths)
-        return self._tokens(self.project(self.norm(pooled)), real)
+        frames = self.front(waves, lengths)
+        real = torch.arange(frames.shape[1], device=frames.device) < self.front.frames(lengths)[:, None]
+        return self._said(frames, real)
+
+    def lower(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> Tokens:
+        """What the mel front end's convolutions make of each sound, 25 frames a second with their times."""
+        assert isinstance(self.front, MelFrontEnd)
+        frames, real = self.front.shallow(*self._heard(waves, mask))
+        times = (torch.arange(frames.shape[1], device=frames.device) + 0.5) * self.front.frame_seconds
+        return Tokens(frames, real, times.expand(len(frames), -1))
+
+    def upper(self, lower: Tokens) -> Tokens:
+        """What the whole encoder makes of it: `upper` of `lower` is `forward`."""
+        assert isinstance(self.front, MelFrontEnd)
+        return self._said(self.front.blocks(lower).values, lower.mask)
 
     def light(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> Tokens:
         """The same tokens from the mel spectrogram and its convolutions alone, without the transformer."""
-        assert self.exit is not None and isinstance(self.front, MelFrontEnd)
-        waves, lengths = self._heard(waves, mask)
-        pooled, real = self._pooled(self.front.shallow(waves, lengths)[0], lengths)
+        assert self.exit is not None
+        lower = self.lower(waves, mask)
+        pooled, real = self._pooled(lower.values, lower.mask)
         return self._tokens(self.exit(nn.functional.layer_norm(pooled, pooled.shape[-1:])), real)
+
+    def _said(self, frames: Float[Tensor, "u f d"], real: Bool[Tensor, "u f"]) -> Tokens:
+        pooled, real = self._pooled(frames, real)
+        return self._tokens(self.project(self.norm(pooled)), real)
 
     def _heard(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> tuple[Tensor, Int[Tensor, " u"]]:
         """The waveforms at the inner rate, silent behind their ends, and their lengths."""
@@ -177,10 +194,9 @@ class AudioEncoder(nn.Module):
         return nn.functional.pad(waves, (0, short)), lengths
 
     def _pooled(
-        self, frames: Float[Tensor, "u f d"], lengths: Int[Tensor, " u"]
+        self, frames: Float[Tensor, "u f d"], real: Bool[Tensor, "u f"]
     ) -> tuple[Float[Tensor, "u n d"], Bool[Tensor, "u n"]]:
         """Means over the real frames of each token, and which tokens have any."""
-        real = torch.arange(frames.shape[1], device=frames.device) < self.front.frames(lengths)[:, None]
         lacking = -frames.shape[1] % self.pool
         frames = nn.functional.pad(frames, (0, 0, 0, lacking)).unflatten(1, (-1, self.pool))  # [U, N, pool, dim]
         weight = nn.functional.pad(real, (0, lacking)).unflatten(1, (-1, self.pool))[..., None].to(frames.dtype)

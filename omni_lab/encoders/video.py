@@ -47,36 +47,45 @@ class VideoEncoder(nn.Module):
 
     def forward(self, clips: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Tokens:
         """mask: [U, F], True for every real frame. The real frames of a clip share its `seconds` evenly."""
-        times = self._times(clips, mask)
-        count, frames = mask.shape
+        return self.upper(self.lower(clips, mask), mask)
+
+    def lower(self, clips: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Float[Tensor, "u f c d"]:
+        """Each frame by itself: its cells, with their places and the frame's time."""
+        self._check(clips)
         cells = self.vision.cells(clips.flatten(0, 1)).flatten(1, 2)  # [U*F, c, C]
-        x = (self.narrow(cells) + self.cell).unflatten(0, (count, frames))  # [U, F, c, d]
-        x = x + time_features(times, x.shape[3])[:, :, None]
+        x = (self.narrow(cells) + self.cell).unflatten(0, mask.shape)
+        return x + time_features(self.times(mask), x.shape[3])[:, :, None]
+
+    def upper(self, x: Float[Tensor, "u f c d"], mask: Bool[Tensor, "u f"]) -> Tokens:
+        """The frames of each clip through time: `upper` of `lower` is `forward`."""
         along = x.transpose(1, 2).flatten(0, 1)  # [U*c, F, d]: each cell through time
         along = self.blocks(Tokens(along, mask.repeat_interleave(x.shape[2], dim=0))).values
-        x = along.unflatten(0, (count, -1)).transpose(1, 2)  # [U, F, c, d]
-        return self._tokens(self.project(self.norm(self._tiles(x))), mask, times)
+        x = along.unflatten(0, (len(x), x.shape[2])).transpose(1, 2)  # [U, F, c, d]
+        return self._tokens(self.project(self.norm(self._tiles(x))), mask)
 
     def light(self, clips: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Tokens:
         """The same tokens from the picture encoder's first stage alone, each frame by itself."""
         assert self.exit is not None
-        times = self._times(clips, mask)
+        self._check(clips)
         cells = self.vision.shallow_cells(clips.flatten(0, 1)).flatten(1, 2)
-        return self._tokens(self.exit(self._tiles(cells.unflatten(0, mask.shape))), mask, times)
+        return self._tokens(self.exit(self._tiles(cells.unflatten(0, mask.shape))), mask)
 
-    def _times(self, clips: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Float[Tensor, "u f"]:
+    def times(self, mask: Bool[Tensor, "u f"]) -> Float[Tensor, "u f"]:
         """The middle of each frame's span, in seconds."""
+        span = self.seconds / mask.sum(1, keepdim=True).clamp(min=1)
+        return (torch.arange(mask.shape[1], device=mask.device) + 0.5) * span
+
+    def _check(self, clips: UInt8[Tensor, "u f 3 h w"]) -> None:
         if clips.shape[2:] != (3, self.frame_size, self.frame_size):
             raise ValueError(f"clips must be [U, F, 3, {self.frame_size}, {self.frame_size}]: got {list(clips.shape)}")
-        span = self.seconds / mask.sum(1, keepdim=True).clamp(min=1)
-        return (torch.arange(mask.shape[1], device=clips.device) + 0.5) * span
 
     def _tiles(self, x: Float[Tensor, "u f c d"]) -> Float[Tensor, "u f g d"]:
         """Cells averaged to grid x grid per frame."""
         block = round(x.shape[2] ** 0.5) // self.grid
         return x.unflatten(2, (self.grid, block, self.grid, block)).mean((3, 5)).flatten(2, 3)
 
-    def _tokens(self, said: Float[Tensor, "u f g d"], mask: Bool[Tensor, "u f"], times: Float[Tensor, "u f"]) -> Tokens:
+    def _tokens(self, said: Float[Tensor, "u f g d"], mask: Bool[Tensor, "u f"]) -> Tokens:
+        times = self.times(mask)
         values = unit_scale(said) + self.position  # [U, F, g*g, D]
         values = values + time_features(times, values.shape[3], amplitude=LOUD)[:, :, None]
         each = self.grid**2

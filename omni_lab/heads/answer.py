@@ -12,13 +12,22 @@ from omni_lab.modalities import Modality, Tokens
 
 
 class AnswerHead(nn.Module):
-    """Pools each stream, sums one projection per modality (absent ones add zero) and classifies. Logits [B, A].
+    """Late fusion: pools each stream, sums one projection per modality (absent ones add zero) and classifies.
+    Logits [B, A].
 
-    pool: "mean" over a stream's tokens, or "max" of each channel.
+    pool: "mean" over a stream's tokens, or "max" of each channel. gated: multiply each modality's part by a soft gate
+    between 0 and 2, worked out from it; it begins at 1.
     """
 
     def __init__(
-        self, *, modalities: Sequence[Modality], dim: int, answers: int, dropout: float = 0.0, pool: str = "mean"
+        self,
+        *,
+        modalities: Sequence[Modality],
+        dim: int,
+        answers: int,
+        dropout: float = 0.0,
+        pool: str = "mean",
+        gated: bool = False,
     ) -> None:
         super().__init__()
         if pool not in ("mean", "max"):
@@ -27,20 +36,31 @@ class AnswerHead(nn.Module):
         self.summary = nn.ModuleDict(
             {m.value: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim)) for m in modalities}
         )
+        self.gate = nn.ModuleDict({m.value: nn.Linear(dim, 1) for m in modalities} if gated else {})
+        for gate in self.gate.values():
+            assert isinstance(gate, nn.Linear)
+            nn.init.zeros_(gate.weight)
+            nn.init.zeros_(gate.bias)
         self.classify = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, answers))
 
     def forward(self, streams: Mapping[Modality, Tokens]) -> Float[Tensor, "b a"]:
         size = len(next(iter(streams.values())))
         parts = []
         for modality, tokens in streams.items():
-            pooled, summary = self._pooled(tokens), self.summary[modality.value]
+            pooled = self._pooled(tokens)
             samples = tokens.sample_mask.any(dim=1).nonzero().squeeze(1)
             if len(samples) == size:
-                parts.append(summary(pooled))
+                parts.append(self._said(modality, pooled))
             else:
-                said = summary(pooled[samples])
+                said = self._said(modality, pooled[samples])
                 parts.append(said.new_zeros(size, said.shape[1]).index_copy(0, samples, said))
         return self.classify(torch.stack(parts).sum(0))
+
+    def _said(self, modality: Modality, pooled: Float[Tensor, "p d"]) -> Float[Tensor, "p d"]:
+        said = self.summary[modality.value](pooled)
+        if modality.value not in self.gate:
+            return said
+        return said * 2 * self.gate[modality.value](said).sigmoid()
 
     def _pooled(self, tokens: Tokens) -> Float[Tensor, "b d"]:
         return tokens.strongest() if self.pool == "max" else tokens.pooled()

@@ -91,7 +91,7 @@ class CostModel:
                 taken = route.encoders[:, column] == level
                 encoders += taken * self.encoder_flops(modality, level, tokens[:, column])
             encoded = route.encoders[:, column] > Level.SKIP
-            heads += encoded * 2.0 * self.dim**2
+            heads += encoded * (2.0 * self.dim**2 + 2.0 * self.dim * self.gated)
             if any(path.query is modality for path in space.paths):
                 digestion += encoded * space.depth * block_flops(n[:, column], self.dim, self.hidden)
         cross = (space.opened(route).sum(1) * self.per_path(space, tokens)).sum(1)

@@ -114,7 +114,8 @@ class RouteSpace:
 
     def opened(self, route: Route) -> Bool[Tensor, "b l p"]:
         """Which paths a route opens, in the order of `paths`."""
-        return torch.stack([route.interactions[:, :, p.query.column, p.key.column] for p in self.paths], dim=2)
+        columns = torch.tensor([[p.query.column, p.key.column] for p in self.paths], dtype=torch.long).view(-1, 2)
+        return route.interactions[:, :, columns[:, 0], columns[:, 1]]
 
     def dense(self, present: Bool[Tensor, "b m"]) -> Route:
         """Everything that there is."""
