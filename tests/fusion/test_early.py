@@ -39,6 +39,7 @@ def batch_of(sounds: list[int], clips: list[int], *, shift: int = 0) -> OmniBatc
         ),
     }
     names = [str(i) for i in range(len(sounds))]
+    inputs = {m: given for m, given in inputs.items() if (given.rows >= 0).any()}
     return OmniBatch(inputs, ["answer"] * len(sounds), ["family"] * len(sounds), names)
 
 
