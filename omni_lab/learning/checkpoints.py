@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ class CheckpointError(RuntimeError):
 def plain(value: Any) -> Any:
     """A value as JSON sees it: dataclasses become objects, tuples lists."""
     return json.loads(json.dumps(value, default=dataclasses.asdict))
+
+
+def digest(identity: dict[str, Any]) -> str:
+    """Eight hex digits that differ wherever identities do: so no two configurations share a folder."""
+    return hashlib.sha256(json.dumps(plain(identity), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def save_model(folder: Path, model: nn.Module, *, identity: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import logging
-import tempfile
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from filelock import FileLock
 from lightning.pytorch.callbacks import Callback
 
 from omni_lab.config import RouterConfig, project_root
 from omni_lab.data import OmniDataModule
 from omni_lab.evaluation.flops import cost_model
-from omni_lab.learning.checkpoints import FACTS, CheckpointError, load_model, save_model
+from omni_lab.learning.checkpoints import FACTS, CheckpointError, digest, load_model, save_model
 from omni_lab.learning.latents import encode_media
 from omni_lab.learning.progress import ProgressTable
 from omni_lab.learning.recipes import Meter, Recipe, Trained, device_name, make_trainer
@@ -65,10 +67,6 @@ class ControllerRecipe:
     router: RouterConfig
     seed: int = 0
 
-    @property
-    def folder(self) -> Path:
-        return Path(self.network.profile) / f"{self.network.name}-{self.name}-seed{self.seed}"
-
     def identity(self, network: Trained) -> dict[str, Any]:
         return {
             "space": network.model.space.identity(),
@@ -77,6 +75,18 @@ class ControllerRecipe:
             "seed": self.seed,
         }
 
+    @property
+    def folder(self) -> Path:
+        return Path(self.network.profile) / f"{self.network.name}-{self.name}-seed{self.seed}"
+
+    def work_folder(self, network: Trained) -> Path:
+        """Where the training writes: one folder per configuration."""
+        return project_root() / "data" / "checkpoints" / f"{self.folder}-{digest(self.identity(network))}"
+
+    @property
+    def published_folder(self) -> Path:
+        return project_root() / "reports" / "published" / "checkpoints" / self.folder
+
     def new_controller(self, model: OmniModel) -> Controller:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -84,7 +94,14 @@ class ControllerRecipe:
             return Controller(model.space, width=width, hidden=self.router.hidden, conditioned=self.router.conditioned)
 
 
-def encode_for_routing(network: Trained, *, splits: tuple[str, ...] = ("train", "validation")) -> None:
+class TrainedController(NamedTuple):
+    """controller: in eval mode, with the weights as saved. facts: how it was trained."""
+
+    controller: Controller
+    facts: dict[str, Any]
+
+
+def encode_for_routing(network: Trained, *, splits: Sequence[str] = ("train", "validation")) -> None:
     """All media of these splits through the frozen encoders, in full and to their early exits: controllers then learn
     in minutes, and all of them on the same latents."""
     media = [m for m in network.model.space.modalities if m is not Modality.TEXT]
@@ -94,17 +111,21 @@ def encode_for_routing(network: Trained, *, splits: tuple[str, ...] = ("train", 
             encode_media(network.model, dataset, media)
 
 
-def train_controller(recipe: ControllerRecipe, network: Trained) -> tuple[Controller, dict[str, Any]]:
-    """Trains, keeps the weights of the best validation reward, saves and returns them, and the facts."""
+def train_controller(recipe: ControllerRecipe, network: Trained, *, afresh: bool = False) -> TrainedController:
+    """Trains, saves the weights of the best validation reward, and returns them. An interrupted training continues from
+    its last checkpoint; afresh=True begins again."""
+    folder = recipe.work_folder(network)
+    if afresh:
+        shutil.rmtree(folder, ignore_errors=True)
     encode_for_routing(network)
     controller = recipe.new_controller(network.model)
     costs = cost_model(network.model, controller=controller.flops)
     module = RouterTraining(network.model, controller, recipe.router, costs=costs, seed=recipe.seed)
     table, meter, best = ProgressTable(module.columns), Meter(), KeepBest()
+    trainer = make_trainer(recipe.router, folder, callbacks=[meter, best, table], val_check_interval=0.25)
+    last = folder / "last.ckpt"
     data = _drawn_for(recipe, network)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(recipe.router, Path(folder), callbacks=[meter, best, table], val_check_interval=0.25)
-        trainer.fit(module, data, weights_only=False)
+    trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=False)
     facts = {
         "history": table.rows,
         "kept_update": best.update,
@@ -112,28 +133,29 @@ def train_controller(recipe: ControllerRecipe, network: Trained) -> tuple[Contro
         "seconds": meter.totals["seconds"],
         "device": device_name(),
     }
-    save_model(work_folder(recipe), controller, identity=recipe.identity(network), facts=facts)
-    return controller.eval(), facts
+    save_model(folder, controller, identity=recipe.identity(network), facts=facts)
+    last.unlink(missing_ok=True)
+    return _load(recipe, network, folder)
 
 
-def load_or_train_controller(
-    recipe: ControllerRecipe, network: Trained, *, retrain: bool = False
-) -> tuple[Controller, dict[str, Any]]:
+def load_or_train_controller(recipe: ControllerRecipe, network: Trained, *, retrain: bool = False) -> TrainedController:
     """The controller trained here before, else the published one, else one trained now. A checkpoint for another space
     of routes, another network or another configuration is reported and not used."""
-    published = project_root() / "reports" / "published" / "checkpoints" / recipe.folder
-    for folder in [] if retrain else [work_folder(recipe), published]:
-        if (folder / FACTS).exists():
-            controller = recipe.new_controller(network.model)
-            try:
-                return controller.eval(), load_model(folder, controller, identity=recipe.identity(network))
-            except CheckpointError as error:
-                log.warning("not using a checkpoint: %s", error)
-    return train_controller(recipe, network)
+    work = recipe.work_folder(network)
+    work.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{work}.lock"):
+        for folder in [] if retrain else [work, recipe.published_folder]:
+            if (folder / FACTS).exists():
+                try:
+                    return _load(recipe, network, folder)
+                except CheckpointError as error:
+                    log.warning("not using a checkpoint: %s", error)
+        return train_controller(recipe, network, afresh=retrain)
 
 
-def work_folder(recipe: ControllerRecipe) -> Path:
-    return project_root() / "data" / "checkpoints" / recipe.folder
+def _load(recipe: ControllerRecipe, network: Trained, folder: Path) -> TrainedController:
+    controller = recipe.new_controller(network.model)
+    return TrainedController(controller.eval(), load_model(folder, controller, identity=recipe.identity(network)))
 
 
 def _drawn_for(recipe: ControllerRecipe, network: Trained) -> OmniDataModule:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import resource
@@ -35,7 +34,7 @@ from omni_lab.config import (
 )
 from omni_lab.data import EasyVqa, EmojiWorld, OmniDataModule, ViewsDataModule, VqaSource
 from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment
-from omni_lab.learning.checkpoints import FACTS, CheckpointError, load_model, plain, save_model
+from omni_lab.learning.checkpoints import FACTS, CheckpointError, digest, load_model, save_model
 from omni_lab.learning.exits import train_exits
 from omni_lab.learning.latents import EncodeFrozen
 from omni_lab.learning.multitask import MultitaskTraining
@@ -68,8 +67,7 @@ class Recipe:
 
     def work_folder(self, data: OmniDataModule) -> Path:
         """Where the training writes: one folder per configuration, so that no two ever overwrite each other."""
-        digest = hashlib.sha256(json.dumps(plain(self.identity(data)), sort_keys=True).encode()).hexdigest()[:8]
-        return project_root() / "data" / "checkpoints" / f"{self.folder}-{digest}"
+        return project_root() / "data" / "checkpoints" / f"{self.folder}-{digest(self.identity(data))}"
 
     @property
     def published_folder(self) -> Path:

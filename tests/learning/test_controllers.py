@@ -1,0 +1,96 @@
+"""Controllers that are trained, kept, and found again."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+from unittest.mock import Mock
+
+import lightning as L
+import pytest
+import torch
+
+from omni_lab.config import RouterConfig
+from omni_lab.learning import Recipe, Trained
+from omni_lab.learning import controllers as rooms
+from omni_lab.learning.controllers import ControllerRecipe, KeepBest, load_or_train_controller, train_controller
+from omni_lab.learning.routing import RouterTraining
+from omni_lab.modalities import Modality
+
+ROUTER = RouterConfig(hidden=8, group=3, checkpoint_every=2)
+
+
+@pytest.fixture
+def network(world_recipe: Recipe) -> tuple[Recipe, Trained]:
+    model = replace(world_recipe.model, fusion=replace(world_recipe.model.fusion, gated=True))
+    recipe = replace(world_recipe, name="routed", model=model)
+    data = recipe.data_module()
+    return recipe, Trained(recipe.new_model(data).eval(), data, {}, "new")
+
+
+def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    one, other = first.state_dict(), second.state_dict()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_controller_is_trained_once(network: tuple[Recipe, Trained], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = ControllerRecipe("group", network[0], ROUTER)
+    trained = train_controller(recipe, network[1])
+    assert trained.facts["history"] and not (recipe.work_folder(network[1]) / "last.ckpt").exists()
+    assert not same(trained.controller, recipe.new_controller(network[1].model))
+    with monkeypatch.context() as patched:
+        patched.setattr(rooms, "train_controller", lambda *args, **kwargs: pytest.fail("trained again"))
+        assert same(load_or_train_controller(recipe, network[1]).controller, trained.controller)
+    again = load_or_train_controller(recipe, network[1], retrain=True)
+    assert same(again.controller, trained.controller)  # the seed decides
+
+
+def test_an_interrupted_training_ends_alike(network: tuple[Recipe, Trained], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = ControllerRecipe("group", network[0], replace(ROUTER, epochs=2))
+    whole = train_controller(recipe, network[1])
+
+    class Stop(rooms.Meter):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            super().on_train_batch_end(trainer, *args)
+            if trainer.global_step == 5:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rooms, "Meter", Stop)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train_controller(recipe, network[1], afresh=True)
+    assert (recipe.work_folder(network[1]) / "last.ckpt").exists()
+    assert same(load_or_train_controller(recipe, network[1]).controller, whole.controller)
+
+
+def test_a_controller_of_another_space_is_reported_and_not_used(
+    network: tuple[Recipe, Trained], caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, trained = network
+    whole = train_controller(ControllerRecipe("group", recipe, ROUTER), trained)
+    narrow = replace(recipe, model=replace(recipe.model, modalities=(Modality.TEXT, Modality.IMAGE)))
+    data = narrow.data_module()
+    other = Trained(narrow.new_model(data).eval(), data, {}, "new")
+    published = ControllerRecipe("group", narrow, ROUTER)
+    source = ControllerRecipe("group", recipe, ROUTER).work_folder(trained)
+    published.published_folder.parent.mkdir(parents=True)
+    source.rename(published.published_folder)
+    with caplog.at_level(logging.WARNING):
+        found = load_or_train_controller(published, other)
+    assert "checkpoint from another configuration" in caplog.text and "space.modalities" in caplog.text
+    assert found.controller.space.modalities == (Modality.TEXT, Modality.IMAGE)
+    assert found.controller.space != whole.controller.space
+
+
+def test_the_best_weights_count_once_the_penalty_is_whole() -> None:
+    controller = torch.nn.Linear(1, 1)
+    module, keep = Mock(spec=RouterTraining, controller=controller), KeepBest()
+    for update, (reward, whole) in enumerate([(0.9, False), (0.5, True), (0.7, True), (0.6, True)]):
+        controller.weight.data.fill_(update)
+        module.at_full_penalty = whole
+        metrics = {"validation/reward": reward}
+        trainer = Mock(spec=L.Trainer, callback_metrics=metrics, sanity_checking=False, global_step=update)
+        keep.on_validation_end(trainer, module)
+    keep.on_train_end(trainer, module)
+    assert (float(controller.weight), keep.update, keep.best) == (2.0, 2, 0.7)
