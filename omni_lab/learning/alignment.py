@@ -10,11 +10,12 @@ from typing import ClassVar
 import lightning as L
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from omni_lab.config import ModelConfig, TrainingConfig
+from omni_lab.data.worlds.views import UNNAMED, UNWRITTEN
 from omni_lab.evaluation.retrieval import recall_at
 from omni_lab.learning.schedule import seed_step, warmup_cosine
 from omni_lab.learning.sketch import Sketches
@@ -64,12 +65,36 @@ def late_interaction(first: Tokens, second: Tokens) -> Float[Tensor, "b b"]:
     return (there + (back * second.mask).sum(2) / second.mask.sum(1)) / 2
 
 
-def contrastive_loss(logits: Float[Tensor, "b b"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+def contrastive_loss(logits: Float[Tensor, "n m"], right: Bool[Tensor, "n m"]) -> Float[Tensor, ""]:
     """Symmetric cross-entropy over the scaled similarities of two modalities (CLIP, Radford et al. 2021, figure 3);
-    samples of one label count as equally right (supervised contrastive learning, Khosla et al. 2020, eq. 2)."""
-    same = (labels[:, None] == labels[None, :]).to(logits.dtype)
-    right = same / same.sum(dim=1, keepdim=True)
-    return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+    all that is right for a sample counts equally (supervised contrastive learning, Khosla et al. 2020, eq. 2). Every
+    row and every column needs something right."""
+    there, back = right.to(logits.dtype), right.T.to(logits.dtype)
+    loss = F.cross_entropy(logits, there / there.sum(dim=1, keepdim=True))
+    return (loss + F.cross_entropy(logits.T, back / back.sum(dim=1, keepdim=True))) / 2
+
+
+def agreement(
+    targets: Mapping[str, Tensor], first: Modality, second: Modality
+) -> tuple[Int[Tensor, " n"], Bool[Tensor, "n n"]]:
+    """Which samples' views in two modalities can be compared, and which of the one are right for which of the other.
+
+    A text is right for a sound if all that it says holds: the things that are named, or the question that is asked,
+    and who speaks. Anything else is right for anything else if it is about the same things; a text or sound that names
+    none is not compared. targets: see `ThingViews`.
+    """
+    things, (named, asked) = targets["thing"], targets["said"].unbind(1)
+    if (first, second) == (Modality.TEXT, Modality.AUDIO):
+        written, (told, heard) = targets["written"][:, None], targets["speaker"].unbind(1)
+        words = (written == named) | (written == asked) | (written == UNWRITTEN)
+        return torch.arange(len(things)), words & ((told[:, None] == heard) | (told[:, None] == UNWRITTEN))
+    compared = torch.ones_like(things, dtype=torch.bool)
+    if {first, second} & {Modality.TEXT, Modality.AUDIO}:
+        compared &= named != UNNAMED
+    if Modality.TEXT in (first, second):
+        compared &= targets["written"] != UNWRITTEN
+    kept = compared.nonzero().squeeze(1)
+    return kept, things[kept, None] == things[kept]
 
 
 class EncoderAlignment(L.LightningModule):
@@ -103,20 +128,23 @@ class EncoderAlignment(L.LightningModule):
         return self.model(batch)
 
     def _loss(self, batch: OmniBatch, streams: dict[Modality, Tokens]) -> Tensor:
-        contrast = self._contrast(streams, batch.targets["thing"])
+        contrast = self._contrast(streams, batch.targets)
         return contrast + self.sketch * self.model.sketches(batch, streams)
 
-    def _contrast(self, streams: Mapping[Modality, Tokens], labels: Tensor) -> Tensor:
+    def _contrast(self, streams: Mapping[Modality, Tokens], targets: Mapping[str, Tensor]) -> Tensor:
         whole, part = self.model.log_scales.exp().clamp(max=100)
         sums = {m: summed_up(tokens) for m, tokens in streams.items()}
-        pairs = list(itertools.combinations(streams, 2))
-        with torch.autocast(labels.device.type, enabled=False):
-            of_sums = [contrastive_loss(whole * sums[a].float() @ sums[b].float().T, labels) for a, b in pairs]
-        of_tokens = [
-            contrastive_loss(part * late_interaction(streams[a], streams[b]), labels)
-            for a, b in pairs
-            if {a, b} != {Modality.IMAGE, Modality.VIDEO}
-        ]
+        of_sums, of_tokens = [], []
+        for a, b in itertools.combinations(sorted(streams, key=lambda m: m.column), 2):
+            samples, right = agreement(targets, a, b)
+            if len(samples) == 0:
+                continue
+            samples, right = samples.to(whole.device), right.to(whole.device)
+            with torch.autocast(whole.device.type, enabled=False):
+                of_sums.append(contrastive_loss(whole * sums[a][samples].float() @ sums[b][samples].float().T, right))
+            if {a, b} != {Modality.IMAGE, Modality.VIDEO}:
+                found = late_interaction(streams[a].of(samples), streams[b].of(samples))
+                of_tokens.append(contrastive_loss(part * found, right))
         return torch.stack(of_sums).mean() + (torch.stack(of_tokens).mean() if of_tokens else 0.0)
 
     def on_train_batch_start(self, batch: OmniBatch, batch_idx: int) -> None:

@@ -126,8 +126,8 @@ class AlignmentRecipe(Recipe):
     views: int = 6400
     views_per_batch: int = 64
     pairs: float = 0.7
-    sentences: float = 0.3
-    voices: float = 0.5
+    sentences: float = 0.5
+    voices: float = 0.4
     sketch: float = 3.0
 
     def data_module(self) -> OmniDataModule:

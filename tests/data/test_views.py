@@ -15,6 +15,7 @@ from omni_lab.data.worlds import ThingViews
 from omni_lab.data.worlds import views as module_of_views
 from omni_lab.data.worlds.scenes import Sound, draw_voice
 from omni_lab.data.worlds.things import vocabulary
+from omni_lab.data.worlds.views import GROUPS, UNNAMED, UNWRITTEN
 from omni_lab.modalities import Modality
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
@@ -97,31 +98,44 @@ def test_two_names_are_said_one_after_the_other(monkeypatch: pytest.MonkeyPatch)
     assert {len(spoken) for _, spoken in mixed} == {1, 2}
 
 
-def test_a_sentence_is_said_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_is_said_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(module_of_views, "mix", lambda sound, spoken, rng: said.append(sound.said[0][0]) or NOTHING)
     dataset = views(pairs=0.5, sentences=1.0, modalities=[TEXT, AUDIO], languages=["de"])
-    forms = set()
-    for i in range(120):
+    things = {thing.names["en"]: thing.plural["en"] for thing in vocabulary(8)}
+    numbers: dict[str, int] = {}
+    naming = []
+    for i in range(160):
         sample = dataset[i]
         assert written(sample) == said[-1] and said[-1].endswith("?")
-        things = {thing.names["en"]: thing.plural["en"] for thing in vocabulary(8)}
-        for name in sample.family.split(" and "):
-            assert name in said[-1] or things[name] in said[-1]
-        forms.add(said[-1].split()[0:2][-1])
-    assert len(forms) >= 8, "of many forms"
+        number = int(sample.targets["written"])
+        assert number == int(sample.targets["said"][1]) == numbers.setdefault(said[-1], number)
+        named = [name for name in things if name in said[-1] or things[name] in said[-1]]
+        shown = sample.family.split(" and ")
+        assert sorted(named) in ([], sorted(shown))
+        assert int(sample.targets["said"][0]) == (int(sample.targets["thing"]) if named else UNNAMED)
+        naming.append(bool(named))
+    assert len({*numbers.values()}) == len(numbers) and 0.4 < np.mean(naming) < 0.6
+    forms = {" ".join(text.split()[:2]) for text in numbers}
+    assert {"where is", "how many", "which way", "what is", "what blinks?"} < forms
 
 
 def test_the_text_may_say_who_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     voices: list[str] = []
     monkeypatch.setattr(module_of_views, "mix", lambda sound, spoken, rng: voices.append(sound.voice.group) or NOTHING)
     dataset = views(voices=0.5, modalities=[TEXT, AUDIO], languages=["en"])
-    told = []
-    for i in range(200):
-        speaker = re.match(r"a (woman|man) says: ", written(dataset[i]))
+    told, alone = [], []
+    for i in range(300):
+        sample = dataset[i]
+        speaker = re.match(r"a (woman|man) says:(.*)", written(sample))
         told.append(speaker is not None)
         assert speaker is None or speaker[1] == voices[-1]
-    assert 0.4 < np.mean(told) < 0.6 and {*voices} == {"woman", "man"}
+        heard = GROUPS.index(voices[-1])
+        assert sample.targets["speaker"].tolist() == [heard if speaker else UNWRITTEN, heard]
+        wordless = speaker is not None and not speaker[2]
+        alone.append(wordless)
+        assert int(sample.targets["written"]) == (UNWRITTEN if wordless else int(sample.targets["thing"]))
+    assert 0.4 < np.mean(told) < 0.6 and 0.15 < np.mean(alone) < 0.35 and {*voices} == {"woman", "man"}
 
 
 def test_the_language_can_be_chosen() -> None:

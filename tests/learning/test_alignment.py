@@ -12,8 +12,16 @@ from torch import Tensor
 
 from omni_lab.config import Profile
 from omni_lab.data import module as module_of_data
+from omni_lab.data.worlds.views import UNNAMED, UNWRITTEN
 from omni_lab.learning import get_recipe, load_or_train, train
-from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment, contrastive_loss, embed, late_interaction
+from omni_lab.learning.alignment import (
+    AlignmentModel,
+    EncoderAlignment,
+    agreement,
+    contrastive_loss,
+    embed,
+    late_interaction,
+)
 from omni_lab.learning.recipes import AlignmentRecipe
 from omni_lab.modalities import Modality, Tokens
 from omni_lab.model import encode_inputs
@@ -41,27 +49,59 @@ def test_the_contrastive_loss_by_hand() -> None:
 
     rows = (surprise(logits[0], 0) + surprise(logits[1], 1)) / 2
     columns = (surprise([logits[0][0], logits[1][0]], 0) + surprise([logits[0][1], logits[1][1]], 1)) / 2
-    loss = contrastive_loss(2.0 * first @ second.T, torch.tensor([3, 5]))
+    loss = contrastive_loss(2.0 * first @ second.T, torch.eye(2).bool())
     assert loss.item() == pytest.approx((rows + columns) / 2, abs=1e-6)
 
 
-def test_samples_of_one_thing_are_equally_right() -> None:
-    """Against a loop over anchors and their positives."""
+def test_all_that_is_right_is_equally_right() -> None:
+    """Against a loop over anchors and their positives, of which the two sides may have different ones."""
     rng = torch.Generator().manual_seed(0)
     first, second = (unit(*torch.randn(5, 3, generator=rng).tolist()) for _ in range(2))
-    labels = [0, 1, 0, 2, 1]
+    right = torch.eye(5).bool() | (torch.rand(5, 5, generator=rng) < 0.3)
+    assert not torch.equal(right, right.T)
 
-    def one_way(anchors: Tensor, others: Tensor) -> float:
+    def one_way(anchors: Tensor, others: Tensor, matches: Tensor) -> float:
         losses = []
-        for anchor, label in zip(anchors, labels, strict=True):
+        for anchor, match in zip(anchors, matches, strict=True):
             surprise = -torch.log_softmax(3.0 * others @ anchor, dim=0)
-            losses.append(surprise[[i for i, other in enumerate(labels) if other == label]].mean())
+            losses.append(surprise[[i for i in range(5) if match[i]]].mean())
         return float(torch.stack(losses).mean())
 
-    loss = contrastive_loss(3.0 * first @ second.T, torch.tensor(labels))
-    assert loss.item() == pytest.approx((one_way(first, second) + one_way(second, first)) / 2, abs=1e-6)
-    right, things = 100 * torch.eye(4), torch.arange(4)
-    assert contrastive_loss(right, things) < 1e-6 < contrastive_loss(right.roll(1, 0), things)
+    loss = contrastive_loss(3.0 * first @ second.T, right)
+    assert loss.item() == pytest.approx((one_way(first, second, right) + one_way(second, first, right.T)) / 2, abs=1e-6)
+    sure, alike = 100 * torch.eye(4), torch.eye(4).bool()
+    assert contrastive_loss(sure, alike) < 1e-6 < contrastive_loss(sure.roll(1, 0), alike)
+
+
+# Six views: a frog said by a woman and by a man, a key, "where is the frog?", "what blinks?", and a key whose text only
+# says that a man speaks.
+TARGETS = {
+    "thing": torch.tensor([0, 0, 1, 0, 1, 1]),
+    "written": torch.tensor([0, 0, 1, 900, 901, UNWRITTEN]),
+    "said": torch.tensor([[0, -3], [0, -3], [1, -3], [0, 900], [UNNAMED, 901], [1, -3]]),
+    "speaker": torch.tensor([[0, 0], [UNWRITTEN, 1], [UNWRITTEN, 1], [UNWRITTEN, 0], [1, 1], [1, 1]]),
+}
+
+
+def test_what_a_text_is_right_for() -> None:
+    samples, right = agreement(TARGETS, Modality.TEXT, Modality.AUDIO)
+    assert samples.tolist() == list(range(6))
+    assert [row.nonzero().squeeze(1).tolist() for row in right] == [
+        [0, 3],  # "a woman says: frog": hers, and her question about it
+        [0, 1, 3],  # "frog": whoever says it
+        [2, 5],
+        [3],  # the question is not asked by a name
+        [4],
+        [1, 2, 4, 5],  # "a man says:"
+    ]
+
+
+def test_what_names_nothing_is_not_compared_with_what_is_seen() -> None:
+    samples, right = agreement(TARGETS, Modality.TEXT, Modality.IMAGE)
+    assert samples.tolist() == [0, 1, 2, 3]
+    assert right.tolist() == [[t in (0, 1, 3), t in (0, 1, 3), t == 2, t in (0, 1, 3)] for t in (0, 1, 2, 3)]
+    assert agreement(TARGETS, Modality.IMAGE, Modality.AUDIO)[0].tolist() == [0, 1, 2, 3, 5]
+    assert agreement(TARGETS, Modality.IMAGE, Modality.VIDEO)[0].tolist() == list(range(6))
 
 
 def test_late_interaction_against_a_loop_over_tokens() -> None:
@@ -118,12 +158,11 @@ def test_the_temperature_is_bounded(alignment: AlignmentRecipe) -> None:
         m: Tokens(torch.randn(6, 2, 4, generator=torch.Generator().manual_seed(m.column)), torch.ones(6, 2).bool())
         for m in Modality
     }
-    labels = torch.arange(6)
     with torch.no_grad():
         model.log_scales.fill_(math.log(100.0))
-        at_most = module._contrast(streams, labels)
+        at_most = module._contrast(streams, TARGETS)
         model.log_scales.fill_(20.0)
-        assert torch.equal(module._contrast(streams, labels), at_most)
+        assert torch.equal(module._contrast(streams, TARGETS), at_most)
 
 
 @pytest.mark.parametrize("stop_after", [3, 4, 6])

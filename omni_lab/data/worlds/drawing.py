@@ -79,7 +79,7 @@ class SceneDraw:
         self.asked.append((family, text, answer))
 
     def scene(self) -> Scene:
-        kind = self.pick(("places", "counts", "single", "shared"))
+        kind = self.pick(("places", "counts", "single", "single", "shared"))
         usual = ("way", "way", "move", "appear", "blink")
         clip_act = "way" if kind == "single" and self.rng.random() < 0.6 else self.pick(usual)
         four = self.different(4)

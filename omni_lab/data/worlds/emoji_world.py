@@ -57,7 +57,7 @@ class EmojiWorld:
     def fingerprint(self) -> dict[str, Any]:
         """The rules are known by their version, which is raised whenever they change."""
         return {
-            "rules": 3,
+            "rules": 4,
             "things": self.things,
             "scenes": dict(self.scenes),
             "spoken_share": self.spoken_share,

@@ -3,6 +3,7 @@ sample."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from omni_lab.modalities import Modality
 
 STREAMS = {"train": 11, "validation": 12, "test": 13}
 ACTS = ("move", "stay", "appear", "disappear", "blink")
+GROUPS = ("woman", "man")
+UNNAMED, UNWRITTEN, UNSPOKEN = -2, -1, -3
+SENTENCES = 2**20  # no thing has so large a number
 
 
 class ThingViews(Dataset[Sample]):
@@ -30,10 +34,14 @@ class ThingViews(Dataset[Sample]):
     split, i) and the options alone.
 
     pairs: the chance that a sample is about a second thing as well, any other: what belongs together must then be
-    found within each modality. sentences: the chance that a question that names the things is said and written, in
-    English, in place of their names. voices: the chance that the text says whether a woman or a man speaks. languages:
-    of the written names, drawn per sample. Spoken names are English; the test split's voices are its own. targets:
-    "thing" [] int64, the same number for the same thing or pair of things.
+    found within each modality. sentences: the chance that a question, in English, is said and written in place of the
+    names; half of its forms name the things, the others nothing. voices: the chance that the text says whether a woman
+    or a man speaks; every other time, unless a question is asked, it says nothing else. languages: of the written
+    names, drawn per sample. Spoken names are English; the test split's voices are its own.
+
+    targets, all int64: "thing" [], the same number for the same thing or pair of things. "written" [], that number, or
+    one for each question, or UNWRITTEN. "said" [2], the number of the things that are named, or UNNAMED, and that of
+    the question, or UNSPOKEN. "speaker" [2], of `GROUPS`, the one that the text names (or UNWRITTEN) and the one heard.
     """
 
     def __init__(
@@ -72,26 +80,39 @@ class ThingViews(Dataset[Sample]):
         order = rng.permuted(np.tile(np.arange(len(shown)), (len(Modality), 1)), axis=1)  # of its own in each modality
         text, picture, sound, clip = ([shown[k] for k in row] for row in order)
         voice = draw_voice(self.split, rng)
-        words = question(sound, rng) if rng.random() < self.sentences else None
+        words, named = question(sound, rng) if rng.random() < self.sentences else (None, True)
+        told = rng.random() < self.voices
+        wordless = told and words is None and rng.random() < 0.5
+        speaker = GROUPS.index(voice.group)
+        spoken = UNSPOKEN if words is None else SENTENCES + zlib.crc32(words.encode())
+        targets = {
+            "thing": label,
+            "written": UNWRITTEN if wordless else label if words is None else spoken,
+            "said": [label if named else UNNAMED, spoken],
+            "speaker": [speaker if told else UNWRITTEN, speaker],
+        }
         makers: dict[Modality, Callable[[], Any]] = {
-            Modality.TEXT: lambda: torch.tensor(self.encode(self.written(text, words, voice, rng))),
+            Modality.TEXT: lambda: torch.tensor(
+                self.encode(self.written([] if wordless else text, words, voice if told else None, rng))
+            ),
             Modality.IMAGE: lambda: torch.from_numpy(self.picture(picture, rng)),
             Modality.AUDIO: lambda: torch.from_numpy(self.sound(sound, words, voice, rng)) / 32768.0,
             Modality.VIDEO: lambda: torch.from_numpy(self.clip(clip, rng)),
         }
         inputs = {m: make() for m, make in makers.items() if m in self.modalities}
         family = " and ".join(thing.names["en"] for thing in shown)
-        return Sample(f"{self.split}-{i}", "align", family, inputs, targets={"thing": torch.tensor(label)})
+        tensors = {name: torch.tensor(target) for name, target in targets.items()}
+        return Sample(f"{self.split}-{i}", "align", family, inputs, targets=tensors)
 
-    def written(self, things: Sequence[Thing], words: str | None, voice: Voice, rng: np.random.Generator) -> str:
-        """The words, or else the names, each with or without article and colour."""
+    def written(self, things: Sequence[Thing], words: str | None, voice: Voice | None, rng: np.random.Generator) -> str:
+        """Who speaks, if a voice is given; then the words, or else the names, with or without article and colour."""
         language = "en" if words is not None else self.languages[int(rng.integers(len(self.languages)))]
         names = [
             thing.names[language] if rng.random() < 0.5 else phrase(thing, language, colour=rng.random() < 0.5)
             for thing in things
         ]
-        speaker = SPEAKERS[voice.group][language] if rng.random() < self.voices else ""
-        return speaker + (words or JOINTS[language].join(names))
+        speaker = SPEAKERS[voice.group][language] if voice is not None else ""
+        return (speaker + (words or JOINTS[language].join(names))).strip()
 
     def picture(self, things: Sequence[Thing], rng: np.random.Generator) -> np.ndarray:
         """[3, H, W] uint8: each thing as large as scenes show it, in a quarter of its own."""
@@ -117,22 +138,21 @@ class ThingViews(Dataset[Sample]):
         return mix(Sound(tuple(times), voice, float(rng.uniform(0, 40))), utterances, rng)
 
 
-def question(things: Sequence[Thing], rng: np.random.Generator) -> str:
-    """One that names all of the things; its form is drawn from those in which questions about scenes are spoken."""
+def question(things: Sequence[Thing], rng: np.random.Generator) -> tuple[str, bool]:
+    """One in a form in which questions about scenes are spoken, and whether it names the things."""
     the = " and ".join(f"the {thing.names['en']}" for thing in things)
-    either = " or ".join(f"the {thing.names['en']}" for thing in things)
     plurals = " and ".join(thing.plural["en"] for thing in things)
     place = PLACES[int(rng.integers(len(PLACES)))]
     first, second = (DIGITS[int(rng.integers(len(DIGITS)))] for _ in range(2))
     deed = ("moves", "stays still", "appears", "disappears", "blinks", "does not blink")[int(rng.integers(6))]
     here, there = (("picture", "clip"), ("clip", "picture"))[int(rng.integers(2))]
-    forms = (
-        f"where is {the}?",
-        f"how many {plurals} are there?",
-        f"which way does {the} move?",
-        f"what is at the {place}, {either}?",
-        f"what {deed}, {either}?",
-        f"what is {first} plus {second}, {the}?",
-        f"what is in the {here} but not in the {there}, {either}?",
+    naming = (f"where is {the}?", f"how many {plurals} are there?", f"which way does {the} move?")
+    others = (
+        f"what is at the {place}?",
+        f"what {deed}?",
+        f"what is {first} plus {second}?",
+        f"what is in the {here} but not in the {there}?",
     )
-    return forms[int(rng.integers(len(forms)))]
+    named = bool(rng.random() < 0.5)
+    forms = naming if named else others
+    return forms[int(rng.integers(len(forms)))], named
