@@ -24,6 +24,7 @@ from omni_lab.fusion import CrossModalFusion, EarlyFusion, FusionOutput
 from omni_lab.heads import AnswerHead
 from omni_lab.modalities import Modality, ModalityInput, OmniBatch, Tokens
 from omni_lab.routing import Level, Path, Route, RouteSpace, all_paths
+from omni_lab.routing.controller import Controller, ControllerOutput, question_means
 
 
 class OmniOutput(NamedTuple):
@@ -61,26 +62,50 @@ class OmniModel(nn.Module):
         self.space = space
 
     def encode(
-        self, batch: OmniBatch, route: Route | None = None, *, execution: str = "gathered"
+        self,
+        batch: OmniBatch,
+        route: Route | None = None,
+        *,
+        known: Mapping[Modality, Tokens] | None = None,
+        execution: str = "gathered",
     ) -> dict[Modality, Tokens]:
         """Every distinct input goes through its encoder once; `rows` say which samples use it. Tokens stay as they
         are.
 
         route: an encoder sees only the inputs of samples that want it, once in full and once up to its early exit
-        where different samples want both; a skipped modality is absent from its sample.
+        where different samples want both; a skipped modality is absent from its sample. known: what an earlier call
+        made, in full, of some inputs of the same batch; it is not made again.
         """
         if route is None:
             streams = self._everything(batch)
-        elif self.early is not None:
+            return {m: tokens if batch.inputs[m].encoded else self._stored(tokens) for m, tokens in streams.items()}
+        if self.early is not None:
             raise ValueError("a model that joins clips and sounds early takes no routes: its encoders run together")
-        else:
-            streams = self._routed(batch, route, masked=execution == "masked")
-        if self.latent_bits is None:
-            return streams
-        return {
-            m: tokens if batch.inputs[m].encoded else tokens.with_values(fake_quantize(tokens.values, self.latent_bits))
-            for m, tokens in streams.items()
-        }
+        return self._routed(batch, route, known or {}, masked=execution == "masked")
+
+    def _stored(self, tokens: Tokens) -> Tokens:
+        """What storing them in few bits leaves."""
+        return (
+            tokens if self.latent_bits is None else tokens.with_values(fake_quantize(tokens.values, self.latent_bits))
+        )
+
+    def decide(
+        self, controller: Controller, batch: OmniBatch, *, budget: float | None = None
+    ) -> tuple[ControllerOutput, dict[Modality, Tokens]]:
+        """What a controller runs for a batch, the likeliest of every decision; and the tokens of the questions, which
+        it had to hear for that. budget: a share of the dense cost, for a controller that was trained with budgets."""
+        present = batch.present
+        question = self.questions(batch)
+        wanted = None if budget is None else torch.full((len(batch),), budget, device=present.device)
+        means = question_means(question, self.space.carriers(present))
+        return controller.greedy(controller(means, present, wanted), present), question
+
+    def questions(self, batch: OmniBatch) -> dict[Modality, Tokens]:
+        """The tokens of whatever carries a question, and of nothing else."""
+        space, carriers = self.space, self.space.carriers(batch.present)
+        closed = torch.zeros(len(batch), space.depth, len(space.paths), dtype=torch.bool, device=carriers.device)
+        levels = torch.where(carriers, int(Level.FULL), int(Level.SKIP))
+        return self.encode(batch, space.route(levels, closed, batch.present))
 
     def encode_int8(self, batch: OmniBatch) -> dict[Modality, Int8Latents]:
         """What `encode` returns, stored as int8 values and scales: `fuse` takes their `tokens()`."""
@@ -92,12 +117,13 @@ class OmniModel(nn.Module):
         *,
         heads: Collection[str] | None = None,
         route: Route | None = None,
+        known: Mapping[Modality, Tokens] | None = None,
         execution: str = "gathered",
         need_weights: bool = False,
     ) -> OmniOutput:
         """heads: which to run (default all). route: what runs for which sample (default everything, without masks or
-        gathering). execution: see `CrossModalFusion`. need_weights: take the explicit attention path and return the
-        weights. Raises RouteError for a route that the batch or the model does not allow.
+        gathering). known: see `encode`. execution: see `CrossModalFusion`. need_weights: take the explicit attention
+        path and return the weights. Raises RouteError for a route that the batch or the model does not allow.
         """
         wanted = list(self.heads) if heads is None else list(heads)
         unknown = [name for name in wanted if name not in self.heads]
@@ -105,7 +131,7 @@ class OmniModel(nn.Module):
             raise ValueError(f"no head named {unknown[0]!r}: this model has {list(self.heads)}")
         if route is not None:
             self.space.check(route, batch.present, batch.ids)
-        encoded = self.encode(batch, route, execution=execution)
+        encoded = self.encode(batch, route, known=known, execution=execution)
         return self.fuse(encoded, heads=wanted, route=route, execution=execution, need_weights=need_weights)
 
     def fuse(
@@ -131,23 +157,30 @@ class OmniModel(nn.Module):
         alone = encode_inputs(self.encoders, batch.without(Modality.VIDEO).without(Modality.AUDIO))
         return {m: joined[m] if m in joined else alone[m] for m in batch.inputs}
 
-    def _routed(self, batch: OmniBatch, route: Route, *, masked: bool) -> dict[Modality, Tokens]:
-        """Per modality, the tokens of the inputs that some sample wants in full, then of those wanted up to the exit.
+    def _routed(
+        self, batch: OmniBatch, route: Route, known: Mapping[Modality, Tokens], *, masked: bool
+    ) -> dict[Modality, Tokens]:
+        """Per modality, what is known already, the tokens of the other inputs that some sample wants in full, and of
+        those wanted up to the exit.
 
         masked: whether anybody wants them or not.
         """
         levels = route.encoders.cpu()  # once, not once per modality
         streams = {}
         for modality, given in batch.inputs.items():
-            parts, rows, known = [], torch.full((len(batch),), -1), 0
-            entries = given.rows.cpu()
+            entries, wanted = given.rows.cpu(), levels[:, modality.column]
+            parts, rows, count = [], torch.full((len(batch),), -1), 0
+            if modality in known:
+                heard = known[modality]
+                rows = torch.where(wanted == Level.FULL, cast(Tensor, heard.rows).cpu(), -1)
+                parts, count = [replace(heard, rows=None)], len(heard.values)
             for level in (Level.FULL, Level.LIGHT):
-                wants = (levels[:, modality.column] == level) & (entries >= 0)
+                wants = (wanted == level) & (entries >= 0) & (rows < 0)
                 used = entries[(entries >= 0) if masked and level in self.space.choices(modality) else wants].unique()
                 if len(used):
                     parts.append(self._encoded_at(level, modality, given, used.to(given.rows.device)))
-                    rows[wants] = known + torch.searchsorted(used, entries[wants])
-                    known += len(used)
+                    rows[wants] = count + torch.searchsorted(used, entries[wants])
+                    count += len(used)
             if parts:
                 streams[modality] = replace(_stacked(parts), rows=rows.to(given.rows.device))
         return streams
@@ -160,7 +193,7 @@ class OmniModel(nn.Module):
                 raise ValueError(f"{modality} was encoded beforehand in full only: its early exit cannot be taken")
             return Tokens(values[entries], mask)
         encoder: Any = self.encoders[modality.value]
-        return (encoder if level is Level.FULL else encoder.light)(given.values[entries], mask)
+        return self._stored((encoder if level is Level.FULL else encoder.light)(given.values[entries], mask))
 
 
 def _stacked(parts: Sequence[Tokens]) -> Tokens:

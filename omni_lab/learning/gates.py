@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from omni_lab.config import RouterConfig
 from omni_lab.learning.multitask import answer_loss
-from omni_lab.learning.routing import carried
 from omni_lab.learning.schedule import seed_step
 from omni_lab.modalities import M, OmniBatch
 from omni_lab.model import OmniModel
@@ -90,9 +89,8 @@ class GateTraining(L.LightningModule):
 
     def wishes(self, batch: OmniBatch) -> Any:
         """Of the controller; for "choice", logits [B, plans]."""
-        carriers = self.network.space.carriers(batch.present)
         with torch.no_grad():
-            question = question_means(carried(self.network, batch, carriers), carriers)
+            question = question_means(self.network.questions(batch), self.network.space.carriers(batch.present))
         if self.kind == "choice":
             return self.controller.wish(self.controller.hidden(question, batch.present))
         return self.controller(question, batch.present)

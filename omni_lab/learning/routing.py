@@ -7,16 +7,16 @@ from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from omni_lab.config import RouterConfig
 from omni_lab.learning.schedule import seed_step
-from omni_lab.modalities import OmniBatch, Tokens
+from omni_lab.modalities import OmniBatch
 from omni_lab.model import OmniModel
 from omni_lab.routing import Route
-from omni_lab.routing.controller import Controller, ControllerOutput, question_means
+from omni_lab.routing.controller import Controller, question_means
 from omni_lab.routing.cost import CostModel
 from omni_lab.routing.policy_gradient import Penalty, group_advantages, policy_loss, self_critical_advantages
 
@@ -102,9 +102,8 @@ class RouterTraining(L.LightningModule):
 
     def question(self, batch: OmniBatch) -> dict[Any, Tensor]:
         """What the controller may see of each question."""
-        carriers = self.network.space.carriers(batch.present)
         with torch.no_grad():
-            return question_means(carried(self.network, batch, carriers), carriers)
+            return question_means(self.network.questions(batch), self.network.space.carriers(batch.present))
 
     def budgets(self, size: int) -> Float[Tensor, " b"] | None:
         if not self.config.conditioned:
@@ -175,23 +174,3 @@ class RouterTraining(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return torch.optim.Adam(self.controller.parameters(), lr=self.config.learning_rate)
-
-
-def carried(network: OmniModel, batch: OmniBatch, carriers: Bool[Tensor, "b m"]) -> dict[Any, Tokens]:
-    """The tokens of whatever carries a question, and of nothing else."""
-    space = network.space
-    closed = torch.zeros(len(batch), space.depth, len(space.paths), dtype=torch.bool, device=carriers.device)
-    return network.encode(batch, space.route(torch.where(carriers, 2, 0), closed, batch.present))
-
-
-def decide(
-    network: OmniModel, controller: Controller, batch: OmniBatch, *, budget: float | None = None
-) -> ControllerOutput:
-    """What a trained controller runs for a batch: the likeliest of every decision. budget: a share of the dense cost,
-    for a controller that was trained with budgets."""
-    present = batch.present
-    carriers = network.space.carriers(present)
-    with torch.no_grad():
-        question = question_means(carried(network, batch, carriers), carriers)
-        wanted = None if budget is None else torch.full((len(batch),), budget, device=present.device)
-        return controller.greedy(controller(question, present, wanted), present)

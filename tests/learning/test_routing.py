@@ -15,7 +15,7 @@ from omni_lab.learning import Recipe
 from omni_lab.learning.exits import train_exits
 from omni_lab.learning.latents import encode_media
 from omni_lab.learning.recipes import make_trainer
-from omni_lab.learning.routing import RouterTraining, decide
+from omni_lab.learning.routing import RouterTraining
 from omni_lab.modalities import Modality
 from omni_lab.model import OmniModel
 from omni_lab.routing import Level
@@ -106,7 +106,7 @@ def test_where_nothing_helps_the_controller_closes_everything(routed_recipe: Rec
     assert metrics["validation/cost"] < 0.5
     dataset = routed_recipe.data_module().dataset("validation")
     batch = collate([dataset[i] for i in range(len(dataset))])
-    decided = decide(model, controller, batch)
+    decided, _ = model.decide(controller, batch)
     model.space.check(decided.route, batch.present, batch.ids)
     written = batch.present[:, TEXT.column]
     assert model.space.opened(decided.route)[written].float().mean() < 0.2

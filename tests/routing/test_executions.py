@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from omni_lab.evaluation.flops import cost_model, count_flops
 from omni_lab.fusion import cross_modal, packed
 from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.model import OmniModel
 from omni_lab.routing import Level, Route, RouteError
+from omni_lab.routing.controller import Controller
 from tests.routing.conftest import MakeBatch
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
@@ -125,6 +127,28 @@ def test_what_is_closed_is_not_called(make_batch: MakeBatch, routed: OmniModel, 
     tokens = {"gathered": [2], "packed": [2 * 6]}[execution]
     assert first == tokens and second == []
     assert keys == {"gathered": [2], "packed": [2 * 16]}[execution]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_question_is_heard_once(routed: OmniModel, make_batch: MakeBatch, seed: int) -> None:
+    """What the controller had to hear is not encoded again; only then does the cost model tell what was executed."""
+    batch = make_batch(5, seed=seed, missing=0.4, share=seed % 2 == 0)
+    controller = Controller(routed.space, width=16, hidden=8)
+    torch.manual_seed(seed)
+    nn.init.normal_(controller.wish.weight, std=2.0)
+    decided, question = routed.decide(controller, batch)
+    assert question.keys() == {m for m in Modality if routed.space.carriers(batch.present)[:, m.column].any()}
+    plain = routed(batch, route=decided.route).heads["answer"]
+    assert torch.allclose(routed(batch, route=decided.route, known=question).heads["answer"], plain, atol=1e-5)
+    costs = cost_model(routed, frames=4, controller=controller.flops)
+    alone = make_batch(1, seed=seed, missing=0.4)
+
+    def whole() -> None:
+        decided, question = routed.decide(controller, alone)
+        routed(alone, route=decided.route, known=question)
+
+    expected = costs(routed.space, routed.decide(controller, alone)[0].route, costs.tokens(alone)).total.item()
+    assert count_flops(whole) == pytest.approx(expected, rel=0.01)
 
 
 def test_a_broken_sample_does_not_disturb_the_rest(routed: OmniModel, make_batch: MakeBatch) -> None:
