@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
@@ -25,6 +26,8 @@ from omni_lab.heads import AnswerHead
 from omni_lab.modalities import Modality, ModalityInput, OmniBatch, Tokens
 from omni_lab.routing import Level, Path, Route, RouteSpace, all_paths
 from omni_lab.routing.controller import Controller, ControllerOutput, question_means
+
+log = logging.getLogger(__name__)
 
 
 class OmniOutput(NamedTuple):
@@ -123,7 +126,8 @@ class OmniModel(nn.Module):
     ) -> OmniOutput:
         """heads: which to run (default all). route: what runs for which sample (default everything, without masks or
         gathering). known: see `encode`. execution: see `CrossModalFusion`. need_weights: take the explicit attention
-        path and return the weights. Raises RouteError for a route that the batch or the model does not allow.
+        path and return the weights. Raises RouteError for a route that the batch or the model does not allow. Samples
+        for which a head of a model in evaluation mode says nothing finite are named in a warning.
         """
         wanted = list(self.heads) if heads is None else list(heads)
         unknown = [name for name in wanted if name not in self.heads]
@@ -132,7 +136,10 @@ class OmniModel(nn.Module):
         if route is not None:
             self.space.check(route, batch.present, batch.ids)
         encoded = self.encode(batch, route, known=known, execution=execution)
-        return self.fuse(encoded, heads=wanted, route=route, execution=execution, need_weights=need_weights)
+        output = self.fuse(encoded, heads=wanted, route=route, execution=execution, need_weights=need_weights)
+        if not self.training:
+            _report_broken(output.heads, batch.ids)
+        return output
 
     def fuse(
         self,
@@ -194,6 +201,14 @@ class OmniModel(nn.Module):
             return Tokens(values[entries], mask)
         encoder: Any = self.encoders[modality.value]
         return self._stored((encoder if level is Level.FULL else encoder.light)(given.values[entries], mask))
+
+
+def _report_broken(heads: Mapping[str, Tensor], ids: Sequence[str]) -> None:
+    for name, said in heads.items():
+        finite = said.flatten(1).isfinite().all(dim=1)
+        if not finite.all():
+            broken = [f"{i} ({ids[i]!r})" for i in (~finite).nonzero().squeeze(1).tolist()]
+            log.warning("the %s head says nothing finite of %s", name, ", ".join(broken))
 
 
 def _stacked(parts: Sequence[Tokens]) -> Tokens:

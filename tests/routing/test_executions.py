@@ -151,13 +151,16 @@ def test_a_question_is_heard_once(routed: OmniModel, make_batch: MakeBatch, seed
     assert count_flops(whole) == pytest.approx(expected, rel=0.01)
 
 
-def test_a_broken_sample_does_not_disturb_the_rest(routed: OmniModel, make_batch: MakeBatch) -> None:
+def test_a_broken_sample_does_not_disturb_the_rest(
+    routed: OmniModel, make_batch: MakeBatch, caplog: pytest.LogCaptureFixture
+) -> None:
     batch = make_batch(4)
     batch.inputs[AUDIO].values[1] = torch.nan
     route = routed.space.dense(batch.present)
     answers = routed(batch, route=route).heads["answer"]
     assert torch.isnan(answers[1]).any()
     assert torch.isfinite(answers[[0, 2, 3]]).all()
+    assert [r.message for r in caplog.records] == ["the answer head says nothing finite of 1 ('1')"]
 
 
 def test_a_route_to_an_absent_modality_is_named(routed: OmniModel, make_batch: MakeBatch) -> None:

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import torch
+
+from omni_lab.evaluation.memory import peak_bytes
+
+MEGA = 4 * 256 * 1024
+
+
+def test_what_is_freed_does_not_count() -> None:
+    def one_after_the_other() -> None:
+        for _ in range(5):
+            torch.zeros(256, 1024) + 1
+
+    def at_once() -> list[torch.Tensor]:
+        return [torch.zeros(256, 1024) for _ in range(5)]
+
+    assert peak_bytes(one_after_the_other) == 2 * MEGA
+    assert peak_bytes(at_once) == 5 * MEGA
