@@ -238,11 +238,22 @@ class WorldConfig:
 
 
 @dataclass(frozen=True)
+class FaceConfig:
+    """TalkingFace: clips per split. model: for sound and lips; its fusion follows a plan. data, training: for each of
+    the plans alike."""
+
+    clips: dict[str, int]
+    model: ModelConfig
+    training: TrainingConfig
+    data: DataConfig = field(default_factory=lambda: DataConfig(costs={Modality.VIDEO: 1.0}, questions_per_scene=1))
+
+
+@dataclass(frozen=True)
 class Profile:
     """How much to compute: `smoke` proves the plumbing, `quick` suits two CPU cores, `full` one GPU.
 
-    model, data, training: for easy-VQA. world: for EmojiWorld. timing_rounds: repetitions of each measured time.
-    bootstrap: resamples behind each interval.
+    model, data, training: for easy-VQA. world: for EmojiWorld. face: for TalkingFace. timing_rounds: repetitions of
+    each measured time. bootstrap: resamples behind each interval.
     """
 
     name: str
@@ -250,6 +261,7 @@ class Profile:
     data: DataConfig
     training: TrainingConfig
     world: WorldConfig
+    face: FaceConfig
     timing_rounds: int
     bootstrap: int
 
@@ -306,6 +318,16 @@ ON_SCENES = TrainingConfig(
 )
 AMID_ALL = replace(ON_SCENES, modality_dropout=0.1, distractor_dropout=0.5)
 
+LIPS = ModelConfig(
+    modalities=(Modality.AUDIO, Modality.VIDEO),
+    dim=96,
+    vision=VisionConfig(overrides=SHARED_SWIN | {"embed_dim": 16, "depths": (1, 1)}),
+    audio=AudioConfig(dim=64),
+    video=VideoConfig(dim=64, depth=2, grid=1),
+    fusion=FusionConfig(mlp_ratio=1.0, gated=True),
+    pool="max",
+)
+
 PROFILES = {
     profile.name: profile
     for profile in (
@@ -341,6 +363,16 @@ PROFILES = {
                 views=32,
                 views_per_batch=16,
             ),
+            face=FaceConfig(
+                clips={"train": 24, "validation": 8, "test": 8},
+                model=replace(
+                    LIPS,
+                    dim=32,
+                    audio=AudioConfig(dim=16, depth=1, heads=2),
+                    video=replace(LIPS.video, dim=16, heads=2),
+                ),
+                training=TrainingConfig(epochs=1, augment=False),
+            ),
             timing_rounds=2,
             bootstrap=50,
         ),
@@ -366,6 +398,11 @@ PROFILES = {
                 alignment=TrainingConfig(epochs=10, learning_rate=2e-3, augment=False),
                 quiet=replace(ON_SCENES, epochs=4),
                 training=replace(AMID_ALL, epochs=3),
+            ),
+            face=FaceConfig(
+                clips={"train": 3_000, "validation": 300, "test": 1_000},
+                model=LIPS,
+                training=TrainingConfig(epochs=12, augment=False),
             ),
             timing_rounds=9,
             bootstrap=2000,
@@ -399,6 +436,11 @@ PROFILES = {
                 quiet_data=replace(IN_QUIET, budget=96, num_workers=8),
                 views=40_000,
                 views_per_batch=256,
+            ),
+            face=FaceConfig(
+                clips={"train": 20_000, "validation": 1_000, "test": 4_000},
+                model=replace(LIPS, dim=256, audio=AudioConfig(depth=4), video=replace(LIPS.video, dim=128, depth=4)),
+                training=TrainingConfig(epochs=20, augment=False),
             ),
             timing_rounds=30,
             bootstrap=10_000,

@@ -19,6 +19,7 @@ from omni_lab.config import (
     QUESTION_PATHS,
     AudioConfig,
     DataConfig,
+    FaceConfig,
     FusionConfig,
     ModelConfig,
     Profile,
@@ -127,7 +128,14 @@ TINY_WORLD = WorldConfig(
 )
 
 
-TINY_PROFILE = Profile("tiny", TINY_MODEL, TINY_DATA, TINY_TRAINING, TINY_WORLD, timing_rounds=2, bootstrap=20)
+TINY_FACE = FaceConfig(
+    clips={"train": 12, "validation": 4, "test": 4},
+    model=replace(TINY_WORLD.model, modalities=(Modality.AUDIO, Modality.VIDEO), latent_bits=None),
+    training=TrainingConfig(epochs=1, augment=False, checkpoint_every=1),
+)
+TINY_PROFILE = Profile(
+    "tiny", TINY_MODEL, TINY_DATA, TINY_TRAINING, TINY_WORLD, TINY_FACE, timing_rounds=2, bootstrap=20
+)
 
 
 @pytest.fixture

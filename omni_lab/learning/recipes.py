@@ -32,7 +32,8 @@ from omni_lab.config import (
     nearest,
     project_root,
 )
-from omni_lab.data import EasyVqa, EmojiWorld, OmniDataModule, ViewsDataModule, VqaSource
+from omni_lab.data import EasyVqa, EmojiWorld, OmniDataModule, TalkingFace, ViewsDataModule, VqaSource
+from omni_lab.fusion import FusionPlan, Stage
 from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment
 from omni_lab.learning.checkpoints import FACTS, CheckpointError, digest, load_model, save_model
 from omni_lab.learning.exits import train_exits
@@ -178,7 +179,8 @@ def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
 
     "easy_vqa", "easy_vqa_text" (the same without its eyes, a control), "emoji_alignment", "emoji_quiet", "emoji_world"
     (each starts from the one before), "emoji_routed" (goes on from that under random routes), and
-    "emoji_world_without_<modality>" (controls that lack one throughout).
+    "emoji_world_without_<modality>" (controls that lack one throughout); "talking_face_early", "_mid" and "_late", by
+    where sound and lips meet.
     """
     recipes = _recipes(profile, seed)
     if name not in recipes:
@@ -217,6 +219,11 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
         blind = replace(world.model, modalities=kept)
         first = replace(quiet, name=f"emoji_quiet_without_{lost}", model=blind)
         recipes.append(replace(emoji, name=f"emoji_world_without_{lost}", model=blind, start=first))
+    face = profile.face
+    faces = Recipe("", profile.name, TalkingFace(clips=face.clips), face.model, face.data, face.training, seed)
+    for stage in Stage:
+        fusion = FusionPlan({(Modality.AUDIO, Modality.VIDEO): stage}).config(face.model.fusion)
+        recipes.append(replace(faces, name=f"talking_face_{stage}", model=replace(face.model, fusion=fusion)))
     return {recipe.name: recipe for recipe in recipes}
 
 

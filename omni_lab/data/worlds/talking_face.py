@@ -75,11 +75,13 @@ class Clip:
 
 @dataclass(frozen=True)
 class TalkingFace:
-    """clips: per split. frames: evenly over two seconds. Half of the pairs match; the others are shifted or swapped."""
+    """clips: per split. frames: evenly over two seconds. snr: of the sound, in dB, from least to most. Half of the
+    pairs match; the others are shifted or swapped."""
 
     clips: Mapping[str, int] = field(default_factory=lambda: {"train": 2000, "validation": 300, "test": 500})
     frames: int = 20
     frame_size: int = 32
+    snr: tuple[float, float] = (0.0, 30.0)
     seed: int = 0
     name: str = "talking_face"
 
@@ -89,8 +91,9 @@ class TalkingFace:
 
     def fingerprint(self) -> dict[str, Any]:
         return {
-            "rules": 1,
+            "rules": 2,
             "clips": dict(self.clips),
+            "snr": list(self.snr),
             "frames": self.frames,
             "seed": self.seed,
             "espeakng-loader": version("espeakng-loader"),
@@ -126,7 +129,7 @@ class TalkingFace:
         kind = ("matched", "matched", "shifted", "swapped")[int(rng.integers(4))]
         lips = texts[1] if kind == "swapped" else texts[0]
         lips_start = starts[1] if kind == "shifted" else starts[0]
-        sound = Sound(((texts[0], float(starts[0])),), voice, float(rng.uniform(0, 30)), SECONDS)
+        sound = Sound(((texts[0], float(starts[0])),), voice, float(rng.uniform(*self.snr)), SECONDS)
         return Clip(key, split, kind, texts[0], float(starts[0]), lips, float(lips_start), sound)
 
     def questions(self) -> Mapping[str, Sequence[Question]]:
