@@ -221,7 +221,8 @@ class RouterConfig:
 class WorldConfig:
     """EmojiWorld: things: size of its vocabulary. scenes: per split. alignment: the contrastive pre-training; an epoch
     of it is so many `views`, drawn afresh, in batches of `views_per_batch`. quiet_data, quiet: on questions, from those
-    encoders, each with what it needs alone. data, training: on questions amid everything else, from there.
+    encoders, each with what it needs alone. data, training: on questions amid everything else, from there. routed:
+    goes on from there under random routes. router, penalties: the controllers of that network.
     """
 
     things: int
@@ -233,6 +234,8 @@ class WorldConfig:
     training: TrainingConfig
     quiet_data: DataConfig = IN_QUIET
     routed: TrainingConfig = field(default_factory=lambda: UNDER_ROUTES)
+    router: RouterConfig = RouterConfig()
+    penalties: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
     views: int = 6400
     views_per_batch: int = 64
 

@@ -15,13 +15,13 @@ import torch
 from filelock import FileLock
 from lightning.pytorch.callbacks import Callback
 
-from omni_lab.config import RouterConfig, project_root
+from omni_lab.config import Profile, RouterConfig, nearest, project_root
 from omni_lab.data import OmniDataModule
 from omni_lab.evaluation.flops import cost_model
 from omni_lab.learning.checkpoints import FACTS, CheckpointError, digest, load_model, save_model
 from omni_lab.learning.latents import encode_media
 from omni_lab.learning.progress import ProgressTable
-from omni_lab.learning.recipes import Meter, Recipe, Trained, device_name, make_trainer
+from omni_lab.learning.recipes import Meter, Recipe, Trained, device_name, get_recipe, make_trainer
 from omni_lab.learning.routing import RouterTraining
 from omni_lab.modalities import Modality
 from omni_lab.model import OmniModel
@@ -92,6 +92,21 @@ class ControllerRecipe:
             torch.manual_seed(self.seed)
             width = self.network.model.dim
             return Controller(model.space, width=width, hidden=self.router.hidden, conditioned=self.router.conditioned)
+
+
+def get_controller(name: str, profile: Profile, *, seed: int = 0) -> ControllerRecipe:
+    """The recipe of that name: "penalty_0.1" and so on, one for each of the profile's penalties; "self_critical", the
+    same with another estimator at the middle penalty; "conditioned", which follows a budget. All route the network
+    "emoji_routed" of seed 0; the seed is that of the controller."""
+    router, penalties = profile.world.router, profile.world.penalties
+    middle = penalties[len(penalties) // 2]
+    routers = {f"penalty_{p}": replace(router, penalty=p) for p in penalties} | {
+        "self_critical": replace(router, penalty=middle, estimator="self_critical"),
+        "conditioned": replace(router, penalty=middle, conditioned=True),
+    }
+    if name not in routers:
+        raise ValueError(f"unknown controller {name!r}; the nearest of {[*routers]} is {nearest(name, routers)!r}")
+    return ControllerRecipe(name, get_recipe("emoji_routed", profile), routers[name], seed)
 
 
 class TrainedController(NamedTuple):

@@ -30,6 +30,19 @@ class Judged(NamedTuple):
     cost: Float[Tensor, " b"]
 
 
+def judge(network: OmniModel, batch: OmniBatch, route: Route, *, costs: CostModel) -> Judged:
+    """What the network makes of a batch under a route, and at what cost."""
+    space, counts = network.space, costs.tokens(batch)
+    with torch.no_grad():
+        answers = network(batch, heads=["answer"], route=route).heads["answer"]
+    target = batch.targets["answer_scores"]
+    score = (answers.float().softmax(dim=1) * target).sum(1)
+    correct = target.gather(1, answers.argmax(dim=1, keepdim=True)).squeeze(1)
+    dense = costs(space, space.dense(batch.present.cpu()), counts).total - costs.controller
+    cost = costs(space, route.to("cpu"), counts).total / dense
+    return Judged(score, correct, cost.float().to(score.device))
+
+
 class RouterTraining(L.LightningModule):
     """For every question, `config.group` routes are drawn and tried; what is likelier than before are those that were
     worth more, reward = score - penalty x cost, than the others of their group.
@@ -90,15 +103,7 @@ class RouterTraining(L.LightningModule):
         self._resumed = checkpoint["penalty"]
 
     def judge(self, batch: OmniBatch, route: Route) -> Judged:
-        space, counts = self.network.space, self.costs.tokens(batch)
-        with torch.no_grad():
-            answers = self.network(batch, heads=["answer"], route=route).heads["answer"]
-        target = batch.targets["answer_scores"]
-        score = (answers.float().softmax(dim=1) * target).sum(1)
-        correct = target.gather(1, answers.argmax(dim=1, keepdim=True)).squeeze(1)
-        dense = self.costs(space, space.dense(batch.present.cpu()), counts).total - self.costs.controller
-        cost = self.costs(space, route.to("cpu"), counts).total / dense
-        return Judged(score, correct, cost.float().to(score.device))
+        return judge(self.network, batch, route, costs=self.costs)
 
     def question(self, batch: OmniBatch) -> dict[Any, Tensor]:
         """What the controller may see of each question."""
