@@ -193,10 +193,11 @@ UNDER_ROUTES = TrainingConfig(
 class RouterConfig:
     """The controller's training on a frozen model. An epoch draws `questions_per_scene` questions of every scene.
 
-    estimator: "group" (group-relative) or "self_critical". group: routes tried per question. penalty: what the whole
-    dense cost takes off the reward, which is at most one; `anneal` is the share of the updates over which it grows from
-    nothing. budget: a share of the dense cost that the penalty is adapted to meet. conditioned: draw a budget for every
-    question, of at least `least_budget`, and tell the controller.
+    estimator: "group" (group-relative) or "self_critical"; or, by backpropagation, "gumbel", "soft" or "choice".
+    group: routes tried per question. penalty: what the whole dense cost takes off the reward, which is at most one;
+    `anneal` is the share of the updates over which it grows from nothing. budget: a share of the dense cost that the
+    penalty is adapted to meet. conditioned: draw a budget for every question, of at least `least_budget`, and tell the
+    controller.
     """
 
     epochs: int = 1

@@ -19,37 +19,39 @@ from omni_lab.config import Profile, RouterConfig, nearest, project_root
 from omni_lab.data import OmniDataModule
 from omni_lab.evaluation.flops import cost_model
 from omni_lab.learning.checkpoints import FACTS, CheckpointError, digest, load_model, save_model
+from omni_lab.learning.gates import GATES, GateTraining
 from omni_lab.learning.latents import encode_media
 from omni_lab.learning.progress import ProgressTable
 from omni_lab.learning.recipes import Meter, Recipe, Trained, device_name, get_recipe, make_trainer
-from omni_lab.learning.routing import RouterTraining
+from omni_lab.learning.routing import ESTIMATORS, RouterTraining
 from omni_lab.modalities import Modality
 from omni_lab.model import OmniModel
 from omni_lab.routing.controller import Controller
+from omni_lab.routing.controls import subsets
 
 log = logging.getLogger(__name__)
 
 
 class KeepBest(Callback):
-    """Holds on to the controller of the best validation reward, counted once the penalty has reached its full weight,
-    and puts it back at the end. Too long a training under the full penalty costs accuracy."""
+    """Holds on to the weights of the best validation reward, and puts them back at the end: too long a training under
+    the full penalty costs accuracy. What is validated before `module` is ready does not count."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: RouterTraining | GateTraining) -> None:
+        self.module = module
         self.best = -torch.inf
         self.weights: dict[str, Any] | None = None
         self.update = 0
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, RouterTraining)
         reward = float(trainer.callback_metrics["validation/reward"])
-        if not trainer.sanity_checking and pl_module.at_full_penalty and reward > self.best:
+        ready = not isinstance(self.module, RouterTraining) or self.module.at_full_penalty
+        if not trainer.sanity_checking and ready and reward > self.best:
             self.best, self.update = reward, trainer.global_step
-            self.weights = copy.deepcopy(pl_module.controller.state_dict())
+            self.weights = copy.deepcopy(self.module.controller.state_dict())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, RouterTraining)
         if self.weights is not None:
-            pl_module.controller.load_state_dict(self.weights)
+            self.module.controller.load_state_dict(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "weights": self.weights, "update": self.update}
@@ -91,19 +93,23 @@ class ControllerRecipe:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             width = self.network.model.dim
-            return Controller(model.space, width=width, hidden=self.router.hidden, conditioned=self.router.conditioned)
+            plans = len(subsets(model.space)) if self.router.estimator == "choice" else 0
+            return Controller(
+                model.space, width=width, hidden=self.router.hidden, conditioned=self.router.conditioned, plans=plans
+            )
 
 
 def get_controller(name: str, profile: Profile, *, seed: int = 0) -> ControllerRecipe:
-    """The recipe of that name: "penalty_0.1" and so on, one for each of the profile's penalties; "self_critical", the
-    same with another estimator at the middle penalty; "conditioned", which follows a budget. All route the network
-    "emoji_routed" of seed 0; the seed is that of the controller."""
+    """The recipe of that name: an estimator and one of the profile's penalties, such as "group_0.1",
+    "self_critical_0.1", "gumbel_0.1", "soft_0.1" or "choice_0.1"; or "conditioned", which follows a budget. All route
+    the network "emoji_routed" of seed 0; the seed is that of the controller."""
     router, penalties = profile.world.router, profile.world.penalties
-    middle = penalties[len(penalties) // 2]
-    routers = {f"penalty_{p}": replace(router, penalty=p) for p in penalties} | {
-        "self_critical": replace(router, penalty=middle, estimator="self_critical"),
-        "conditioned": replace(router, penalty=middle, conditioned=True),
+    routers = {
+        f"{estimator}_{penalty}": replace(router, estimator=estimator, penalty=penalty)
+        for estimator in (*ESTIMATORS, *GATES)
+        for penalty in penalties
     }
+    routers["conditioned"] = replace(router, penalty=penalties[len(penalties) // 2], conditioned=True)
     if name not in routers:
         raise ValueError(f"unknown controller {name!r}; the nearest of {[*routers]} is {nearest(name, routers)!r}")
     return ControllerRecipe(name, get_recipe("emoji_routed", profile), routers[name], seed)
@@ -133,10 +139,8 @@ def train_controller(recipe: ControllerRecipe, network: Trained, *, afresh: bool
     if afresh:
         shutil.rmtree(folder, ignore_errors=True)
     encode_for_routing(network)
-    controller = recipe.new_controller(network.model)
-    costs = cost_model(network.model, controller=controller.flops)
-    module = RouterTraining(network.model, controller, recipe.router, costs=costs, seed=recipe.seed)
-    table, meter, best = ProgressTable(module.columns), Meter(), KeepBest()
+    module = new_training(recipe, network, recipe.new_controller(network.model))
+    table, meter, best = ProgressTable(module.columns), Meter(), KeepBest(module)
     trainer = make_trainer(recipe.router, folder, callbacks=[meter, best, table], val_check_interval=0.25)
     last = folder / "last.ckpt"
     data = _drawn_for(recipe, network)
@@ -148,9 +152,18 @@ def train_controller(recipe: ControllerRecipe, network: Trained, *, afresh: bool
         "seconds": meter.totals["seconds"],
         "device": device_name(),
     }
-    save_model(folder, controller, identity=recipe.identity(network), facts=facts)
+    save_model(folder, module.controller, identity=recipe.identity(network), facts=facts)
     last.unlink(missing_ok=True)
     return _load(recipe, network, folder)
+
+
+def new_training(recipe: ControllerRecipe, network: Trained, controller: Controller) -> RouterTraining | GateTraining:
+    """The module that trains a controller; of gates, also what carries their decisions out."""
+    costs, seed = cost_model(network.model, controller=controller.flops), recipe.seed
+    if recipe.router.estimator not in GATES:
+        return RouterTraining(network.model, controller, recipe.router, costs=costs, seed=seed)
+    plans = subsets(network.model.space) if recipe.router.estimator == "choice" else []
+    return GateTraining(network.model, controller, recipe.router, costs=costs, plans=plans, seed=seed)
 
 
 def load_or_train_controller(recipe: ControllerRecipe, network: Trained, *, retrain: bool = False) -> TrainedController:

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from omni_lab.config import RouterConfig
 from omni_lab.learning.multitask import answer_loss
+from omni_lab.learning.routing import Judged, judge
 from omni_lab.learning.schedule import seed_step
 from omni_lab.modalities import M, OmniBatch
 from omni_lab.model import OmniModel
@@ -47,40 +48,48 @@ def used(opened: Float[Tensor, "b l p"], space: RouteSpace, carriers: Bool[Tenso
     return reached
 
 
+GATES = ("gumbel", "soft", "choice")
+
+
 class GateTraining(L.LightningModule):
-    """kind: "gumbel" draws every path open or shut, straight through; "soft" multiplies paths by sigmoids and saves
-    nothing; "choice" picks one of `plans` per question by a straight-through softmax over what the network says under
-    each (the idea of DynMM's modality-level gate; Xue and Marculescu, CVPR workshops 2023, section 3.1).
+    """config.estimator: "gumbel" draws every path open or shut, straight through; "soft" multiplies paths by sigmoids
+    and saves nothing; "choice" picks one of `plans` per question by a straight-through softmax over what the network
+    says under each (the idea of DynMM's modality-level gate; Xue and Marculescu, CVPR workshops 2023, section 3.1).
 
     All see what the controller sees, through layers of the same size. Loss: cross-entropy + penalty x cost.
     """
 
-    columns: ClassVar = {"train loss": "train/loss", "cost": "train/cost"}
+    columns: ClassVar = {
+        "train loss": "train/loss",
+        "cost": "train/cost",
+        "validation reward": "validation/reward",
+        "accuracy": "validation/accuracy",
+        "validation cost": "validation/cost",
+    }
 
     def __init__(
         self,
         model: OmniModel,
+        controller: Controller,
         config: RouterConfig,
         *,
-        kind: str,
         costs: CostModel,
-        width: int,
         plans: Sequence[Plan] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if kind not in ("gumbel", "soft", "choice"):
-            raise ValueError(f"kind must be 'gumbel', 'soft' or 'choice': got {kind!r}")
-        if (kind == "choice") != (len(plans) >= 2):
-            raise ValueError(f"'choice', and only it, wants two plans or more: got {kind!r} with {len(plans)}")
-        self.kind = kind
+        if config.estimator not in GATES:
+            raise ValueError(f"estimator must be one of {GATES}: got {config.estimator!r}")
+        if (config.estimator == "choice") != (len(plans) >= 2):
+            raise ValueError(
+                f"'choice', and only it, wants two plans or more: got {config.estimator!r} with {len(plans)}"
+            )
+        self.kind = config.estimator
         self.config = config
         self.costs = costs
         self.plans = list(plans)
         self.seed_value = seed
-        self.controller = Controller(model.space, width=width, hidden=config.hidden)
-        if kind == "choice":
-            self.controller.wish = nn.Linear(config.hidden, len(plans))
+        self.controller = controller
         self._network = [model.eval().requires_grad_(False)]
 
     @property
@@ -91,9 +100,8 @@ class GateTraining(L.LightningModule):
         """Of the controller; for "choice", logits [B, plans]."""
         with torch.no_grad():
             question = question_means(self.network.questions(batch), self.network.space.carriers(batch.present))
-        if self.kind == "choice":
-            return self.controller.wish(self.controller.hidden(question, batch.present))
-        return self.controller(question, batch.present)
+        wish = self.controller.preference if self.kind == "choice" else self.controller
+        return wish(question, batch.present)
 
     def on_fit_start(self) -> None:
         self.network.to(self.device)
@@ -154,9 +162,25 @@ class GateTraining(L.LightningModule):
         gate = F.gumbel_softmax(self.wishes(batch), tau=1.0, hard=True)  # [B, plans]
         return (said * gate[:, :, None]).sum(1), (costs * gate).sum(1)
 
+    def validation_step(self, batch: OmniBatch, batch_idx: int) -> None:
+        if self.kind == "soft":
+            answers, cost = self._gate(batch)
+            target = batch.targets["answer_scores"]
+            score = (answers.softmax(dim=1) * target).sum(1)
+            correct = target.gather(1, answers.argmax(dim=1, keepdim=True)).squeeze(1)
+            judged = Judged(score, correct, cost.float())
+        else:
+            judged = judge(self.network, batch, self.route(batch), costs=self.costs)
+        reward = judged.score - self.config.penalty * judged.cost
+        named = {"reward": reward, "accuracy": judged.correct, "cost": judged.cost}
+        self.log_dict({f"validation/{k}": v.mean() for k, v in named.items()}, batch_size=len(batch))
+
     def route(self, batch: OmniBatch) -> Route:
-        """What the trained gates run: the likeliest, and no encoder that no open path leads to."""
+        """What the trained gates run: the likeliest, and no encoder that no open path leads to. Soft gates run
+        everything."""
         space, present = self.network.space, batch.present
+        if self.kind == "soft":
+            return space.dense(present)
         with torch.no_grad():
             wished = self.wishes(batch)
         if self.kind == "choice":

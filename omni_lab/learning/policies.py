@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,10 @@ from torch import Tensor
 from omni_lab.data.module import QuestionDataset
 from omni_lab.data.samples import collate
 from omni_lab.evaluation.pareto import NeedsScore, needs_score
-from omni_lab.modalities import Modality
+from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.model import OmniModel
 from omni_lab.progress import track
 from omni_lab.routing import Level, Route
-from omni_lab.routing.controller import Controller
 from omni_lab.routing.cost import CostModel
 
 TOGETHER = 128  # questions at a time
@@ -68,20 +67,15 @@ def presence(dataset: QuestionDataset, batches: Sequence[Sequence[int]]) -> Bool
 
 
 def decide_all(
-    network: OmniModel,
-    controller: Controller,
+    policy: Callable[[OmniBatch], Route],
     dataset: QuestionDataset,
     batches: Sequence[Sequence[int]],
     *,
-    budget: float | None = None,
+    device: torch.device | str = "cpu",
 ) -> Route:
-    """What a controller runs for all questions of the batches, one after the other."""
-    device = next(network.parameters()).device
-    routes = []
-    for batch in batches:
-        with torch.inference_mode():
-            decided, _ = network.decide(controller, collate([dataset[i] for i in batch]).to(device), budget=budget)
-        routes.append(decided.route.to("cpu"))
+    """What a policy runs for all questions of the batches, one after the other. device: where it works."""
+    with torch.inference_mode():
+        routes = [policy(collate([dataset[i] for i in batch]).to(device)).to("cpu") for batch in batches]
     return Route(torch.cat([r.encoders for r in routes]), torch.cat([r.interactions for r in routes]))
 
 

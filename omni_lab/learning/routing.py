@@ -20,6 +20,8 @@ from omni_lab.routing.controller import Controller, question_means
 from omni_lab.routing.cost import CostModel
 from omni_lab.routing.policy_gradient import Penalty, group_advantages, policy_loss, self_critical_advantages
 
+ESTIMATORS = ("group", "self_critical")
+
 
 class Judged(NamedTuple):
     """Each [B]. score: the chance that the network gives the right answer under the route. correct: 1 or 0. cost: the
@@ -70,8 +72,8 @@ class RouterTraining(L.LightningModule):
             )
         if controller.conditioned != config.conditioned:
             raise ValueError(f"conditioned is {config.conditioned}, but the controller's is {controller.conditioned}")
-        if config.estimator not in ("group", "self_critical"):
-            raise ValueError(f"estimator must be 'group' or 'self_critical': got {config.estimator!r}")
+        if config.estimator not in ESTIMATORS:
+            raise ValueError(f"estimator must be one of {ESTIMATORS}: got {config.estimator!r}")
         self.controller = controller
         self.config = config
         self.costs = costs

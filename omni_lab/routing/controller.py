@@ -38,16 +38,18 @@ class Controller(nn.Module):
     present, and, if it is `conditioned`, the budget as a share of the dense cost.
 
     It never sees the output of an encoder that it may skip. All decisions of a sample are drawn independently of each
-    other; paths whose ends are not both encoded are not decisions.
+    other; paths whose ends are not both encoded are not decisions. plans: with any, it only chooses among so many.
     """
 
-    def __init__(self, space: RouteSpace, *, width: int, hidden: int = 128, conditioned: bool = False) -> None:
+    def __init__(
+        self, space: RouteSpace, *, width: int, hidden: int = 128, conditioned: bool = False, plans: int = 0
+    ) -> None:
         super().__init__()
         self.space = space
         self.conditioned = conditioned
         self.read = nn.ModuleDict({m.value: nn.Linear(width, hidden) for m in space.modalities})
         self.context = nn.Linear(M + conditioned, hidden)
-        self.wish = nn.Linear(hidden, M * len(Level) + space.depth * len(space.paths))
+        self.wish = nn.Linear(hidden, plans or M * len(Level) + space.depth * len(space.paths))
         nn.init.zeros_(self.wish.weight)
         nn.init.zeros_(self.wish.bias)
         allowed = torch.zeros(M, len(Level), dtype=torch.bool)
@@ -72,18 +74,18 @@ class Controller(nn.Module):
     ) -> Wishes:
         """question: per modality that carries any of the questions, the mean of its tokens. Raises ValueError if a
         conditioned controller is given no budget, or one that is not conditioned is given one."""
-        wishes = self.wish(self.hidden(question, present, budget))
+        wishes = self.preference(question, present, budget)
         levels, opened = wishes.split([M * len(Level), self.space.depth * len(self.space.paths)], dim=1)
         levels = levels.unflatten(1, (M, len(Level))).masked_fill(~self.allowed, CLOSED)
         return Wishes(levels, opened.unflatten(1, (self.space.depth, len(self.space.paths))))
 
-    def hidden(
+    def preference(
         self,
         question: Mapping[Modality, Float[Tensor, "b w"]],
         present: Bool[Tensor, "b m"],
         budget: Float[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, "b h"]:
-        """What the decisions are read from."""
+    ) -> Float[Tensor, "b k"]:
+        """The last layer's output as it is: of a controller that chooses among plans, their logits."""
         if (budget is not None) != self.conditioned:
             raise ValueError(
                 "this controller is conditioned on a budget: give one"
@@ -97,7 +99,7 @@ class Controller(nn.Module):
             carried = carriers[:, modality.column].nonzero().squeeze(1)
             read = self.read[modality.value](F.layer_norm(summary[carried], summary.shape[-1:]))
             hidden = hidden.index_add(0, carried, read.to(hidden.dtype))
-        return F.gelu(hidden)
+        return self.wish(F.gelu(hidden))
 
     def decide(
         self, wishes: Wishes, present: Bool[Tensor, "b m"], *, generator: torch.Generator | None = None

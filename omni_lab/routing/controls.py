@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -54,6 +55,19 @@ class Plan:
                 levels[modality.column] = max(below)
                 plans.append(Plan(levels, self.opened))
         return plans
+
+
+def subsets(space: RouteSpace) -> list[Plan]:
+    """One plan for every set of modalities that are encoded beside the question, all paths between them open: from the
+    question alone to everything."""
+    plans = []
+    for bits in itertools.product((Level.SKIP, Level.FULL), repeat=len(space.modalities)):
+        levels = torch.full((M,), int(Level.SKIP))
+        for modality, level in zip(space.modalities, bits, strict=True):
+            levels[modality.column] = int(level)
+        if Modality.TEXT not in space.modalities or levels[Modality.TEXT.column] == Level.FULL:
+            plans.append(Plan(levels, torch.ones(space.depth, len(space.paths), dtype=torch.bool)))
+    return plans
 
 
 class Judged(NamedTuple):

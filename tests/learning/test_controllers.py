@@ -11,10 +11,19 @@ import lightning as L
 import pytest
 import torch
 
-from omni_lab.config import RouterConfig
+from omni_lab.config import Profile, RouterConfig
+from omni_lab.data import collate
 from omni_lab.learning import Recipe, Trained
 from omni_lab.learning import controllers as rooms
-from omni_lab.learning.controllers import ControllerRecipe, KeepBest, load_or_train_controller, train_controller
+from omni_lab.learning.controllers import (
+    ControllerRecipe,
+    KeepBest,
+    get_controller,
+    load_or_train_controller,
+    new_training,
+    train_controller,
+)
+from omni_lab.learning.gates import GateTraining
 from omni_lab.learning.routing import RouterTraining
 from omni_lab.modalities import Modality
 
@@ -64,6 +73,27 @@ def test_an_interrupted_training_ends_alike(network: tuple[Recipe, Trained], mon
     assert same(load_or_train_controller(recipe, network[1]).controller, whole.controller)
 
 
+@pytest.mark.parametrize("estimator", ["self_critical", "gumbel", "soft", "choice"])
+def test_every_kind_is_kept_and_found(network: tuple[Recipe, Trained], estimator: str) -> None:
+    recipe = ControllerRecipe(estimator, network[0], replace(ROUTER, estimator=estimator))
+    trained = train_controller(recipe, network[1])
+    found = load_or_train_controller(recipe, network[1]).controller
+    assert same(found, trained.controller)
+    data = network[1].data.dataset("validation")
+    batch = collate([data[i] for i in range(4)])
+    module = new_training(recipe, network[1], found)
+    if isinstance(module, GateTraining):
+        network[1].model.space.check(module.route(batch), batch.present, batch.ids)
+
+
+def test_controllers_go_by_name(tiny_profile: Profile) -> None:
+    recipe = get_controller("choice_0.1", tiny_profile, seed=3)
+    assert (recipe.router.estimator, recipe.router.penalty, recipe.seed) == ("choice", 0.1, 3)
+    assert recipe.network.name == "emoji_routed" and recipe.network.seed == 0
+    with pytest.raises(ValueError, match="unknown controller 'grop_0.1'; .* is 'group_0.1'"):
+        get_controller("grop_0.1", tiny_profile)
+
+
 def test_a_controller_of_another_space_is_reported_and_not_used(
     network: tuple[Recipe, Trained], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -85,7 +115,8 @@ def test_a_controller_of_another_space_is_reported_and_not_used(
 
 def test_the_best_weights_count_once_the_penalty_is_whole() -> None:
     controller = torch.nn.Linear(1, 1)
-    module, keep = Mock(spec=RouterTraining, controller=controller), KeepBest()
+    module = Mock(spec=RouterTraining, controller=controller)
+    keep = KeepBest(module)
     for update, (reward, whole) in enumerate([(0.9, False), (0.5, True), (0.7, True), (0.6, True)]):
         controller.weight.data.fill_(update)
         module.at_full_penalty = whole

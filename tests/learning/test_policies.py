@@ -46,7 +46,7 @@ def test_policies_are_carried_out_question_by_question(world_recipe: Recipe) -> 
         assert dense.needed[i].tolist() == [m in needs for m in Modality]
 
     controller = Controller(model.space, width=16)
-    route = decide_all(model, controller, dataset, batches)
+    route = decide_all(lambda batch: model.decide(controller, batch)[0].route, dataset, batches)
     assert len(route) == len(dataset)
     with pytest.raises(ValueError, match=f"a route for each of the {len(dataset)} questions: got 1"):
         carry_out(model, route.of(torch.tensor([0])), dataset, batches, costs=costs)
