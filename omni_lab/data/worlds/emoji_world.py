@@ -137,7 +137,7 @@ class EmojiWorld:
 
     def make_sound(self, scene: Scene, sound: Sound) -> tuple[np.ndarray, dict[str, Any]]:
         """[S] int16, and who says what when."""
-        speaks = say if sound is scene.sound else say.__wrapped__  # names are said again and again, questions hardly ever
+        speaks = say if sound is scene.sound else say.__wrapped__  # names come up again, questions hardly
         utterances = [speaks(words, sound.voice) for words, _ in sound.said]
         words = [
             [mark.label, round(start + mark.start, 4), round(start + mark.end, 4)]
