@@ -320,7 +320,7 @@ ON_SCENES = TrainingConfig(
     encoder_rate=0.2,
     frozen=(Modality.IMAGE, Modality.AUDIO, Modality.VIDEO),
 )
-AMID_ALL = replace(ON_SCENES, modality_dropout=0.1, distractor_dropout=0.5)
+AMID_ALL = replace(ON_SCENES, learning_rate=3e-4, modality_dropout=0.1, distractor_dropout=0.5)
 
 LIPS = ModelConfig(
     modalities=(Modality.AUDIO, Modality.VIDEO),
@@ -400,7 +400,7 @@ PROFILES = {
                 ),
                 data=DataConfig(budget=8, costs=COSTS, questions_per_scene=8),
                 alignment=TrainingConfig(epochs=10, learning_rate=2e-3, augment=False),
-                quiet=replace(ON_SCENES, epochs=4),
+                quiet=replace(ON_SCENES, epochs=6),
                 training=replace(AMID_ALL, epochs=3),
             ),
             face=FaceConfig(

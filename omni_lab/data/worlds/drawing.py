@@ -59,7 +59,8 @@ class SceneDraw:
         frame_size: int,
         spoken_share: float | None,
     ) -> None:
-        """things: size of the vocabulary. spoken_share: chance of a spoken question; None for a scene without sound."""
+        """things: size of the vocabulary. spoken_share: chance of each of two spoken questions; None for a scene
+        without sound."""
         self.key = key
         self.split = split
         self.rng = np.random.default_rng([seed, key, 0])
@@ -105,16 +106,16 @@ class SceneDraw:
         if kind == "shared":
             for only, other, thing in (("picture", "clip", four[1]), ("clip", "picture", four[2])):
                 self.ask("image_video_missing", f"what is in the {only} but not in the {other}?", thing.names["en"])
-        sound, spoken, spoken_sound = None, None, None
+        sound = None
         said: tuple[Thing, ...] = ()
         midpoints: tuple[float, ...] = ()
         if self.spoken_share is not None:
             sound, said, midpoints = self.hear(kind, picture, clip, clip_act, four, pair)
         self.ask_words()
-        if self.spoken_share is not None and self.rng.random() < self.spoken_share:
-            spoken, spoken_sound = self.spoken()
+        spoken = self.spoken(self.spoken_share) if self.spoken_share is not None else []
+        spoken_sounds = tuple(self.asking(text) for _, text, _ in spoken)
         asked = tuple(self.asked)
-        return Scene(self.key, self.split, picture, clip, sound, said, midpoints, asked, spoken, spoken_sound)
+        return Scene(self.key, self.split, picture, clip, sound, said, midpoints, asked, tuple(spoken), spoken_sounds)
 
     def hear(
         self,
@@ -246,14 +247,17 @@ class SceneDraw:
             word = thing.names[self.pick(("de", "zh"))]
             self.ask(family, f"what does {word} mean in English?", thing.names["en"])
 
-    def spoken(self) -> tuple[tuple[str, str, str], Sound] | tuple[None, None]:
-        """One of the scene's questions, spoken instead of written; None where none of them can be."""
-        possible = [q for q in self.asked if q[0] in SPEAKABLE]
-        if not possible:
-            return None, None
-        family = self.pick(list(dict.fromkeys(q[0] for q in possible)))
-        question = self.pick([q for q in possible if q[0] == family])
-        snr = float(self.rng.uniform(15, 40))
-        return question, Sound(
-            ((question[1], float(self.rng.uniform(0.02, 0.1))),), draw_voice(self.split, self.rng), snr
-        )
+    def spoken(self, share: float) -> list[tuple[str, str, str]]:
+        """Up to two of the scene's questions, of different families, to be spoken instead of written."""
+        chosen: list[tuple[str, str, str]] = []
+        for _ in range(2):
+            taken = [family for family, _, _ in chosen]
+            possible = [q for q in self.asked if q[0] in SPEAKABLE and q[0] not in taken]
+            if possible and self.rng.random() < share:
+                family = self.pick(list(dict.fromkeys(q[0] for q in possible)))
+                chosen.append(self.pick([q for q in possible if q[0] == family]))
+        return chosen
+
+    def asking(self, text: str) -> Sound:
+        start, snr = float(self.rng.uniform(0.02, 0.1)), float(self.rng.uniform(15, 40))
+        return Sound(((text, start),), draw_voice(self.split, self.rng), snr)

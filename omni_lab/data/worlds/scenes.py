@@ -71,8 +71,8 @@ class Sound:
 class Scene:
     """key: of its picture, clip and sound. said: the things named in the sound, in order; midpoints: when, in seconds.
 
-    spoken: the (family, text, answer) that a second sound, of the same key plus `SPOKEN`, asks; None where there is
-    none.
+    asked, spoken: questions, as (family, text, answer); each of the latter is asked by one of `spoken_sounds`, a sound
+    of its own.
     """
 
     key: int
@@ -83,8 +83,8 @@ class Scene:
     said: tuple[Thing, ...]
     midpoints: tuple[float, ...]
     asked: tuple[tuple[str, str, str], ...] = ()
-    spoken: tuple[str, str, str] | None = None
-    spoken_sound: Sound | None = None
+    spoken: tuple[tuple[str, str, str], ...] = ()
+    spoken_sounds: tuple[Sound, ...] = ()
 
 
 def render(base: Image.Image, placed: Sequence[Placed]) -> np.ndarray:
