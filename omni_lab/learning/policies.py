@@ -1,23 +1,23 @@
-"""What a policy is worth: its routes for a whole split, carried out, and what came of them."""
+"""What a policy is worth: its routes for many questions, carried out, and what came of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 
 from omni_lab.data.module import QuestionDataset
 from omni_lab.data.samples import collate
+from omni_lab.evaluation.flops import cost_model
 from omni_lab.evaluation.pareto import NeedsScore, needs_score
 from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.model import OmniModel
 from omni_lab.progress import track
 from omni_lab.routing import Level, Route
-from omni_lab.routing.cost import CostModel
+from omni_lab.routing.cost import Flops
 
 TOGETHER = 128  # questions at a time
 
@@ -54,70 +54,76 @@ class Outcome:
         return needs_score(self.encoded, self.needed, self.carriers)
 
 
-def in_order(dataset: QuestionDataset, questions: Sequence[int] | None = None) -> list[list[int]]:
-    """The questions (default all) in batches of `TOGETHER`, those about one scene together."""
-    chosen = np.arange(len(dataset)) if questions is None else np.asarray(questions)
-    chosen = chosen[np.argsort(dataset.scenes[chosen], kind="stable")]
-    return [chosen[start : start + TOGETHER].tolist() for start in range(0, len(chosen), TOGETHER)]
+class Bench:
+    """Questions of a split on which policies are tried, in an order of its own: those about one scene together.
 
+    questions: which of the dataset's; default all. present, needed, carriers: [n, M]. scenes, families: [n].
+    """
 
-def presence(dataset: QuestionDataset, batches: Sequence[Sequence[int]]) -> Bool[Tensor, "n m"]:
-    """Which modalities the questions of the batches have, one after the other."""
-    return torch.from_numpy(dataset.present[np.concatenate(batches)])
+    def __init__(self, network: OmniModel, dataset: QuestionDataset, *, questions: Sequence[int] | None = None) -> None:
+        chosen = np.arange(len(dataset)) if questions is None else np.asarray(questions)
+        self.order = chosen[np.argsort(dataset.scenes[chosen], kind="stable")]
+        self.network = network
+        self.dataset = dataset
+        self.space = network.space
+        self.costs = cost_model(network)
+        self.present = torch.from_numpy(dataset.present[self.order])
+        self.carriers = self.space.carriers(self.present)
+        self.scenes = dataset.scenes[self.order]
+        self.families = np.array(dataset.families)[self.order]
+        known = dataset.store.families
+        self.needed = np.array([[m in known[f].needs for m in Modality] for f in self.families])
+        self.counts = torch.cat([self.costs.tokens(batch) for batch in self._batches("measuring")])
+        self.dense = self.flops(self.space.dense(self.present))
 
+    def __len__(self) -> int:
+        return len(self.order)
 
-def decide_all(
-    policy: Callable[[OmniBatch], Route],
-    dataset: QuestionDataset,
-    batches: Sequence[Sequence[int]],
-    *,
-    device: torch.device | str = "cpu",
-) -> Route:
-    """What a policy runs for all questions of the batches, one after the other. device: where it works."""
-    with torch.inference_mode():
-        routes = [policy(collate([dataset[i] for i in batch]).to(device)).to("cpu") for batch in batches]
-    return Route(torch.cat([r.encoders for r in routes]), torch.cat([r.interactions for r in routes]))
+    def flops(self, route: Route) -> Flops:
+        """Of each question under its route, without a controller."""
+        return self.costs(self.space, route, self.counts)
 
+    def cost(self, route: Route) -> float:
+        """The share of the dense FLOPs that the routes would execute."""
+        return float(self.flops(route).total.sum() / self.dense.total.sum())
 
-def carry_out(
-    network: OmniModel,
-    route: Route,
-    dataset: QuestionDataset,
-    batches: Sequence[Sequence[int]],
-    *,
-    costs: CostModel,
-    name: str = "policy",
-) -> Outcome:
-    """Runs the network under the routes [n] of all questions of the batches. costs: with the controller's own FLOPs if
-    the routes are a controller's. Raises ValueError if there are not as many routes as questions."""
-    count = sum(len(batch) for batch in batches)
-    if len(route) != count:
-        raise ValueError(f"there must be a route for each of the {count} questions: got {len(route)}")
-    device, space = next(network.parameters()).device, network.space
-    correct, totals, cross, dense_totals, dense_cross = [], [], [], [], []
-    start = 0
-    for numbers in track(batches, name, total=len(batches), unit="batch"):
-        samples: Int[Tensor, " b"] = torch.arange(start, start + len(numbers))
-        start += len(numbers)
-        batch, taken = collate([dataset[i] for i in numbers]), route.of(samples)
+    def routes(self, policy: Callable[[OmniBatch], Route], *, name: str = "deciding") -> Route:
+        """What a policy runs for all questions. name: for the progress bar."""
+        device = self._device
         with torch.inference_mode():
-            answers = network(batch.to(device), heads=["answer"], route=taken.to(device)).heads["answer"].cpu()
-        right = batch.targets["answer_scores"].gather(1, answers.argmax(dim=1, keepdim=True)).squeeze(1)
-        counts = costs.tokens(batch)
-        flops, dense = (costs(space, r, counts) for r in (taken, space.dense(batch.present)))
-        correct.append(right)
-        totals.append(flops.total)
-        cross.append(flops.cross_modal)
-        dense_totals.append(dense.total - dense.controller)
-        dense_cross.append(dense.cross_modal)
-    known = [dataset.families[i] for i in np.concatenate(batches)]
-    needs = {family: dataset.store.families[family].needs for family in set(known)}
-    present = presence(dataset, batches)
-    names = ("correct", "total", "cross_modal", "dense_total", "dense_cross_modal")
-    parts = (correct, totals, cross, dense_totals, dense_cross)
-    return Outcome(
-        **{name: torch.cat(part).double().numpy() for name, part in zip(names, parts, strict=True)},
-        encoded=(route.encoders > Level.SKIP).numpy(),
-        needed=np.array([[m in needs[f] for m in Modality] for f in known]),
-        carriers=space.carriers(present).numpy(),
-    )
+            parts = [policy(batch.to(device)).to("cpu") for batch in self._batches(name)]
+        return Route(torch.cat([p.encoders for p in parts]), torch.cat([p.interactions for p in parts]))
+
+    def run(self, route: Route, *, controller: float = 0.0, name: str = "running") -> Outcome:
+        """Carries the routes out. controller: FLOPs of deciding on one. Raises ValueError if there are not as many
+        routes as questions."""
+        if len(route) != len(self):
+            raise ValueError(f"there must be a route for each of the {len(self)} questions: got {len(route)}")
+        correct: list[Tensor] = []
+        for batch in self._batches(name):
+            start = TOGETHER * len(correct)
+            taken = route.of(torch.arange(start, start + len(batch))).to(self._device)
+            with torch.inference_mode():
+                answers = self.network(batch.to(self._device), heads=["answer"], route=taken).heads["answer"].cpu()
+            scores = batch.targets["answer_scores"]
+            correct.append(scores.gather(1, answers.argmax(dim=1, keepdim=True)).squeeze(1))
+        flops = self.flops(route)
+        return Outcome(
+            correct=torch.cat(correct).double().numpy(),
+            total=(flops.total + controller).numpy(),
+            cross_modal=flops.cross_modal.numpy(),
+            dense_total=self.dense.total.numpy(),
+            dense_cross_modal=self.dense.cross_modal.numpy(),
+            encoded=(route.encoders > Level.SKIP).numpy(),
+            needed=self.needed,
+            carriers=self.carriers.numpy(),
+        )
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _batches(self, name: str) -> Iterator[OmniBatch]:
+        chunks = [self.order[start : start + TOGETHER] for start in range(0, len(self.order), TOGETHER)]
+        for chunk in track(chunks, name, total=len(chunks), unit="batch"):
+            yield collate([self.dataset[int(i)] for i in chunk])
