@@ -115,6 +115,19 @@ def random_routes(
     return space.route(levels, opened, present)
 
 
+def at_cost(make: Callable[[float], Route], cost: Callable[[Route], float], target: float) -> Route:
+    """The routes of a family of policies that cost `target`, found by bisection. make: a share between 0 and 1 -> routes
+    that cost the more, the larger it is. Raises ValueError if none is so cheap, or so dear."""
+    low, high = 0.0, 1.0
+    least, most = cost(make(low)), cost(make(high))
+    if not least <= target <= most:
+        raise ValueError(f"no such policy costs {target:.3f} of the dense cost: they cost {least:.3f} to {most:.3f}")
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(make(middle)) < target else (low, middle)
+    return make((low + high) / 2)
+
+
 def matched_random(
     space: RouteSpace, learned: Route, present: Bool[Tensor, "b m"], *, generator: torch.Generator
 ) -> Route:

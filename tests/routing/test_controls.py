@@ -5,9 +5,10 @@ import torch
 
 from omni_lab.modalities import Modality
 from omni_lab.model import OmniModel
-from omni_lab.routing import Level
+from omni_lab.routing import Level, Route
 from omni_lab.routing.controls import (
     Plan,
+    at_cost,
     best_within,
     cheapest_right,
     matched_random,
@@ -93,3 +94,19 @@ def test_the_oracle_takes_the_cheapest_right_route() -> None:
     correct = torch.tensor([[True, False, False], [True, True, False]])
     cost = torch.tensor([[0.9, 0.1, 0.5], [0.3, 0.7, 0.2]])
     assert cheapest_right(correct, cost).tolist() == [1, 1, 1]
+
+
+def test_a_policy_of_a_given_cost_is_found(routed: OmniModel) -> None:
+    space = routed.space
+    present = torch.ones(500, 4, dtype=torch.bool)
+
+    def make(share: float) -> Route:
+        return random_routes(space, present, share, generator=torch.Generator().manual_seed(1))
+
+    def cost(route: Route) -> float:
+        return float(space.opened(route).float().mean())
+
+    for target in (0.2, 0.6):
+        assert cost(at_cost(make, cost, target)) == pytest.approx(target, abs=0.01)
+    with pytest.raises(ValueError, match=r"no such policy costs 1\.500 of the dense cost: they cost 0\.000 to 1\.000"):
+        at_cost(make, cost, 1.5)
