@@ -104,6 +104,10 @@ class RouterTraining(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint["penalty"]
 
+    def route(self, batch: OmniBatch, budget: float | None = None) -> Route:
+        """What the controller runs: the likeliest of every decision. budget: for one that is conditioned."""
+        return self.network.decide(self.controller, batch, budget=budget)[0].route
+
     def judge(self, batch: OmniBatch, route: Route) -> Judged:
         return judge(self.network, batch, route, costs=self.costs)
 

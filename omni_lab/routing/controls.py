@@ -116,8 +116,8 @@ def random_routes(
 
 
 def at_cost(make: Callable[[float], Route], cost: Callable[[Route], float], target: float) -> Route:
-    """The routes of a family of policies that cost `target`, found by bisection. make: a share between 0 and 1 -> routes
-    that cost the more, the larger it is. Raises ValueError if none is so cheap, or so dear."""
+    """The routes of a family of policies that cost `target`, found by bisection. make: a share between 0 and 1 ->
+    routes that cost the more, the larger it is. Raises ValueError if none is so cheap, or so dear."""
     low, high = 0.0, 1.0
     least, most = cost(make(low)), cost(make(high))
     if not least <= target <= most:
