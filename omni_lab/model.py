@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -68,6 +68,19 @@ class OmniModel(nn.Module):
         if unknown:
             raise ValueError(f"no head named {unknown[0]!r}: this model has {list(self.heads)}")
         return self.fuse(self.encode(batch), heads=wanted, need_weights=need_weights)
+
+    def lend(self, lender: Modality, borrower: Modality) -> None:
+        """What fusion and heads do for the borrower becomes a copy of what they do for the lender: the paths along
+        which it listens (to what both can listen to), its blocks and summaries. Of use where the two modalities'
+        tokens are aligned, as those of a written and a spoken question."""
+        for layer in cast(Any, self.fusion).layers:
+            for path in layer.paths:
+                twin = Path(lender, path.key)
+                if path.query is borrower and twin in layer.paths:
+                    layer.cross[str(path)].load_state_dict(layer.cross[str(twin)].state_dict())
+        for part in self.modules():
+            if isinstance(part, nn.ModuleDict) and part is not self.encoders and {lender, borrower} <= {*part.keys()}:
+                part[borrower.value].load_state_dict(part[lender.value].state_dict())
 
     def fuse(
         self, encoded: Mapping[Modality, Tokens], *, heads: Collection[str], need_weights: bool = False
