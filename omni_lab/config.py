@@ -117,8 +117,9 @@ class DataConfig:
     """budget: what a batch may cost; a sample costs the sum of `costs` over the modalities it carries (the questions
     about one scene count once, as they share its media). questions_per_scene: drawn anew each epoch. balance_families:
     draw a question with a chance of one over the size of its family; as a scene has only some sixteen questions, that
-    evens the families out but partly. max_scenes: use only the first that many scenes of each split. only_needed: a
-    sample carries no more than what its family needs; each batch is then of one combination of modalities.
+    evens the families out but partly. max_scenes: use only the first that many scenes of each split. families: ask
+    only questions of these. only_needed: a sample carries no more than what its family needs; each batch is then of one
+    combination of modalities.
     """
 
     budget: float = 32.0
@@ -126,6 +127,7 @@ class DataConfig:
     questions_per_scene: int = 6
     balance_families: bool = True
     max_scenes: int | None = None
+    families: tuple[str, ...] | None = None
     only_needed: bool = False
     num_workers: int = 0
 
@@ -221,9 +223,10 @@ class RouterConfig:
 @dataclass(frozen=True)
 class WorldConfig:
     """EmojiWorld: things: size of its vocabulary. scenes: per split. alignment: the contrastive pre-training; an epoch
-    of it is so many `views`, drawn afresh, in batches of `views_per_batch`. quiet_data, quiet: on questions, from those
-    encoders, each with what it needs alone. data, training: on questions amid everything else, from there. routed:
-    goes on from there under random routes. router, penalties: the controllers of that network.
+    of it is so many `views`, drawn afresh, in batches of `views_per_batch`. quiet_data: questions each with what it
+    needs alone; reading: on those of them that need no ears, from the aligned encoders; quiet: on all of them. data,
+    training: on questions amid everything else, from there. routed: goes on from there under random routes. router,
+    penalties: the controllers of that network.
     """
 
     things: int
@@ -231,6 +234,7 @@ class WorldConfig:
     model: ModelConfig
     data: DataConfig
     alignment: TrainingConfig
+    reading: TrainingConfig
     quiet: TrainingConfig
     training: TrainingConfig
     quiet_data: DataConfig = IN_QUIET
@@ -312,13 +316,14 @@ _LISTENING = {
 # The question listens to all else; the sound, which may be the question, to pictures and clips.
 QUESTION_PATHS = tuple((query, key) for query, keys in _LISTENING.items() for key in keys)
 COSTS = {Modality.TEXT: 0.02, Modality.IMAGE: 0.25, Modality.AUDIO: 0.25, Modality.VIDEO: 0.48}
+SEEN = (Modality.IMAGE, Modality.VIDEO)
 # The encoders are aligned already: only that of text learns on. Questions about a scene speak of left and right.
 ON_SCENES = TrainingConfig(
     learning_rate=5e-4,
     warmup_fraction=0.02,
     augment=False,
     encoder_rate=0.2,
-    frozen=(Modality.IMAGE, Modality.AUDIO, Modality.VIDEO),
+    frozen=(*SEEN, Modality.AUDIO),
 )
 AMID_ALL = replace(ON_SCENES, learning_rate=3e-4, modality_dropout=0.1, distractor_dropout=0.5)
 
@@ -362,6 +367,7 @@ PROFILES = {
                 ),
                 data=DataConfig(budget=8, costs=COSTS, questions_per_scene=2),
                 alignment=TrainingConfig(epochs=1, learning_rate=2e-3, augment=False),
+                reading=replace(ON_SCENES, epochs=1, frozen=SEEN),
                 quiet=replace(ON_SCENES, epochs=1),
                 training=replace(AMID_ALL, epochs=1),
                 views=32,
@@ -400,7 +406,8 @@ PROFILES = {
                 ),
                 data=DataConfig(budget=8, costs=COSTS, questions_per_scene=8),
                 alignment=TrainingConfig(epochs=10, learning_rate=2e-3, augment=False),
-                quiet=replace(ON_SCENES, epochs=6),
+                reading=replace(ON_SCENES, epochs=3, frozen=SEEN),
+                quiet=replace(ON_SCENES, epochs=4),
                 training=replace(AMID_ALL, epochs=3),
             ),
             face=FaceConfig(
@@ -435,6 +442,7 @@ PROFILES = {
                 ),
                 data=DataConfig(budget=128, costs=COSTS, num_workers=8),
                 alignment=TrainingConfig(epochs=20, learning_rate=2e-3, augment=False),
+                reading=replace(ON_SCENES, epochs=5, frozen=SEEN),
                 quiet=replace(ON_SCENES, epochs=10),
                 training=replace(AMID_ALL, epochs=10),
                 quiet_data=replace(IN_QUIET, budget=96, num_workers=8),

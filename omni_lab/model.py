@@ -141,6 +141,19 @@ class OmniModel(nn.Module):
             _report_broken(output.heads, batch.ids)
         return output
 
+    def lend(self, lender: Modality, borrower: Modality) -> None:
+        """What fusion and heads do for the borrower becomes a copy of what they do for the lender: the paths along
+        which it listens (to what both can listen to), its blocks and summaries. Of use where the two modalities'
+        tokens are aligned, as those of a written and a spoken question."""
+        for layer in cast(Any, self.fusion).layers:
+            for path in layer.paths:
+                twin = Path(lender, path.key)
+                if path.query is borrower and twin in layer.paths:
+                    layer.cross[str(path)].load_state_dict(layer.cross[str(twin)].state_dict())
+        for part in self.modules():
+            if isinstance(part, nn.ModuleDict) and part is not self.encoders and {lender, borrower} <= {*part.keys()}:
+                part[borrower.value].load_state_dict(part[lender.value].state_dict())
+
     def fuse(
         self,
         encoded: Mapping[Modality, Tokens],

@@ -121,6 +121,7 @@ TINY_WORLD = WorldConfig(
     ),
     data=DataConfig(budget=3, costs=COSTS, questions_per_scene=2),
     alignment=TrainingConfig(epochs=2, learning_rate=3e-3, augment=False, checkpoint_every=1),
+    reading=replace(ON_SCENES, epochs=1, checkpoint_every=1),
     quiet=replace(ON_SCENES, epochs=1, checkpoint_every=1),
     training=replace(AMID_ALL, epochs=1, modality_dropout=0.25, checkpoint_every=1),
     views=16,

@@ -214,6 +214,7 @@ class OmniDataModule(L.LightningDataModule):
                 modalities=self.modalities,
                 max_scenes=self.config.max_scenes,
                 only_needed=self.config.only_needed,
+                families=self.config.families,
             )
         return self._datasets[split]
 

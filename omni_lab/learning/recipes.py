@@ -28,6 +28,7 @@ from omni_lab.config import (
     Profile,
     RouterConfig,
     TrainingConfig,
+    WorldConfig,
     get_profile,
     nearest,
     project_root,
@@ -51,6 +52,7 @@ class Recipe:
     """Everything that determines a model trained on questions. `name` and `seed` name its folder.
 
     start: the recipe of the model whose weights this training begins with, as far as the two have them in common.
+    loan: (from, to), two modalities; what fusion and heads then do for the second begins as what they do for the first.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Recipe:
     training: TrainingConfig
     seed: int = 0
     start: Recipe | None = None
+    loan: tuple[Modality, Modality] | None = None
 
     @property
     def folder(self) -> Path:
@@ -85,6 +88,7 @@ class Recipe:
         data_config = {k: v for k, v in vars(self.data).items() if k != "num_workers"}
         vocabulary = hashlib.sha256(data.store.tokenizer.to_str().encode()).hexdigest()
         start = {"start": self.start.identity(data)} if self.start is not None else {}
+        loan = {"loan": self.loan} if self.loan is not None else {}
         return {
             "source": data.store.manifest["source"],
             "answers": data.store.answers,
@@ -94,6 +98,7 @@ class Recipe:
             "training": training,
             "seed": self.seed,
             **start,
+            **loan,
         }
 
     def new_model(self, data: OmniDataModule) -> OmniModel:
@@ -111,6 +116,8 @@ class Recipe:
             known = model.state_dict()
             earlier = load_or_train(self.start).model.state_dict()
             model.load_state_dict(known | {name: w for name, w in earlier.items() if name in known})
+        if self.loan is not None:
+            model.lend(*self.loan)
         return model
 
     def module(self, model: OmniModel, data: OmniDataModule) -> L.LightningModule:
@@ -177,8 +184,8 @@ def recipe_names() -> list[str]:
 def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
     """The recipe of that name.
 
-    "easy_vqa", "easy_vqa_text" (the same without its eyes, a control), "emoji_alignment", "emoji_quiet", "emoji_world"
-    (each starts from the one before), "emoji_routed" (goes on from that under random routes), and
+    "easy_vqa", "easy_vqa_text" (the same without its eyes, a control), "emoji_alignment", "emoji_reading",
+    "emoji_quiet", "emoji_world", "emoji_routed" (each starts from the one before, the last under random routes), and
     "emoji_world_without_<modality>" (controls that lack one throughout); "talking_face_early", "_mid" and "_late", by
     where sound and lips meet.
     """
@@ -203,28 +210,54 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
         views=world.views,
         views_per_batch=world.views_per_batch,
     )
-    quiet = Recipe("emoji_quiet", profile.name, source, world.model, world.quiet_data, world.quiet, seed, alignment)
-    emoji = Recipe("emoji_world", profile.name, source, world.model, world.data, world.training, seed, quiet)
     recipes = [easy, replace(easy, name="easy_vqa_text", model=replace(easy.model, modalities=(Modality.TEXT,)))]
+    series = _question_recipes(alignment, world, world.model)
     routed_model = replace(
         world.model,
         vision=replace(world.model.vision, early_exit=True),
         audio=replace(world.model.audio, early_exit=True),
         fusion=replace(world.model.fusion, gated=True),
     )
-    routed = replace(emoji, name="emoji_routed", model=routed_model, training=world.routed, start=emoji)
-    recipes += [alignment, quiet, emoji, routed]
+    routed = replace(series[-1], name="emoji_routed", model=routed_model, training=world.routed, start=series[-1])
+    recipes += [alignment, *series, routed]
     for lost in Modality:
         kept = tuple(m for m in Modality if m is not lost)
-        blind = replace(world.model, modalities=kept)
-        first = replace(quiet, name=f"emoji_quiet_without_{lost}", model=blind)
-        recipes.append(replace(emoji, name=f"emoji_world_without_{lost}", model=blind, start=first))
+        without = _question_recipes(alignment, world, replace(world.model, modalities=kept), f"_without_{lost}")
+        recipes.append(without[-1])
     face = profile.face
     faces = Recipe("", profile.name, TalkingFace(clips=face.clips), face.model, face.data, face.training, seed)
     for stage in Stage:
         fusion = FusionPlan({(Modality.AUDIO, Modality.VIDEO): stage}).config(face.model.fusion)
         recipes.append(replace(faces, name=f"talking_face_{stage}", model=replace(face.model, fusion=fusion)))
     return {recipe.name: recipe for recipe in recipes}
+
+
+def _question_recipes(
+    alignment: AlignmentRecipe, world: WorldConfig, model: ModelConfig, suffix: str = ""
+) -> list[Recipe]:
+    """EmojiWorld's trainings on questions, each of which starts from the one before: reading, quiet, world."""
+    families, loan = alignment.source.families(), (Modality.TEXT, Modality.AUDIO)
+    read = tuple(name for name, family in families.items() if Modality.AUDIO not in family.needs)
+    recipes: list[Recipe] = [alignment]
+    for name, data, training in (
+        ("emoji_reading", replace(world.quiet_data, families=read), world.reading),
+        ("emoji_quiet", world.quiet_data, world.quiet),
+        ("emoji_world", world.data, world.training),
+    ):
+        recipes.append(
+            Recipe(
+                f"{name}{suffix}",
+                alignment.profile,
+                alignment.source,
+                model,
+                data,
+                training,
+                alignment.seed,
+                start=recipes[-1],
+                loan=loan if name == "emoji_quiet" and {*loan} <= {*model.modalities} else None,
+            )
+        )
+    return recipes[1:]
 
 
 class Meter(Callback):

@@ -202,7 +202,7 @@ def test_other_views_make_another_checkpoint(alignment: AlignmentRecipe) -> None
 
 
 def test_a_training_begins_with_the_aligned_encoders(alignment: AlignmentRecipe, tiny_profile: Profile) -> None:
-    recipe = get_recipe("emoji_quiet", tiny_profile)
+    recipe = get_recipe("emoji_reading", tiny_profile)
     assert recipe.start == alignment
     aligned = load_or_train(alignment).model.encoders.state_dict()
     data = recipe.data_module()

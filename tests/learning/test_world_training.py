@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omni_lab.config import Profile
 from omni_lab.data import collate
-from omni_lab.learning import Recipe, get_recipe
+from omni_lab.learning import Recipe, get_recipe, load_or_train
 from omni_lab.learning.latents import EncodeFrozen
 from omni_lab.learning.recipes import make_trainer
 from omni_lab.modalities import Modality
@@ -75,6 +75,27 @@ def test_in_quiet_a_batch_is_of_one_kind_of_need(
         assert len(needed.unique(dim=0)) == 1
         kinds.add(tuple(needed[0].tolist()))
     assert len(kinds) >= 5
+
+
+def test_reading_comes_before_listening(tiny_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_LAB_ROOT", str(tmp_path))
+    quiet = get_recipe("emoji_quiet", tiny_profile)
+    assert quiet.start is not None and quiet.start == get_recipe("emoji_reading", tiny_profile)
+    data = quiet.start.data_module()
+    families = {family for batch in data.train_dataloader() for family in batch.families}
+    assert {"text_sum", "image_count", "video_way"} < families <= set(quiet.start.data.families or ())
+    assert not any(Modality.AUDIO in data.store.families[family].needs for family in families)
+    seen = load_or_train(quiet.start).model
+    first = quiet.first_model(quiet.data_module())
+    for name, value in first.state_dict().items():
+        lender = name
+        if not name.startswith("encoders."):
+            for mark in ("cross.{}_from", "blocks.{}.", "summary.{}."):
+                lender = lender.replace(mark.format("audio"), mark.format("text"))
+        assert torch.equal(value, seen.state_dict()[lender]), name
+    assert quiet.work_folder(data) != replace(quiet, loan=None).work_folder(data)
+    assert get_recipe("emoji_world_without_text", tiny_profile).start.loan is None  # type: ignore[union-attr]
+    assert get_recipe("emoji_world_without_video", tiny_profile).start.loan is not None  # type: ignore[union-attr]
 
 
 def test_it_learns_a_handful_of_scenes(world_recipe: Recipe) -> None:
