@@ -94,8 +94,9 @@ class Bench:
             parts = [policy(batch.to(device)).to("cpu") for batch in self._batches(name)]
         return Route(torch.cat([p.encoders for p in parts]), torch.cat([p.interactions for p in parts]))
 
-    def run(self, route: Route, *, controller: float = 0.0, name: str = "running") -> Outcome:
-        """Carries the routes out. controller: FLOPs of deciding on one. Raises ValueError if there are not as many
+    def run(self, route: Route, *, controller: float = 0.0, name: str | None = "running") -> Outcome:
+        """Carries the routes out. controller: FLOPs of deciding on one. name: for the progress bar, if any. Raises
+        ValueError if there are not as many
         routes as questions."""
         if len(route) != len(self):
             raise ValueError(f"there must be a route for each of the {len(self)} questions: got {len(route)}")
@@ -123,7 +124,7 @@ class Bench:
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
 
-    def _batches(self, name: str) -> Iterator[OmniBatch]:
+    def _batches(self, name: str | None) -> Iterator[OmniBatch]:
         chunks = [self.order[start : start + TOGETHER] for start in range(0, len(self.order), TOGETHER)]
-        for chunk in track(chunks, name, total=len(chunks), unit="batch"):
+        for chunk in chunks if name is None else track(chunks, name, total=len(chunks), unit="batch"):
             yield collate([self.dataset[int(i)] for i in chunk])
