@@ -96,8 +96,7 @@ class Bench:
 
     def run(self, route: Route, *, controller: float = 0.0, name: str | None = "running") -> Outcome:
         """Carries the routes out. controller: FLOPs of deciding on one. name: for the progress bar, if any. Raises
-        ValueError if there are not as many
-        routes as questions."""
+        ValueError if there are not as many routes as questions."""
         if len(route) != len(self):
             raise ValueError(f"there must be a route for each of the {len(self)} questions: got {len(route)}")
         correct: list[Tensor] = []
