@@ -1,0 +1,155 @@
+# %% [markdown]
+# Ablation: is it the routing, and is it the learning?
+
+**The question.** A controller saves compute. Would a fixed plan do as well? A coin with the same odds? Its own decisions, dealt to the
+wrong questions? A controller is worth something only beside these, at equal cost.
+
+*Hardware:* two CPU cores suffice. *Measured* (profile `quick`, two CPU cores): @@06_ablation_routing@@.
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from omni_lab.config import get_profile
+from omni_lab.evaluation import bootstrap_interval, hypervolume, paired_difference, pareto_front
+from omni_lab.learning import get_recipe, load_or_train
+from omni_lab.learning.controllers import (
+    encode_for_routing,
+    get_controller,
+    load_or_train_controller,
+    new_training,
+)
+from omni_lab.learning.policies import Bench
+from omni_lab.modalities import M, Modality
+from omni_lab.results import start_run
+from omni_lab.routing import Level
+from omni_lab.routing.controls import (
+    Plan,
+    at_cost,
+    best_within,
+    cheapest_right,
+    matched_random,
+    random_routes,
+    shuffled,
+    static_front,
+    subsets,
+)
+from omni_lab.viz import COLOURS, CONTROL, METHOD, use_style
+# %% parameters
+profile = "quick"  # smoke, quick or full
+seed = 0  # of the controllers, and of all that is drawn
+output_dir = ""  # where results go; empty: reports/interactive/
+searched = 1500  # validation questions that static plans are searched on
+retrain = False  # ignore existing checkpoints and train afresh
+# %%
+settings = get_profile(profile)
+run = start_run("06_ablation_routing", profile=profile, seed=seed, output_dir=output_dir, searched=searched)
+use_style()
+network = load_or_train(get_recipe("emoji_routed", settings), retrain=retrain)
+model, data, penalties = network.model, network.data, settings.world.penalties
+encode_for_routing(network, splits=("validation", "test"))
+bench = Bench(model, data.dataset("test"))
+space, present = bench.space, bench.present
+print("weights:", network.origin)
+# %% [markdown]
+## Ways to decide
+
+Learned from rewards: the **controller**, by group-relative REINFORCE or **self-critical** (the baseline is the likeliest route; Rennie
+et al. 2017). Learned by backpropagation through the network: **Gumbel** gates, hard going forward and soft going back (Jang et al.
+2017); a **choice** among fixed plans by a straight-through softmax (the idea of DynMM; Xue and Marculescu 2023), here the subsets of the
+modalities; and **soft** gates, which weigh paths, skip nothing and save nothing. All see the same and have layers of the same size.
+# %%
+learned, outcomes = {}, {"dense": bench.run(space.dense(present), name="dense")}
+for kind in ("group", "self_critical", "gumbel", "choice"):
+    for penalty in penalties:
+        recipe = get_controller(f"{kind}_{penalty}", settings, seed=seed)
+        controller = load_or_train_controller(recipe, network, retrain=retrain).controller
+        decide = new_training(recipe, network, controller).route
+        learned[kind, penalty] = bench.routes(decide, name=f"{kind} {penalty}")
+        outcomes[kind, penalty] = bench.run(learned[kind, penalty], controller=controller.flops, name=f"{kind} {penalty}")
+# %% [markdown]
+## Ways to decide without looking at the question
+
+**Static**: one plan for all questions, the best that a search on validation finds for each cost; it closes, again and again, what costs
+least accuracy. **Unimodal**: the question and one modality. **Random**: every encoder and path by the same coin. **Matched**: each
+decision by a coin of its own, as often as the controller takes it. **Shuffled**: the controller's own routes, dealt to other questions
+that have the same modalities. The **oracle** knows the answer: of the subsets of the modalities, the cheapest that gets it right.
+# %%
+questions = np.random.default_rng(seed).permutation(len(data.dataset("validation")))[:searched]
+trial = Bench(model, data.dataset("validation"), questions=questions.tolist())
+
+
+def judge_plan(plan):
+    outcome = trial.run(plan.route(space, trial.present), name=None)
+    return outcome.accuracy, outcome.cost
+
+
+static = static_front(space, judge_plan)
+print(f"{len(static)} plans, from {static[0].cost:.2f} to {static[-1].cost:.2f} of the dense cost")
+# %%
+rng = torch.Generator().manual_seed(seed)
+
+
+def coin(share):
+    return random_routes(space, present, share, generator=torch.Generator().manual_seed(seed))
+
+
+for penalty in penalties:
+    route, cost = learned["group", penalty], bench.cost(learned["group", penalty])
+    outcomes["matched", penalty] = bench.run(matched_random(space, route, present, generator=rng), name="matched")
+    outcomes["shuffled", penalty] = bench.run(shuffled(route, present, generator=rng), name="shuffled")
+    outcomes["random", penalty] = bench.run(at_cost(coin, bench.cost, cost), name="random")
+    plan = best_within(static, cost).plan
+    outcomes["static", penalty] = bench.run(plan.route(space, present), name="static")
+for modality in (Modality.IMAGE, Modality.AUDIO, Modality.VIDEO):
+    only = Plan.unimodal(space, modality).route(space, present)
+    outcomes["unimodal", modality] = bench.run(only, name=f"only {modality}")
+tried = [plan.route(space, present) for plan in subsets(space)]
+ran = [bench.run(route, name="subset") for route in tried]
+right, spent = (np.stack([getattr(o, name) for o in ran]) for name in ("correct", "total"))
+best = cheapest_right(torch.tensor(right > 0.5), torch.tensor(spent)).numpy()
+each = np.arange(len(bench))
+oracle = (float(spent[best, each].sum() / bench.dense.total.sum()), float(right[best, each].mean()))
+# %% [markdown]
+## The picture
+
+Up and to the left is better. A policy is described by its *front*, the points that no other of its own beats in both, and a front by its
+**hypervolume**: the area that it dominates, down to a fixed point, here the dense cost and the accuracy of the question alone.
+# %%
+styles = {
+    "group": ("o-", METHOD),
+    "self_critical": ("^-", COLOURS[Modality.VIDEO]),
+    "gumbel": ("v-", COLOURS[Modality.IMAGE]),
+    "choice": ("s-", COLOURS[Modality.AUDIO]),
+    "static": ("D--", "black"),
+    "random": ("x:", CONTROL),
+    "matched": ("+:", CONTROL),
+    "shuffled": ("1:", CONTROL),
+}
+figure, axis = plt.subplots(figsize=(9, 5))
+points = {}
+for kind, (marker, colour) in styles.items():
+    points[kind] = [(o.cost, o.accuracy) for key, o in outcomes.items() if key[0] == kind]
+    axis.plot(*np.array(sorted(points[kind])).T, marker, color=colour, label=kind.replace("_", "-"))
+axis.plot(1, outcomes["dense"].accuracy, "*", ms=14, color="black", label="dense")
+axis.plot(*oracle, "P", ms=10, color="#999933", label="oracle")
+axis.set(xlabel="FLOPs, share of everything", ylabel="accuracy, test split", xlim=(0, 1.05))
+axis.legend(fontsize=9, ncols=2)
+run.save_figure(figure, "pareto");
+# %% [markdown]
+**By how much, and how sure?** At each penalty the controls cost what the controller costs, and answer the same questions: the
+differences are paired, and scenes are resampled.
+# %%
+print(f"{'penalty':>8} {'cost':>6} {'accuracy':>9}   controller minus ...")
+for penalty in penalties:
+    mine = outcomes["group", penalty]
+    print(f"{penalty:8} {mine.cost:6.3f} {mine.accuracy:9.3f}", end="  ")
+    for control in ("static", "random", "matched", "shuffled"):
+        gap = mine.correct - outcomes[control, penalty].correct
+        low, high = bootstrap_interval(gap, bench.scenes, resamples=settings.bootstrap, seed=seed)
+        print(f" {control} {gap.mean():+.3f} ({low:+.3f} to {high:+.3f})", end="")
+    print()
+floor = outcomes_of_question_alone = min((o.cost, o.accuracy) for o in ran)[1]
+volumes = {kind: hypervolume(found, (1.0, floor)) for kind, found in points.items()}
+for kind, volume in volumes.items():
+    run.record(f"routing/hypervolume_{kind}", volume, control=kind != "group")
