@@ -184,7 +184,7 @@ def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
     """The recipe of that name.
 
     "easy_vqa", "easy_vqa_text" (the same without its eyes, a control), "emoji_alignment", "emoji_reading",
-    "emoji_quiet", "emoji_world" (each starts from the one before), and
+    "emoji_quiet", "emoji_matching", "emoji_world" (each starts from the one before), and
     "emoji_world_without_<modality>" (controls that lack one throughout).
     """
     recipes = _recipes(profile, seed)
@@ -220,13 +220,15 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
 def _question_recipes(
     alignment: AlignmentRecipe, world: WorldConfig, model: ModelConfig, suffix: str = ""
 ) -> list[Recipe]:
-    """EmojiWorld's trainings on questions, each of which starts from the one before: reading, quiet, world."""
+    """EmojiWorld's trainings on questions, each starting from the one before: reading, quiet, matching, world."""
     families, loan = alignment.source.families(), (Modality.TEXT, Modality.AUDIO)
     read = tuple(name for name, family in families.items() if Modality.AUDIO not in family.needs)
+    matched = tuple(n for n, f in families.items() if {Modality.TEXT, Modality.AUDIO, Modality.VIDEO} <= {*f.needs})
     recipes: list[Recipe] = [alignment]
     for name, data, training in (
         ("emoji_reading", replace(world.quiet_data, families=read), world.reading),
         ("emoji_quiet", world.quiet_data, world.quiet),
+        ("emoji_matching", replace(world.quiet_data, families=matched), world.matching),
         ("emoji_world", world.data, world.training),
     ):
         recipes.append(
@@ -328,7 +330,7 @@ def make_trainer(config: TrainingConfig, folder: Path, *, callbacks: list[Callba
 
 
 def train(recipe: Recipe, *, afresh: bool = False) -> Trained:
-    """Trains from the recipe, shows progress, saves the model, and returns it as saved (half-precision weights).
+    """Trains from the recipe, shows progress, saves the model, and returns it as saved (8-bit weights).
 
     An interrupted training continues from its last checkpoint; afresh=True begins again.
     """
