@@ -224,9 +224,10 @@ class RouterConfig:
 class WorldConfig:
     """EmojiWorld: things: size of its vocabulary. scenes: per split. alignment: the contrastive pre-training; an epoch
     of it is so many `views`, drawn afresh, in batches of `views_per_batch`. quiet_data: questions each with what it
-    needs alone; reading: on those of them that need no ears, from the aligned encoders; quiet: on all of them. data,
-    training: on questions amid everything else, from there. routed: goes on from there under random routes. router,
-    penalties: the controllers of that network.
+    needs alone; reading: on those of them that need no ears, from the aligned encoders; quiet: on all of them;
+    matching: on those that match a sound with a clip, which are learned last. data, training: on questions amid
+    everything else, from there. routed: goes on from there under random routes. router, penalties: the controllers of
+    that network.
     """
 
     things: int
@@ -236,6 +237,7 @@ class WorldConfig:
     alignment: TrainingConfig
     reading: TrainingConfig
     quiet: TrainingConfig
+    matching: TrainingConfig
     training: TrainingConfig
     quiet_data: DataConfig = IN_QUIET
     routed: TrainingConfig = field(default_factory=lambda: UNDER_ROUTES)
@@ -369,6 +371,7 @@ PROFILES = {
                 alignment=TrainingConfig(epochs=1, learning_rate=2e-3, augment=False),
                 reading=replace(ON_SCENES, epochs=1, frozen=SEEN),
                 quiet=replace(ON_SCENES, epochs=1),
+                matching=replace(ON_SCENES, epochs=1),
                 training=replace(AMID_ALL, epochs=1),
                 views=32,
                 views_per_batch=16,
@@ -408,6 +411,7 @@ PROFILES = {
                 alignment=TrainingConfig(epochs=10, learning_rate=2e-3, augment=False),
                 reading=replace(ON_SCENES, epochs=3, frozen=SEEN),
                 quiet=replace(ON_SCENES, epochs=4),
+                matching=replace(ON_SCENES, epochs=5),
                 training=replace(AMID_ALL, epochs=3),
             ),
             face=FaceConfig(
@@ -444,6 +448,7 @@ PROFILES = {
                 alignment=TrainingConfig(epochs=20, learning_rate=2e-3, augment=False),
                 reading=replace(ON_SCENES, epochs=5, frozen=SEEN),
                 quiet=replace(ON_SCENES, epochs=10),
+                matching=replace(ON_SCENES, epochs=6),
                 training=replace(AMID_ALL, epochs=10),
                 quiet_data=replace(IN_QUIET, budget=96, num_workers=8),
                 views=40_000,

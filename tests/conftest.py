@@ -123,6 +123,7 @@ TINY_WORLD = WorldConfig(
     alignment=TrainingConfig(epochs=2, learning_rate=3e-3, augment=False, checkpoint_every=1),
     reading=replace(ON_SCENES, epochs=1, checkpoint_every=1),
     quiet=replace(ON_SCENES, epochs=1, checkpoint_every=1),
+    matching=replace(ON_SCENES, epochs=1, checkpoint_every=1),
     training=replace(AMID_ALL, epochs=1, modality_dropout=0.25, checkpoint_every=1),
     views=16,
     views_per_batch=8,

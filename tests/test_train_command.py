@@ -41,7 +41,7 @@ def test_a_training_from_the_command_line(
     assert "emoji_world: trained just now" in said and "validation accuracy" in said
     assert len(list((root / "data" / "stores").glob("emoji_world*/manifest.json"))) == 1, "of one set"
     folders = {p.parent.name.rsplit("-", 1)[0]: p for p in (root / "data" / "checkpoints").glob("tiny/*/model.json")}
-    assert set(folders) == {f"emoji_{name}-seed3" for name in ("world", "quiet", "reading", "alignment")}
+    assert set(folders) == {f"emoji_{name}-seed3" for name in ("world", "matching", "quiet", "reading", "alignment")}
     assert json.loads(folders["emoji_world-seed3"].read_text())["command"] == "omni-lab " + " ".join(command)
     assert str(folders["emoji_world-seed3"].parent) in said
 

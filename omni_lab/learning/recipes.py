@@ -185,8 +185,8 @@ def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
     """The recipe of that name.
 
     "easy_vqa", "easy_vqa_text" (the same without its eyes, a control), "emoji_alignment", "emoji_reading",
-    "emoji_quiet", "emoji_world", "emoji_routed" (each starts from the one before, the last under random routes), and
-    "emoji_world_without_<modality>" (controls that lack one throughout); "talking_face_early", "_mid" and "_late", by
+    "emoji_quiet", "emoji_matching", "emoji_world", "emoji_routed" (each starts from the one before, the last under
+    random routes), and "emoji_world_without_<modality>" (controls that lack one throughout); "talking_face_early", "_mid" and "_late", by
     where sound and lips meet.
     """
     recipes = _recipes(profile, seed)
@@ -235,13 +235,15 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
 def _question_recipes(
     alignment: AlignmentRecipe, world: WorldConfig, model: ModelConfig, suffix: str = ""
 ) -> list[Recipe]:
-    """EmojiWorld's trainings on questions, each of which starts from the one before: reading, quiet, world."""
+    """EmojiWorld's trainings on questions, each starting from the one before: reading, quiet, matching, world."""
     families, loan = alignment.source.families(), (Modality.TEXT, Modality.AUDIO)
     read = tuple(name for name, family in families.items() if Modality.AUDIO not in family.needs)
+    matched = tuple(n for n, f in families.items() if {Modality.TEXT, Modality.AUDIO, Modality.VIDEO} <= {*f.needs})
     recipes: list[Recipe] = [alignment]
     for name, data, training in (
         ("emoji_reading", replace(world.quiet_data, families=read), world.reading),
         ("emoji_quiet", world.quiet_data, world.quiet),
+        ("emoji_matching", replace(world.quiet_data, families=matched), world.matching),
         ("emoji_world", world.data, world.training),
     ):
         recipes.append(
@@ -345,7 +347,7 @@ def make_trainer(
 
 
 def train(recipe: Recipe, *, afresh: bool = False) -> Trained:
-    """Trains from the recipe, shows progress, saves the model, and returns it as saved (half-precision weights).
+    """Trains from the recipe, shows progress, saves the model, and returns it as saved (8-bit weights).
 
     An interrupted training continues from its last checkpoint; afresh=True begins again.
     """

@@ -83,12 +83,12 @@ def test_clips_and_pictures_share_their_weights(tmp_path: Path) -> None:
     model = build_model(config, vocab_size=10, answers=3)
     save_model(tmp_path, model, identity={}, facts={})
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
-        saved = list(file.keys())
+        saved = [name for name in file.keys() if not name.endswith(".scales")]  # noqa: SIM118
     assert len(saved) == len({p.data_ptr() for p in model.parameters()}), "each weight once"
     torch.manual_seed(5)
     again = build_model(config, vocab_size=10, answers=3)
     load_model(tmp_path, again, identity={})
     for name, value in model.state_dict().items():
-        assert torch.allclose(value, again.state_dict()[name], atol=1e-3), name
+        assert torch.allclose(value, again.state_dict()[name], atol=0.01), name
     swin, frames = again.encoders["image"].swin, again.encoders["video"].vision.swin
     assert all(a is b for a, b in zip(swin.parameters(), frames.parameters(), strict=True)), "still shared"

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from omni_lab.config import RETRAIN_SINCE, TrainingConfig
 from omni_lab.data import collate
 from omni_lab.learning import CheckpointError, MultitaskTraining, Recipe, get_recipe, load_model, load_or_train, train
-from omni_lab.learning.checkpoints import save_model
+from omni_lab.learning.checkpoints import from_blocks, save_model, to_blocks
 from omni_lab.learning.multitask import answer_loss, random_flips
 from omni_lab.learning.recipes import make_trainer, resolve_precision
 
@@ -245,6 +245,9 @@ def test_checkpoints_are_refused_with_a_reason(recipe: Recipe, tmp_path: Path) -
     assert load_model(folder, model, identity=identity)["device"] == "cpu"
     with pytest.raises(CheckpointError, match=r"another configuration \(seed: has 0, expected 5\)"):
         load_model(folder, model, identity=identity | {"seed": 5})
+    wider = replace(recipe, model=replace(recipe.model, dim=2 * recipe.model.dim)).new_model(data)
+    with pytest.raises(CheckpointError, match=r"cannot be loaded \('.*' is \[.*\], expected \[.*\]\)"):
+        load_model(folder, wider, identity=identity)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="model.safetensors: cannot be loaded"):
@@ -252,6 +255,33 @@ def test_checkpoints_are_refused_with_a_reason(recipe: Recipe, tmp_path: Path) -
     (folder / "model.json").write_text(json.dumps({"no": "identity"}))
     with pytest.raises(CheckpointError, match="model.json: broken"):
         load_model(folder, model, identity=identity)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (4, 16), (2, 3, 43)])
+def test_weights_in_blocks_of_a_byte_each(shape: tuple[int, ...]) -> None:
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.randint(-30, 2, shape[1:])
+    steps, scales = to_blocks(weights)
+    assert steps.dtype == torch.int8 and steps.shape == shape and scales.shape == (-(-weights.numel() // 64),)
+    back = from_blocks(steps, scales)
+    for some, kept in zip(weights.flatten().split(64), back.flatten().split(64), strict=True):
+        assert (some - kept).abs().max() <= some.abs().max() / 253
+    again = from_blocks(*to_blocks(back))
+    assert torch.allclose(again, back, rtol=1e-6, atol=0), "saving once more changes nothing"
+
+
+def test_blocks_of_zeros_and_of_what_is_no_number() -> None:
+    assert torch.equal(from_blocks(*to_blocks(torch.zeros(2, 70))), torch.zeros(2, 70))
+    with pytest.raises(ValueError, match="must be finite"):
+        to_blocks(torch.tensor([[1.0, float("nan")]]))
+
+
+def test_a_saved_model_takes_little_more_than_a_byte_a_weight(recipe: Recipe, tmp_path: Path) -> None:
+    model = recipe.new_model(recipe.data_module())
+    save_model(tmp_path, model, identity={}, facts={})
+    count = sum(p.numel() for p in model.parameters())
+    vectors = sum(p.numel() for p in model.parameters() if p.ndim < 2)
+    header = 200 * len(list(model.parameters()))
+    assert (tmp_path / "model.safetensors").stat().st_size < 1.07 * count + 2 * vectors + header
 
 
 def test_unknown_recipes_are_named(tiny_profile: Any) -> None:

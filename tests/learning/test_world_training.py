@@ -65,9 +65,8 @@ def test_in_quiet_a_batch_is_of_one_kind_of_need(
     tiny_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMNI_LAB_ROOT", str(tmp_path))
-    world = get_recipe("emoji_world", tiny_profile)
-    assert world.start is not None and world.start == get_recipe("emoji_quiet", tiny_profile)
-    data = world.start.data_module()
+    quiet = get_recipe("emoji_quiet", tiny_profile)
+    data = quiet.data_module()
     kinds = set()
     for batch in data.train_dataloader():
         needed = torch.tensor([[m in data.store.families[f].needs for m in Modality] for f in batch.families])
@@ -94,8 +93,23 @@ def test_reading_comes_before_listening(tiny_profile: Profile, tmp_path: Path, m
                 lender = lender.replace(mark.format("audio"), mark.format("text"))
         assert torch.equal(value, seen.state_dict()[lender]), name
     assert quiet.work_folder(data) != replace(quiet, loan=None).work_folder(data)
-    assert get_recipe("emoji_world_without_text", tiny_profile).start.loan is None  # type: ignore[union-attr]
-    assert get_recipe("emoji_world_without_video", tiny_profile).start.loan is not None  # type: ignore[union-attr]
+    loans = {}
+    for lost in ("text", "video"):
+        quiet_too = get_recipe(f"emoji_world_without_{lost}", tiny_profile).start.start  # type: ignore[union-attr]
+        assert quiet_too is not None and quiet_too.name == f"emoji_quiet_without_{lost}"
+        loans[lost] = quiet_too.loan
+    assert loans == {"text": None, "video": quiet.loan}
+
+
+def test_matching_comes_after_quiet(tiny_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_LAB_ROOT", str(tmp_path))
+    matching = get_recipe("emoji_world", tiny_profile).start
+    assert matching is not None and matching == get_recipe("emoji_matching", tiny_profile)
+    assert matching.start == get_recipe("emoji_quiet", tiny_profile)
+    assert set(matching.data.families or ()) == {"audio_video_seen", "audio_video_side", "all_where"}
+    assert {f for batch in matching.data_module().train_dataloader() for f in batch.families} <= {
+        *(matching.data.families or ())
+    }
 
 
 def test_it_learns_a_handful_of_scenes(world_recipe: Recipe) -> None:

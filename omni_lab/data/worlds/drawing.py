@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from omni_lab.data.speech import Voice
-from omni_lab.data.worlds.families import DIGITS, PLACES, SIDES, SPEAKABLE, SPREADS, WAYS
+from omni_lab.data.worlds.families import DEEDS, DIGITS, FORMS, PLACES, SIDES, SPEAKABLE, SPREADS, WAYS
 from omni_lab.data.worlds.scenes import CLIP_SECONDS, Acting, Placed, Scene, Sound, draw_voice, say
 from omni_lab.data.worlds.things import Thing, vocabulary
 
@@ -96,7 +96,9 @@ class SceneDraw:
             picture = place(crowd, self.picture_size, self.rng)
             candidates = [four[0], four[1], four[3]]  # two or three, one, none
             for thing in candidates:
-                self.ask("image_count", f"how many {thing.plural['en']} are there?", DIGITS[crowd.count(thing)])
+                self.ask(
+                    "image_count", FORMS["image_count"].format(plural=thing.plural["en"]), DIGITS[crowd.count(thing)]
+                )
             pair = self.different_of(candidates, 2)
         else:
             picture = place(four[:1] if shown == "one" else four[:2], self.picture_size, self.rng)
@@ -105,7 +107,11 @@ class SceneDraw:
         self.ask_clip(clip, clip_act)
         if kind == "shared":
             for only, other, thing in (("picture", "clip", four[1]), ("clip", "picture", four[2])):
-                self.ask("image_video_missing", f"what is in the {only} but not in the {other}?", thing.names["en"])
+                self.ask(
+                    "image_video_missing",
+                    FORMS["image_video_missing"].format(here=only, there=other),
+                    thing.names["en"],
+                )
         sound = None
         said: tuple[Thing, ...] = ()
         midpoints: tuple[float, ...] = ()
@@ -148,9 +154,9 @@ class SceneDraw:
     def ask_places(self, picture: Sequence[Placed]) -> None:
         """Four different things, one in each quarter."""
         for one in self.different_of(picture, 2):
-            self.ask("image_what", f"what is at the {PLACES[self.quarter(one)]}?", one.thing.names["en"])
+            self.ask("image_what", FORMS["image_what"].format(place=PLACES[self.quarter(one)]), one.thing.names["en"])
         for one in self.different_of(picture, 2):
-            self.ask("image_where", f"where is the {one.thing.names['en']}?", PLACES[self.quarter(one)])
+            self.ask("image_where", FORMS["image_where"].format(name=one.thing.names["en"]), PLACES[self.quarter(one)])
         for bit, words in enumerate((("left of", "right of"), ("above", "below"))):
             one = self.pick(picture)
             mine = (self.quarter(one) >> bit) & 1
@@ -165,20 +171,12 @@ class SceneDraw:
         return act_out(things, acts.get(act, ("blink", "steady")), self.frame_size, self.rng)
 
     def ask_clip(self, clip: Sequence[Acting], act: str) -> None:
-        texts = {
-            "move": "what moves?",
-            "stay": "what stays still?",
-            "appear": "what appears?",
-            "disappear": "what disappears?",
-            "blink": "what blinks?",
-            "steady": "what does not blink?",
-        }
         for one in clip:
             name = one.thing.names["en"]
             if act == "way":
-                self.ask("video_way", f"which way does the {name} move?", WAYS[one.axis][one.sign > 0])
+                self.ask("video_way", FORMS["video_way"].format(name=name), WAYS[one.axis][one.sign > 0])
             else:
-                self.ask("video_what", texts[one.act], name)
+                self.ask("video_what", DEEDS[one.act], name)
 
     def both_names(self, pair: Sequence[Thing], voice: Voice, snr: float) -> tuple[Sound, tuple[float, ...]]:
         start, said, midpoints = float(self.rng.uniform(0.03, 0.15)), [], []
@@ -237,7 +235,7 @@ class SceneDraw:
         if family == "text_sum":
             total = self.pick(SPREADS[family])
             first = int(self.rng.integers(0, total + 1))
-            self.ask(family, f"what is {DIGITS[first]} plus {DIGITS[total - first]}?", DIGITS[total])
+            self.ask(family, FORMS[family].format(first=DIGITS[first], second=DIGITS[total - first]), DIGITS[total])
         elif family == "text_letters":
             length = self.pick(SPREADS[family])
             word = self.pick([t.names["en"] for t in self.things if len(t.names["en"]) == length])

@@ -10,6 +10,23 @@ PLACES = ("top left", "top right", "bottom left", "bottom right")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIDES = {"x": ("left", "right"), "y": ("top", "bottom")}
 WAYS = {"x": ("left", "right"), "y": ("up", "down")}
+DEEDS = {
+    "move": "what moves?",
+    "stay": "what stays still?",
+    "appear": "what appears?",
+    "disappear": "what disappears?",
+    "blink": "what blinks?",
+    "steady": "what does not blink?",
+}
+# How questions that can also be spoken are asked; `video_what` is asked by `DEEDS`.
+FORMS = {
+    "text_sum": "what is {first} plus {second}?",
+    "image_what": "what is at the {place}?",
+    "image_where": "where is the {name}?",
+    "image_count": "how many {plural} are there?",
+    "video_way": "which way does the {name} move?",
+    "image_video_missing": "what is in the {here} but not in the {there}?",
+}
 SPREADS = {"text_letters": (3, 4, 5, 6), "text_sum": tuple(range(2, 10))}
 
 _TA, _TI, _TV, _AI, _AV, _IV = (
@@ -40,15 +57,7 @@ WRITTEN = {
     "image_video_missing": Family((TEXT, IMAGE, VIDEO), (_TI, _TV, _IV), 1 / 2),
     "all_where": Family((TEXT, IMAGE, AUDIO, VIDEO), (_TA, _AI, _AV, _IV), 1 / 2),
 }
-SPEAKABLE = (
-    "text_sum",
-    "image_what",
-    "image_where",
-    "image_count",
-    "video_way",
-    "video_what",
-    "image_video_missing",
-)
+SPEAKABLE = ("text_sum", "image_what", "image_where", "image_count", "video_way", "video_what", "image_video_missing")
 
 
 def spoken_family(family: Family) -> Family:

@@ -16,7 +16,7 @@ from omni_lab.data.speech import Voice
 from omni_lab.data.worlds.captions import JOINTS, SPEAKERS, phrase
 from omni_lab.data.worlds.drawing import act_out, place
 from omni_lab.data.worlds.emoji_world import EmojiWorld
-from omni_lab.data.worlds.families import DIGITS, PLACES
+from omni_lab.data.worlds.families import DEEDS, DIGITS, FORMS, PLACES
 from omni_lab.data.worlds.scenes import Sound, draw_voice, film, mix, render, say
 from omni_lab.data.worlds.things import LANGUAGES, Thing, background, vocabulary
 from omni_lab.modalities import Modality
@@ -140,18 +140,22 @@ class ThingViews(Dataset[Sample]):
 
 def question(things: Sequence[Thing], rng: np.random.Generator) -> tuple[str, bool]:
     """One in a form in which questions about scenes are spoken, and whether it names the things."""
-    the = " and ".join(f"the {thing.names['en']}" for thing in things)
+    names = " and the ".join(thing.names["en"] for thing in things)
     plurals = " and ".join(thing.plural["en"] for thing in things)
     place = PLACES[int(rng.integers(len(PLACES)))]
     first, second = (DIGITS[int(rng.integers(len(DIGITS)))] for _ in range(2))
-    deed = ("moves", "stays still", "appears", "disappears", "blinks", "does not blink")[int(rng.integers(6))]
+    deed = [*DEEDS.values()][int(rng.integers(len(DEEDS)))]
     here, there = (("picture", "clip"), ("clip", "picture"))[int(rng.integers(2))]
-    naming = (f"where is {the}?", f"how many {plurals} are there?", f"which way does {the} move?")
+    naming = (
+        FORMS["image_where"].format(name=names),
+        FORMS["image_count"].format(plural=plurals),
+        FORMS["video_way"].format(name=names),
+    )
     others = (
-        f"what is at the {place}?",
-        f"what {deed}?",
-        f"what is {first} plus {second}?",
-        f"what is in the {here} but not in the {there}?",
+        FORMS["image_what"].format(place=place),
+        deed,
+        FORMS["text_sum"].format(first=first, second=second),
+        FORMS["image_video_missing"].format(here=here, there=there),
     )
     named = bool(rng.random() < 0.5)
     forms = naming if named else others
