@@ -186,8 +186,8 @@ def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
 
     "easy_vqa", "easy_vqa_text" (the same without its eyes, a control), "emoji_alignment", "emoji_reading",
     "emoji_quiet", "emoji_matching", "emoji_world", "emoji_routed" (each starts from the one before, the last under
-    random routes), and "emoji_world_without_<modality>" (controls that lack one throughout); "talking_face_early", "_mid" and "_late", by
-    where sound and lips meet.
+    random routes), and "emoji_world_without_<modality>" (controls that lack one throughout); "talking_face_early",
+    "_mid" and "_late", by where sound and lips meet.
     """
     recipes = _recipes(profile, seed)
     if name not in recipes:
