@@ -8,13 +8,16 @@ level. The spread holds by construction: what the question asks of is drawn inde
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
+from omni_lab.data.parallel import in_parallel
 from omni_lab.data.sources import SPLITS, Family, Medium, Question
 from omni_lab.data.worlds.drawing import SceneDraw
 from omni_lab.data.worlds.families import AUDIO, DIGITS, IMAGE, PLACES, SPEAKABLE, TEXT, VIDEO, WRITTEN, spoken_family
@@ -116,16 +119,18 @@ class EmojiWorld:
         return found
 
     def media(self, modality: Modality) -> Iterator[Medium]:
-        for split in SPLITS:
-            for scene in self.split_scenes(split):
-                if modality is IMAGE:
-                    yield Medium(scene.key, self.draw_picture(scene), picture_facts(scene))
-                elif modality is VIDEO:
-                    yield Medium(scene.key, self.draw_clip(scene), clip_facts(scene))
-                else:
-                    for i, sound in enumerate((scene.sound, *scene.spoken_sounds)):
-                        if sound is not None:
-                            yield Medium(scene.key + i * SPOKEN, *self.make_sound(scene, sound))
+        scenes = [scene for split in SPLITS for scene in self.split_scenes(split)]
+        alone = replace(self)  # without the scenes it has drawn: it may go to other processes
+        return itertools.chain.from_iterable(in_parallel(partial(alone.media_of, modality), scenes))
+
+    def media_of(self, modality: Modality, scene: Scene) -> list[Medium]:
+        """The scene's picture or clip, or its sounds."""
+        if modality is IMAGE:
+            return [Medium(scene.key, self.draw_picture(scene), picture_facts(scene))]
+        if modality is VIDEO:
+            return [Medium(scene.key, self.draw_clip(scene), clip_facts(scene))]
+        sounds = [(i, s) for i, s in enumerate((scene.sound, *scene.spoken_sounds)) if s is not None]
+        return [Medium(scene.key + i * SPOKEN, *self.make_sound(scene, sound)) for i, sound in sounds]
 
     def draw_picture(self, scene: Scene) -> np.ndarray:
         """[3, H, W] uint8."""

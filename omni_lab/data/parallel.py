@@ -1,0 +1,29 @@
+"""Work that is the same for many items, by all cores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+MANY = 1000  # fewer items are done before a second process has begun
+TOGETHER = 32
+
+
+def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """function(item) of each item, in order. Where there are a thousand or more, by one process per core: function and
+    items are then pickled, and what the function raises is raised here."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if len(items) < MANY or cores == 1:
+        yield from map(function, items)
+        return
+    pool = ProcessPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from pool.map(function, items, chunksize=TOGETHER)
+    finally:
+        pool.shutdown(cancel_futures=True)

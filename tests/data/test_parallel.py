@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import os
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from omni_lab.data import EmojiWorld
+from omni_lab.data import parallel as parallel_module
+from omni_lab.data.parallel import in_parallel
+from omni_lab.modalities import Modality
+
+
+def with_process(number: int) -> tuple[int, int]:
+    return number, os.getpid()
+
+
+def picky(number: int) -> int:
+    if number == 70:
+        raise ValueError(f"expected anything but 70: got {number}")
+    return number
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel_module, "MANY", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+
+
+def test_few_items_stay_in_this_process() -> None:
+    assert list(in_parallel(with_process, range(40))) == [(i, os.getpid()) for i in range(40)]
+
+
+def test_many_items_go_to_others_and_come_back_in_order(many: None) -> None:
+    numbers, processes = zip(*in_parallel(with_process, range(200)), strict=True)
+    assert numbers == tuple(range(200))
+    assert os.getpid() not in processes
+
+
+def test_an_error_there_is_raised_here(many: None) -> None:
+    found = in_parallel(picky, range(200))
+    assert list(islice(found, 64)) == list(range(64))
+    with pytest.raises(ValueError, match="anything but 70: got 70"):
+        list(found)
+
+
+@pytest.mark.parametrize("modality", [Modality.IMAGE, Modality.AUDIO, Modality.VIDEO])
+def test_a_world_is_the_same_however_many_make_it(modality: Modality, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("espeakng_loader")
+    world = EmojiWorld(things=8, scenes={"train": 10, "validation": 2, "test": 2})
+    alone = list(world.media(modality))
+    monkeypatch.setattr(parallel_module, "MANY", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    together = list(world.media(modality))
+    assert [(m.key, m.facts) for m in alone] == [(m.key, m.facts) for m in together]
+    assert all(np.array_equal(a.values, b.values) for a, b in zip(alone, together, strict=True))
