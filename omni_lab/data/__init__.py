@@ -1,5 +1,6 @@
 """What the model eats: real sets, their memory-mapped store, batching, and the LightningDataModule."""
 
+from omni_lab.data.distracted import Distracted
 from omni_lab.data.easy_vqa import EasyVqa
 from omni_lab.data.module import OmniDataModule, ViewsDataModule
 from omni_lab.data.samples import Sample, collate
@@ -10,6 +11,7 @@ from omni_lab.data.vqa_v2 import VqaV2
 from omni_lab.data.worlds import EmojiWorld, TalkingFace
 
 __all__ = [
+    "Distracted",
     "EasyVqa",
     "EmojiWorld",
     "Family",

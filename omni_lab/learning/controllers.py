@@ -99,10 +99,10 @@ class ControllerRecipe:
             )
 
 
-def get_controller(name: str, profile: Profile, *, seed: int = 0) -> ControllerRecipe:
+def get_controller(name: str, profile: Profile, *, seed: int = 0, network: str = "emoji_routed") -> ControllerRecipe:
     """The recipe of that name: an estimator and one of the profile's penalties, such as "group_0.1",
-    "self_critical_0.1", "gumbel_0.1", "soft_0.1" or "choice_0.1"; or "conditioned", which follows a budget. All route
-    the network "emoji_routed" of seed 0; the seed is that of the controller."""
+    "self_critical_0.1", "gumbel_0.1", "soft_0.1" or "choice_0.1"; or "conditioned", which follows a budget. network:
+    the recipe of what they route, always that of seed 0; the seed is that of the controller."""
     router, penalties = profile.world.router, profile.world.penalties
     routers = {
         f"{estimator}_{penalty}": replace(router, estimator=estimator, penalty=penalty)
@@ -112,7 +112,7 @@ def get_controller(name: str, profile: Profile, *, seed: int = 0) -> ControllerR
     routers["conditioned"] = replace(router, penalty=penalties[len(penalties) // 2], conditioned=True)
     if name not in routers:
         raise ValueError(f"unknown controller {name!r}; the nearest of {[*routers]} is {nearest(name, routers)!r}")
-    return ControllerRecipe(name, get_recipe("emoji_routed", profile), routers[name], seed)
+    return ControllerRecipe(name, get_recipe(network, profile), routers[name], seed)
 
 
 class TrainedController(NamedTuple):

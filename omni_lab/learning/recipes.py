@@ -33,7 +33,7 @@ from omni_lab.config import (
     nearest,
     project_root,
 )
-from omni_lab.data import EasyVqa, EmojiWorld, OmniDataModule, TalkingFace, ViewsDataModule, VqaSource
+from omni_lab.data import Distracted, EasyVqa, EmojiWorld, OmniDataModule, TalkingFace, ViewsDataModule, VqaSource
 from omni_lab.fusion import FusionPlan, Stage
 from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment
 from omni_lab.learning.checkpoints import FACTS, CheckpointError, digest, load_model, save_model
@@ -115,7 +115,8 @@ class Recipe:
         if self.start is not None:
             known = model.state_dict()
             earlier = load_or_train(self.start).model.state_dict()
-            model.load_state_dict(known | {name: w for name, w in earlier.items() if name in known})
+            fitting = {n: w for n, w in earlier.items() if n in known and w.shape == known[n].shape}
+            model.load_state_dict(known | fitting)
         if self.loan is not None:
             model.lend(*self.loan)
         return model
@@ -186,8 +187,9 @@ def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
 
     "easy_vqa", "easy_vqa_text" (the same without its eyes, a control), "emoji_alignment", "emoji_reading",
     "emoji_quiet", "emoji_matching", "emoji_world", "emoji_routed" (each starts from the one before, the last under
-    random routes), and "emoji_world_without_<modality>" (controls that lack one throughout); "talking_face_early",
-    "_mid" and "_late", by where sound and lips meet.
+    random routes), and "emoji_world_without_<modality>" (controls that lack one throughout); "easy_vqa_routed", under
+    random routes amid sounds and clips that have nothing to do with the questions; "talking_face_early", "_mid" and
+    "_late", by where sound and lips meet.
     """
     recipes = _recipes(profile, seed)
     if name not in recipes:
@@ -219,7 +221,11 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
         fusion=replace(world.model.fusion, gated=True),
     )
     routed = replace(series[-1], name="emoji_routed", model=routed_model, training=world.routed, start=series[-1])
-    recipes += [alignment, *series, routed]
+    amid = Distracted(easy.source, replace(source, scenes={s: -(-n // 10) for s, n in world.scenes.items()}))
+    easy_data = profile.data
+    amid_data = replace(world.data, questions_per_scene=easy_data.questions_per_scene, max_scenes=easy_data.max_scenes)
+    distracted = replace(routed, name="easy_vqa_routed", source=amid, data=amid_data, start=alignment)
+    recipes += [alignment, *series, routed, distracted]
     for lost in Modality:
         kept = tuple(m for m in Modality if m is not lost)
         without = _question_recipes(alignment, world, replace(world.model, modalities=kept), f"_without_{lost}")
