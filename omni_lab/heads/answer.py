@@ -18,7 +18,7 @@ class AnswerHead(nn.Module):
     """
 
     def __init__(
-        self, *, modalities: Sequence[Modality], dim: int, answers: int, dropout: float = 0.0, pool: str = "mean"
+        self, *, modalities: Sequence[Modality], dim: int, answers: int, dropout: float = 0.0, pool: str = "max"
     ) -> None:
         super().__init__()
         if pool not in ("mean", "max"):
