@@ -26,7 +26,7 @@ class AnswerHead(nn.Module):
         dim: int,
         answers: int,
         dropout: float = 0.0,
-        pool: str = "mean",
+        pool: str = "max",
         gated: bool = False,
     ) -> None:
         super().__init__()
