@@ -29,7 +29,6 @@ from omni_lab.config import (
     Profile,
     TrainingConfig,
     WorldConfig,
-    get_profile,
     nearest,
     project_root,
 )
@@ -173,11 +172,6 @@ class Trained:
     data: OmniDataModule
     facts: dict[str, Any]
     origin: str
-
-
-def recipe_names() -> list[str]:
-    """All names that `get_recipe` knows."""
-    return [*_recipes(get_profile("smoke"), 0)]
 
 
 def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
