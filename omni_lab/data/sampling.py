@@ -8,16 +8,6 @@ import numpy as np
 from torch.utils.data import Sampler
 
 
-def padding_share(lengths: Sequence[int] | np.ndarray, batches: Sequence[Sequence[int]]) -> float:
-    """The share of padded positions if each batch is padded to its longest. lengths: [n], in tokens; batches: indices.
-
-    0 where there is no position at all.
-    """
-    rows = [np.asarray(lengths)[list(batch)] for batch in batches if len(batch)]
-    total = sum(len(row) * int(row.max()) for row in rows)
-    return 1.0 - sum(int(row.sum()) for row in rows) / total if total else 0.0
-
-
 class OmniBatchSampler(Sampler[list[int]]):
     """Batches of whole scenes that all carry the same modalities and together cost at most `budget`.
 

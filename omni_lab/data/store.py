@@ -132,7 +132,7 @@ class Store:
         return self.medium(Modality.IMAGE, row)
 
 
-def ensure_store(source: VqaSource, root: Path, *, force: bool = False) -> Store:
+def ensure_store(source: VqaSource, root: Path) -> Store:
     """Opens `root/<source.name>`, building it first where it is missing, and anew where it is broken or outdated.
 
     Safe to call from several processes at once: one builds, the others wait.
@@ -146,8 +146,7 @@ def ensure_store(source: VqaSource, root: Path, *, force: bool = False) -> Store
         raise StoreError(f"{root}: cannot write the store there ({error})") from error
     with lock:
         try:
-            if not force:
-                return Store.open(path, source)
+            return Store.open(path, source)
         except StoreError as error:
             if path.exists():
                 log.warning("rebuilding the store: %s", error)

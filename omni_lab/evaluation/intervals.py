@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 
-def bootstrap_interval(
-    values: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile interval of the mean of `values`, resampling whole groups (cluster bootstrap, Davison and Hinkley
+def bootstrap_interval(values: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean of `values`, resampling whole groups (cluster bootstrap, Davison and Hinkley
     1997, section 3.8): questions about one picture stand or fall together, so pictures are drawn, not questions.
 
     values: [n]; for a paired comparison, the differences. groups: [n] labels.
@@ -22,5 +20,5 @@ def bootstrap_interval(
     for i in range(resamples):
         drawn = rng.integers(len(sums), size=len(sums))
         means[i] = sums[drawn].sum() / sizes[drawn].sum()
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

@@ -29,7 +29,6 @@ from omni_lab.config import (
     RouterConfig,
     TrainingConfig,
     WorldConfig,
-    get_profile,
     nearest,
     project_root,
 )
@@ -175,11 +174,6 @@ class Trained:
     data: OmniDataModule
     facts: dict[str, Any]
     origin: str
-
-
-def recipe_names() -> list[str]:
-    """All names that `get_recipe` knows."""
-    return [*_recipes(get_profile("smoke"), 0)]
 
 
 def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:

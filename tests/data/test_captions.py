@@ -122,12 +122,12 @@ def test_the_open_vocabulary() -> None:
     others = open_vocabulary()
     assert len(others) == len(set(others)) > 1000
     known = {thing.emoji for thing in all_things()}
-    assert not {symbol.rstrip("\ufe0f") for symbol in others} & known
+    assert not {other.emoji.rstrip("\ufe0f") for other in others} & known
     rng = np.random.default_rng(0)
     for i in rng.permutation(len(others))[:150]:
-        picture = artwork(others[i])
+        picture = artwork(others[i].emoji)
         assert picture.size == (72, 72) and np.asarray(picture)[..., 3].any()
-        assert name_of(others[i], "en").strip()
+        assert all(others[i].names[language].strip() for language in LANGUAGES)
 
 
 def test_things_without_a_picture_are_named() -> None:

@@ -68,7 +68,8 @@ _TABLE = """
 
 @dataclass(frozen=True, eq=False)  # one object a thing
 class Thing:
-    """names: per language, singular. plural: English and German (Chinese has none). colour: English, or None."""
+    """names: per language, singular. plural: English and German (Chinese has none). colour: English, or None. gender,
+    measure: German and Chinese; "" where they are not known: of such a thing only the bare name can be said."""
 
     emoji: str
     names: dict[str, str]
@@ -113,14 +114,17 @@ def vocabulary(size: int) -> tuple[Thing, ...]:
 
 
 @cache
-def open_vocabulary() -> tuple[str, ...]:
-    """Every other emoji that has a picture, without skin tones and flags: for tests on things never trained on."""
+@cache
+def open_vocabulary() -> tuple[Thing, ...]:
+    """Every other emoji that has a picture, without skin tones and flags, and with no more than its names: for tests on
+    things never trained on."""
     known = {thing.emoji for thing in all_things()}
     found = []
     for symbol, data in emoji.EMOJI_DATA.items():
         toned = any(0x1F3FB <= ord(c) <= 0x1F3FF or 0x1F1E6 <= ord(c) <= 0x1F1FF for c in symbol)
         if data["status"] == 2 and not toned and symbol.rstrip("\ufe0f") not in known and _path(symbol) is not None:
-            found.append(symbol)
+            names = {language: name_of(symbol, language) for language in LANGUAGES}
+            found.append(Thing(symbol, names, {}, "", "", None))
     return tuple(found)
 
 

@@ -108,7 +108,9 @@ class ThingViews(Dataset[Sample]):
         """Who speaks, if a voice is given; then the words, or else the names, with or without article and colour."""
         language = "en" if words is not None else self.languages[int(rng.integers(len(self.languages)))]
         names = [
-            thing.names[language] if rng.random() < 0.5 else phrase(thing, language, colour=rng.random() < 0.5)
+            thing.names[language]
+            if rng.random() < 0.5 or not thing.gender
+            else phrase(thing, language, colour=rng.random() < 0.5)
             for thing in things
         ]
         speaker = SPEAKERS[voice.group][language] if voice is not None else ""
