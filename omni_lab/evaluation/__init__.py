@@ -10,18 +10,23 @@ from omni_lab.evaluation.answers import (
     shuffle_pictures,
 )
 from omni_lab.evaluation.intervals import bootstrap_interval
+from omni_lab.evaluation.pareto import Difference, hypervolume, paired_difference, pareto_front
 from omni_lab.evaluation.retrieval import Consistency, consistency, prototypes, recall_at
 from omni_lab.evaluation.timing import interleaved_seconds, ratio
 
 __all__ = [
     "BlindRow",
     "Consistency",
+    "Difference",
     "Predictions",
     "blind_table",
     "bootstrap_interval",
     "consistency",
+    "hypervolume",
     "interleaved_seconds",
     "majority_by_question",
+    "paired_difference",
+    "pareto_front",
     "predict",
     "predict_blind",
     "prototypes",

@@ -165,6 +165,9 @@ This cell trains. What mattered, as seen in single development runs on the valid
   about shape to get the picture encoder off its plateau earlier.
 - **More questions per picture.** A picture is encoded once, and its keys and values are projected once, however many
   questions listen to it. Six questions instead of four lifted yes/no most: they need colour, shape and "not" together.
+- **The strongest, not the mean.** The answer head sums a picture up by the maximum of each channel over its cells. With the mean,
+  three seeds ended between 0.93 and 0.99 on validation, one of them still rising; with the maximum, one of these went from 0.93
+  to 0.998 in as many epochs.
 - **Only words listen.** The picture need not hear the question, so `quick` has a single path, which is cheaper.
 # %%
 trained = load_or_train(recipe, retrain=retrain, use_published=False)

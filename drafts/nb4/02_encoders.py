@@ -19,7 +19,7 @@ from omni_lab.data import Sample, collate
 from omni_lab.data.speech import Voice, speak
 from omni_lab.data.worlds import ThingViews
 from omni_lab.data.worlds.talking_face import mouth
-from omni_lab.data.worlds.things import all_things
+from omni_lab.data.worlds.things import open_vocabulary
 from omni_lab.data.worlds.views import GROUPS
 from omni_lab.encoders import Int8Latents, TextEncoder, adaptive, fixed_grid, pack, unpack
 from omni_lab.evaluation import (
@@ -32,7 +32,6 @@ from omni_lab.evaluation import (
 )
 from omni_lab.fusion import align_by_time
 from omni_lab.learning import get_recipe, load_or_train
-from omni_lab.learning.alignment import agreement, contrastive_loss, embed, late_interaction, summed_up, unit
 from omni_lab.modalities import Modality, Tokens
 from omni_lab.model import encode_inputs
 from omni_lab.results import start_run
@@ -43,10 +42,13 @@ seed = 0  # of the model that is loaded or trained
 output_dir = ""  # where results go; empty: reports/interactive/
 probe_pictures = 1200  # training pictures that the linear probes are fitted on
 ear_updates = 120  # of each of the two small trainings that compare the ears
+spoken_views = 300  # spoken questions, and spoken names, that understanding is measured on
 retrain = False  # ignore existing checkpoints and train afresh
 # %%
+from omni_lab.learning.alignment import agreement, contrastive_loss, embed, late_interaction, summed_up, unit
+
 settings = get_profile(profile)
-run = start_run("02_encoders", profile=profile, seed=seed, output_dir=output_dir, probe_pictures=probe_pictures, ear_updates=ear_updates)
+run = start_run("02_encoders", profile=profile, seed=seed, output_dir=output_dir, probe_pictures=probe_pictures, ear_updates=ear_updates, spoken_views=spoken_views)
 use_style()
 trained = load_or_train(get_recipe("easy_vqa", settings, seed=seed), retrain=retrain)
 model, data = trained.model, trained.data
@@ -59,8 +61,8 @@ Whatever the modality, an encoder returns `Tokens`: values, a mask, and times wh
 what lets several samples share one encoded input.
 
 Every encoder ends on the same scale: what a token says is brought to unit size (a layer norm without weights), and where and
-when it is is added on top, nearly as large: sines and cosines of place and time, and for words a learned vector per position. Left to itself, training on *what* things are would let that
-outgrow *where* they are.
+when it is is added on top, nearly as large: sines and cosines of the time, a learned vector per place that begins as sines and cosines,
+and a learned vector per position of a word. Left to itself, training on *what* things are would let that outgrow *where* they are.
 # %%
 print(inspect.getsource(Tokens).split("def with_values")[0])
 # %% [markdown]
@@ -215,8 +217,8 @@ A sound is 16,000 numbers a second. There are two ways to begin. A **mel spectro
 as the ear roughly does: nothing is learned there. **wav2vec 2.0** (Baevski et al. 2020) learns its filters from the waveform. Both
 go on with a transformer and end as one token per 0.12 seconds, each with its time.
 
-We compare them where data and patience are short: a few minutes of spoken names, one or two at a time, drawn to the written names of the same things
-by a contrastive loss. The score is recall@1 for voices that were never heard in training: of all things, is the right one's
+We compare them where data and patience are short: a hundred updates or so on spoken names, one or two at a time, drawn to the written
+names of the same things by a contrastive loss. The score is recall@1 for voices that were never heard in training: of all things, is the right one's
 written name the nearest?
 # %%
 alignment = get_recipe("emoji_alignment", settings, seed=seed)
@@ -225,7 +227,8 @@ pair = (Modality.TEXT, Modality.AUDIO)
 
 def with_ears(front_end):
     model = replace(alignment.model, modalities=pair, audio=replace(alignment.model.audio, front_end=front_end))
-    return replace(alignment, model=model, views=ear_updates * alignment.views_per_batch)
+    views = ear_updates * alignment.views_per_batch
+    return replace(alignment, model=model, views=views, sentences=0.0, voices=0.0)  # names alone
 
 
 def train_ears(front_end):
@@ -352,7 +355,7 @@ run.save_figure(figure, "retrieval");
 *prototype* (the mean of that thing's views in the validation split). The **cross-modal consistency score** is the share of samples and
 pairs of modalities whose two assignments agree, right or wrong. The control pairs each view with the next sample's.
 
-**Things it never saw.** The last line asks for things outside of the vocabulary. Names and pictures of those were never brought
+**Things it never saw.** The last line asks for as many things from outside the vocabulary. Names and pictures of those were never brought
 together, so nothing better than chance should be expected.
 # %%
 known, labels = embed(aligned_model.model, list(aligned_model.data.loader("validation")))
@@ -362,14 +365,15 @@ run.record("alignment/consistency_shuffled", score.shuffled, control=True)
 print(f"consistency {score.predictions:.3f}, shuffled {score.shuffled:.3f}")
 print(f"mean cosine of two views of one thing: {score.embeddings:.3f}")
 
-size = settings.world.things
 loader = aligned_model.data.loader("test")
-loader.dataset.things = all_things()[size : size + 8]
+others = open_vocabulary()
+chosen = np.random.default_rng(seed).choice(len(others), size=len(loader.dataset.things), replace=False)
+loader.dataset.things = [others[i] for i in chosen]
 strangers = next(iter(loader))
 vectors_new, things_new = embed(aligned_model.model, [strangers])
 found = gallery_recall(vectors_new, things_new, Modality.TEXT, Modality.IMAGE)
 run.record("alignment/unseen_things_recall_at_1", found.mean())
-print(f"unseen things, text to image: {found.mean():.2f}, chance {1 / 8:.3f}")
+print(f"unseen things, text to image: {found.mean():.2f}, chance {1 / len(chosen):.3f}")
 # %% [markdown]
 **Is a spoken question understood, or only the names in it?** Every sound is compared with all questions of its own form ("what is
 five plus three?" with all other sums), so the form gives nothing away. And is "a woman says:" or "a man says:" nearer to a sound?
@@ -378,7 +382,7 @@ The voices are held out.
 world = aligned_model.data.source
 encoders = aligned_model.model.encoders
 questions = ThingViews(world, loader.dataset.encode, "test", sentences=1.0, modalities=pair)
-batch = collate([questions[i] for i in range(300)])
+batch = collate([questions[i] for i in range(spoken_views)])
 with torch.inference_mode():
     heard = encode_inputs(encoders, batch)
     alike = late_interaction(heard[Modality.TEXT], heard[Modality.AUDIO])  # [text, sound]
@@ -387,9 +391,9 @@ words = [of_world.decode(ids.tolist()) for ids in batch.inputs[Modality.TEXT].va
 marks = ("plus", " at the ", " in the ", "where", "how many", "which way", "what")
 form = np.array([next(i for i, mark in enumerate(marks) if mark in text) for text in words])
 number = batch.targets["written"].numpy()
-found = [np.flatnonzero(form == form[j])[alike[form == form[j], j].argmax()] for j in range(300)]
+found = [np.flatnonzero(form == form[j])[alike[form == form[j], j].argmax()] for j in range(spoken_views)]
 hits = (number[found] == number).astype(float)
-chances = np.array([1 / len({*number[form == form[j]]}) for j in range(300)])
+chances = np.array([1 / len({*number[form == form[j]]}) for j in range(spoken_views)])
 for i, mark in enumerate(marks):
     mean, luck = hits[form == i].mean(), chances[form == i].mean()
     print(f"{mark.strip():10} {sum(form == i):4} sounds, right {mean:.2f}, chance {luck:.3f}")
@@ -404,7 +408,7 @@ def summaries(samples, modality):
 
 
 fresh_views = aligned_model.data.loader("test").dataset
-names_said = [fresh_views[i] for i in range(300)]
+names_said = [fresh_views[i] for i in range(spoken_views)]
 told = [f"a {group} says:" for group in GROUPS]
 texts = [
     Sample(text, "align", "", {Modality.TEXT: torch.tensor(fresh_views.encode(text))})
@@ -413,7 +417,7 @@ texts = [
 nearer = (summaries(names_said, Modality.AUDIO) @ summaries(texts, Modality.TEXT).T).argmax(dim=1)
 speaker = torch.stack([sample.targets["speaker"][1] for sample in names_said])
 right = (nearer == speaker).double().numpy()
-interval = bootstrap_interval(right, np.arange(300), resamples=settings.bootstrap, seed=seed)
+interval = bootstrap_interval(right, np.arange(spoken_views), resamples=settings.bootstrap, seed=seed)
 run.record("alignment/speaker_from_text", right.mean(), interval=interval)
 print(f"woman or man, held-out voices: {right.mean():.3f}, chance 0.5")
 # %% [markdown]
@@ -475,7 +479,7 @@ Tokens are stored or sent between machines. A value in half precision takes two 
 tensor**, every token kept. Two better ways:
 
 - **a scale per token**, $s_t = \max_d |x_{td}| / 127$, codes $q_{td} = \mathrm{round}(x_{td}/s_t)$ in int8. EmojiWorld's model was trained
-  on tokens rounded like this; where an encoder learned on, the gradient passed straight through (Bengio et al. 2013).
+  on tokens rounded like this; where an encoder kept learning, the gradient passed straight through (Bengio et al. 2013).
 - **adaptive**: neighbours that are alike are merged, and each token gets the fewest bits (2 to 8) that keep its relative squared error
   below a bound. Flat background costs little; rich tokens keep their bits.
 
@@ -490,7 +494,8 @@ brain.latent_bits = None  # begin with float tokens
 @torch.inference_mode()
 def encode_all(split, share):
     loader = questions.loader(split)
-    batches = list(itertools.islice(loader, max(2, int(len(loader) * share))))
+    every = max(1, min(round(1 / share), len(loader) // 2))  # spread: spoken questions come before written ones
+    batches = list(itertools.islice(loader, 0, None, every))
     return [(batch, brain.encode(batch)) for batch in batches]
 
 
@@ -585,11 +590,11 @@ Each of these was tried, with one seed, before the recipe became what it is. The
 
 ## Summary
 
-- All four modalities become tokens of width 256, with times where there is a clock. Frames are pictures; the two ears are
-  compared above.
+- All four modalities become tokens of width 256, with times where there is a clock. The frames of a clip go through the picture encoder;
+  the mel and wav2vec 2.0 front ends are compared above.
 - Colour is nearly free: even untrained features tell most colours apart. Shape has to be learned.
-- Contrastive alignment brings the views of one thing together; how far, and how little that helps with things never seen, the
-  table above says.
+- Contrastive alignment brings the views of one thing together; the map of recalls above says how far, and the line on
+  unseen things how little that helps with these.
 - Bits can be allotted by content. What that saves against a fixed 8-bit grid, and what it costs, stands above; the saving counts only
   as far as the model behind it answers better than chance.
 

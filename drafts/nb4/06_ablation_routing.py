@@ -6,23 +6,32 @@ wrong questions? A controller is worth something only beside these, at equal cos
 
 *Hardware:* two CPU cores suffice. *Measured* (profile `quick`, two CPU cores): @@06_ablation_routing@@.
 # %%
+import itertools
+from dataclasses import replace
+from functools import partial
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-
 from omni_lab.config import get_profile
-from omni_lab.evaluation import bootstrap_interval, hypervolume, paired_difference, pareto_front
+from omni_lab.data import OmniDataModule, collate
+from omni_lab.evaluation import bootstrap_interval, hypervolume, paired_difference, predict
+from omni_lab.evaluation.flops import count_flops
+from omni_lab.fusion import FusionPlan, Stage, association
 from omni_lab.learning import get_recipe, load_or_train
-from omni_lab.learning.controllers import (
-    encode_for_routing,
-    get_controller,
-    load_or_train_controller,
-    new_training,
-)
+from omni_lab.learning.controllers import encode_for_routing, get_controller, load_or_train_controller, new_training
 from omni_lab.learning.policies import Bench
-from omni_lab.modalities import M, Modality
+from omni_lab.modalities import Modality
 from omni_lab.results import start_run
-from omni_lab.routing import Level
+from omni_lab.viz import COLOURS, CONTROL, METHOD, use_style
+# %% parameters
+profile = "quick"  # smoke, quick or full
+seed = 0  # of the controllers, and of all that is drawn
+output_dir = ""  # where results go; empty: reports/interactive/
+searched = 1500  # validation questions that static plans are searched on
+fusion_seeds = 1  # trainings of each of the three networks that fuse early, mid or late
+retrain = False  # ignore existing checkpoints and train afresh
+# %%
 from omni_lab.routing.controls import (
     Plan,
     at_cost,
@@ -34,15 +43,7 @@ from omni_lab.routing.controls import (
     static_front,
     subsets,
 )
-from omni_lab.viz import COLOURS, CONTROL, METHOD, use_style
-# %% parameters
-profile = "quick"  # smoke, quick or full
-seed = 0  # of the controllers, and of all that is drawn
-output_dir = ""  # where results go; empty: reports/interactive/
-searched = 1500  # validation questions that static plans are searched on
-fusion_seeds = 1  # trainings of each of the three networks that fuse early, mid or late
-retrain = False  # ignore existing checkpoints and train afresh
-# %%
+
 settings = get_profile(profile)
 run = start_run("06_ablation_routing", profile=profile, seed=seed, output_dir=output_dir, searched=searched)
 use_style()
@@ -150,7 +151,7 @@ for penalty in penalties:
         low, high = bootstrap_interval(gap, bench.scenes, resamples=settings.bootstrap, seed=seed)
         print(f" {control} {gap.mean():+.3f} ({low:+.3f} to {high:+.3f})", end="")
     print()
-floor = outcomes_of_question_alone = min((o.cost, o.accuracy) for o in ran)[1]
+floor = min((o.cost, o.accuracy) for o in ran)[1]
 volumes = {kind: hypervolume(found, (1.0, floor)) for kind, found in points.items()}
 for kind, volume in volumes.items():
     run.record(f"routing/hypervolume_{kind}", volume, control=kind != "group")
@@ -182,22 +183,25 @@ where sound and clip meet. Their costs are measured, not assumed.
 # %%
 noisy = replace(faces.source, snr=(0.0, 0.0), seed=1, name="talking_face_0db")
 test = OmniDataModule(noisy, faces.config, root=faces.root, modalities=faces.modalities)
+groups = test.dataset("test").scenes
+two = collate([test.dataset("test")[i] for i in range(2)])
 right, price = {}, {}
 for stage in Stage:
     right[stage] = []
     for one in range(seed, seed + fusion_seeds):
         network = load_or_train(get_recipe(f"talking_face_{stage}", settings, seed=one), retrain=retrain)
         right[stage].append(predict(network.model, test.loader("test"), test.dataset("test")).score)
-    pair = collate([test.dataset("test")[i] for i in range(2)])
-    price[stage] = count_flops(lambda m=network.model: m(pair, heads=["answer"])) / 2
+    price[stage] = count_flops(partial(network.model, two, heads=["answer"])) / 2
     right[stage] = np.stack(right[stage])
-    low, high = bootstrap_interval(right[stage].mean(0), test.dataset("test").scenes, resamples=settings.bootstrap, seed=seed)
-    print(f"{stage:5} accuracy {right[stage].mean():.3f} ({low:.3f} to {high:.3f}), {price[stage] / 1e6:.1f} MFLOPs a clip")
+    low, high = bootstrap_interval(right[stage].mean(0), groups, resamples=settings.bootstrap, seed=seed)
+    mean, flops = right[stage].mean(), price[stage] / 1e6
+    print(f"{stage:5} accuracy {mean:.3f} ({low:.3f} to {high:.3f}), {flops:.1f} MFLOPs a clip")
 # %%
-groups = test.dataset("test").scenes
 for other in (Stage.MID, Stage.LATE):
     gain = paired_difference(right[Stage.EARLY], right[other], groups, resamples=settings.bootstrap, seed=seed)
-    print(f"early minus {other}: {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) at {price[Stage.EARLY] / price[other]:.2f} of the cost")
+    share = price[Stage.EARLY] / price[other]
+    interval = f"({gain.low:+.3f} to {gain.high:+.3f})"
+    print(f"early - {other}: {gain.mean:+.3f} {interval}, {share:.2f} of its cost")
     if other is Stage.LATE:
         run.record("fusion/early_gain", gain.mean, interval=(gain.low, gain.high))
 for stage in Stage:

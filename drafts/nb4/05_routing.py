@@ -55,9 +55,10 @@ This is a contextual bandit: the question is the context, the routes are the arm
 # %%
 media = (Modality.IMAGE, Modality.AUDIO, Modality.VIDEO)
 questions = data.dataset("validation")
-index = [i for i, f in enumerate(questions.families) if f == family][number]
+asked = [i for i, name in enumerate(questions.families) if name == family]
+index = asked[number % len(asked)]
 one, costs = collate([questions[index]]), cost_model(model)
-arms = [levels for levels in itertools.product(Level, repeat=3) if all(lv in space.choices(m) for lv, m in zip(levels, media, strict=True))]
+arms = list(itertools.product(*(space.choices(m) for m in media)))
 tried = []
 for levels in arms:
     wished = torch.full((1, 4), int(Level.FULL))
@@ -93,10 +94,12 @@ names = [f"group_{p}" for p in settings.world.penalties]
 learned = {name: load_or_train_controller(get_controller(name, settings, seed=seed), network, retrain=retrain) for name in names}
 middle = names[len(names) // 2]
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
-for axis, column, label in zip(axes, ("accuracy", "validation cost", "routes"), ("accuracy", "cost, share of everything", "distinct routes"), strict=True):
+shown = {"accuracy": "accuracy", "validation cost": "cost, share of everything", "routes": "distinct routes"}
+for axis, (column, label) in zip(axes, shown.items(), strict=True):
     for name, shade in zip(names, plt.cm.viridis(np.linspace(0, 0.85, len(names))), strict=True):
         history = [row for row in learned[name].facts["history"] if column in row]
-        axis.plot([row["epoch"] for row in history], [row[column] for row in history], "o-", ms=3, color=shade, label=name.removeprefix("group_"))
+        values = [float(row[column]) for row in history]
+        axis.plot([row["epoch"] for row in history], values, "o-", ms=3, color=shade, label=name.removeprefix("group_"))
     axis.set(xlabel="epoch", ylabel=label, ylim=(0, None))
 axes[0].legend(title="penalty", fontsize=9)
 run.save_figure(figure, "training");
@@ -131,8 +134,10 @@ run.record("routing/total_flops_saved", 1 - outcome.cost)
 run.record("routing/dense_accuracy", dense.accuracy, control=True)
 run.record("routing/needs_f1", outcome.needs.f1)
 run.record("routing/distinct_routes", route.distinct)
-print(f"{chosen}: {kept:.3f} of the dense accuracy; of the modalities that it encodes, {outcome.needs.precision:.2f} are needed,")
-print(f"and of those that are needed it encodes {outcome.needs.recall:.2f}")
+needs = outcome.needs
+print(f"{chosen}: {kept:.3f} of the dense accuracy")
+print(f"of the modalities that it encodes, {needs.precision:.2f} are needed;")
+print(f"of those that are needed it encodes {needs.recall:.2f}")
 # %% [markdown]
 ## What it learned
 
@@ -144,6 +149,7 @@ kinds = bench.families
 order = [f for f in data.store.families if (kinds == f).any()]
 runs = torch.cat([(route.encoders[:, [m.column for m in media]] > 0).float(), space.opened(route).flatten(1).float()], dim=1).numpy()
 rates = np.stack([runs[kinds == f].mean(0) for f in order])
+# %%
 figure, axis = plt.subplots(figsize=(10, 0.3 * len(order) + 1.8))
 shades = axis.imshow(rates, cmap="Blues", vmin=0, vmax=1, aspect="auto")
 for row, f in enumerate(order):
@@ -209,7 +215,8 @@ for size in (64, 1):
     share = (1 - time.median) / (1 - cost)
     run.record(f"routing/wall_time_saved_b{size}", 1 - time.median, interval=(1 - time.high, 1 - time.low))
     run.record(f"routing/wall_time_of_flops_saved_b{size}", share)
-    print(f"batch {size}: {1 - cost:.2f} of the FLOPs saved, {1 - time.median:.2f} of the time: {share:.2f} of it")
+    saved = f"{1 - cost:.2f} of FLOPs saved, {1 - time.median:.2f} of time"
+    print(f"batch {size}: {saved}: {share:.2f} of it")
 # %% [markdown]
 ## Summary
 

@@ -17,7 +17,8 @@ from omni_lab.attention import MultiHeadAttention
 from omni_lab.config import get_profile
 from omni_lab.data import collate
 from omni_lab.evaluation import bootstrap_interval
-from omni_lab.fusion import CrossModalAttention, Path
+from omni_lab.fusion import CrossModalAttention
+from omni_lab.routing import Path
 from omni_lab.learning import get_recipe, load_or_train
 from omni_lab.modalities import Modality, Tokens
 from omni_lab.results import start_run
@@ -226,7 +227,7 @@ run.save_figure(figure, "on_object");
 How to read it: if the interval of the *gain* over uniform attention lies clear of zero, the object gets more attention
 than its area. If it does not, the map shows no such thing, however convincing single pictures look. Even a clear gain does
 not say that the answer *depends* on where attention falls: Swin has already mixed neighbouring cells, so a cell beside the
-object may carry the object's features. And the head reads the mean of the picture's tokens directly, past this attention.
+object may carry the object's features. And the head reads the maximum over the picture's tokens directly, past this attention.
 
 ## Summary
 

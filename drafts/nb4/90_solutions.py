@@ -20,7 +20,7 @@ from omni_lab.data import Question, collate, ensure_store
 from omni_lab.data.sources import Medium, split_by_scene
 from omni_lab.encoders import VisionEncoder, adaptive
 from omni_lab.evaluation import interleaved_seconds, predict, ratio
-from omni_lab.fusion import Path
+from omni_lab.routing import Path
 from omni_lab.learning import get_recipe, load_or_train
 from omni_lab.modalities import Modality
 from omni_lab.results import start_run
@@ -271,7 +271,7 @@ for head, value in enumerate(distance.tolist()):
 ## 03, exercise 3: the picture removed
 
 A picture whose tokens are all masked is a picture that is not there; `without` does the same for the whole batch. It takes
-away more than the path: the head cannot read the picture's mean token either.
+away more than the path: the head cannot read the picture's tokens either.
 # %%
 loader = data.val_dataloader()
 with_picture = predict(model, loader, validation)
