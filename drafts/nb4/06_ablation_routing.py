@@ -207,3 +207,18 @@ for other in (Stage.MID, Stage.LATE):
 for stage in Stage:
     run.record(f"fusion/{stage}_accuracy", right[stage].mean())
     run.record(f"fusion/{stage}_mflops", price[stage] / 1e6, higher_is_better=False)
+# %% [markdown]
+## Summary
+
+- At equal cost, what a learned controller is worth is its distance to the *shuffled* and the *static* routes: the first tells whether it
+  looks at the question, the second whether one needs to.
+- The oracle says how much could be saved at most with whole modalities; the rest is for a better controller to find.
+- Where lips and speech should meet is measured: association first, then accuracy at 0 dB, beside what each way costs.
+
+## Exercises
+
+1. Shuffle routes only within a family. How much of the loss comes back, and what does that say about what the controller knows?
+2. Give the static search twice the questions (`searched`). Does it find better plans?
+3. Make a plan by hand: `FusionPlan({(Modality.AUDIO, Modality.VIDEO): Stage.LATE})`. What does `config` change?
+
+Solutions are in `90_solutions`.
