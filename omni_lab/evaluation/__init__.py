@@ -10,7 +10,14 @@ from omni_lab.evaluation.answers import (
     shuffle_pictures,
 )
 from omni_lab.evaluation.intervals import bootstrap_interval
-from omni_lab.evaluation.pareto import Difference, hypervolume, paired_difference, pareto_front
+from omni_lab.evaluation.pareto import (
+    Difference,
+    Policies,
+    hypervolume,
+    hypervolume_difference,
+    paired_difference,
+    pareto_front,
+)
 from omni_lab.evaluation.retrieval import Consistency, consistency, prototypes, recall_at
 from omni_lab.evaluation.timing import interleaved_seconds, ratio
 
@@ -18,11 +25,13 @@ __all__ = [
     "BlindRow",
     "Consistency",
     "Difference",
+    "Policies",
     "Predictions",
     "blind_table",
     "bootstrap_interval",
     "consistency",
     "hypervolume",
+    "hypervolume_difference",
     "interleaved_seconds",
     "majority_by_question",
     "paired_difference",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,18 +50,74 @@ def paired_difference(
             f"{len(groups)} groups"
         )
     difference = first - second
-    _, index = np.unique(groups, return_inverse=True)
-    count = int(index.max()) + 1
-    sums = np.stack([np.bincount(index, weights=row, minlength=count) for row in difference])  # [S, G]
-    sizes = np.bincount(index, minlength=count).astype(float)
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):
-        seeds = rng.integers(len(sums), size=len(sums))
-        drawn = np.bincount(rng.integers(count, size=count), minlength=count)
-        means[i] = (sums[seeds].mean(0) * drawn).sum() / (sizes * drawn).sum()
+    sums, sizes = _by_group(difference, groups), _by_group(np.ones(len(groups)), groups)
+    means = [
+        (sums[seeds].mean(0) * drawn).sum() / (sizes * drawn).sum()
+        for seeds, drawn in _resamples(len(sums), len(sizes), resamples, seed)
+    ]
     low, high = np.quantile(means, [0.025, 0.975])
     return Difference(float(difference.mean()), float(low), float(high))
+
+
+class Policies(NamedTuple):
+    """K policies of one kind (a penalty or a budget each), S seeds, n samples. total, correct: [S, K, n]: FLOPs, and
+    1 where the answer was right."""
+
+    total: np.ndarray
+    correct: np.ndarray
+
+
+def hypervolume_difference(
+    first: Policies,
+    second: Policies,
+    dense_total: np.ndarray,
+    groups: np.ndarray,
+    reference: Point,
+    *,
+    resamples: int,
+    seed: int = 0,
+) -> Difference:
+    """How much more the fronts of `first` dominate than those of `second`, on average over seeds, each seed with its own
+    front; interval as in `paired_difference`. dense_total: [n], what a cost is a share of. Raises ValueError if the two
+    do not have the same seeds and samples."""
+    if first.total.shape[::2] != second.total.shape[::2] or len(dense_total) != len(groups):
+        raise ValueError(
+            f"both must have the same seeds and samples: got {first.total.shape}, {second.total.shape} "
+            f"[seeds, policies, samples], {len(dense_total)} dense costs and {len(groups)} groups"
+        )
+    sizes, dense = _by_group(np.ones(len(groups)), groups), _by_group(dense_total, groups)
+    summed = [(_by_group(p.total, groups), _by_group(p.correct, groups)) for p in (first, second)]
+
+    def gap(seeds: np.ndarray, drawn: np.ndarray) -> float:
+        volumes = []
+        for total, correct in summed:
+            costs, accuracies = total @ drawn / (dense @ drawn), correct @ drawn / (sizes @ drawn)  # [S, K]
+            each = [
+                hypervolume(list(zip(c, a, strict=True)), reference) for c, a in zip(costs, accuracies, strict=True)
+            ]
+            volumes.append(np.array(each)[seeds].mean())
+        return float(volumes[0] - volumes[1])
+
+    count = len(first.total)
+    gaps = [gap(*drawn) for drawn in _resamples(count, len(sizes), resamples, seed)]
+    low, high = np.quantile(gaps, [0.025, 0.975])
+    return Difference(gap(np.arange(count), np.ones(len(sizes))), float(low), float(high))
+
+
+def _by_group(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """[..., n] -> [..., G], summed over the samples of each group."""
+    _, index = np.unique(groups, return_inverse=True)
+    flat = values.reshape(-1, values.shape[-1])
+    sums = np.stack([np.bincount(index, weights=row, minlength=int(index.max()) + 1) for row in flat])
+    return sums.reshape(*values.shape[:-1], -1)
+
+
+def _resamples(seeds: int, groups: int, count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Which seeds are drawn, and how often each group."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        drawn = rng.integers(seeds, size=seeds)
+        yield drawn, np.bincount(rng.integers(groups, size=groups), minlength=groups).astype(float)
 
 
 class NeedsScore(NamedTuple):

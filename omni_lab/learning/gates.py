@@ -114,14 +114,15 @@ class GateTraining(L.LightningModule):
         if self.kind == "choice":
             answers, cost = self._choose(batch)
         else:
-            answers, cost = self._gate(batch)
+            answers, cost = self.gated(batch)
         loss = answer_loss(answers, target) + self.config.penalty * cost.mean()
         self.log_dict(
             {"train/loss": loss, "train/cost": cost.mean()}, on_step=False, on_epoch=True, batch_size=len(batch)
         )
         return loss
 
-    def _gate(self, batch: OmniBatch) -> tuple[Tensor, Float[Tensor, " b"]]:
+    def gated(self, batch: OmniBatch) -> tuple[Tensor, Float[Tensor, " b"]]:
+        """Answers [B, answers] of the network with its paths weighed, and the expected cost; of "gumbel" and "soft"."""
         space, wished = self.network.space, self.wishes(batch)
         if self.kind == "gumbel":
             opened = straight_through(wished.opened, temperature=1.0, noise=True)
@@ -164,7 +165,7 @@ class GateTraining(L.LightningModule):
 
     def validation_step(self, batch: OmniBatch, batch_idx: int) -> None:
         if self.kind == "soft":
-            answers, cost = self._gate(batch)
+            answers, cost = self.gated(batch)
             target = batch.targets["answer_scores"]
             score = (answers.softmax(dim=1) * target).sum(1)
             correct = target.gather(1, answers.argmax(dim=1, keepdim=True)).squeeze(1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from omni_lab.data.module import QuestionDataset
 from omni_lab.data.samples import collate
 from omni_lab.evaluation.flops import cost_model
-from omni_lab.evaluation.pareto import NeedsScore, needs_score
+from omni_lab.evaluation.pareto import NeedsScore, needs_score, paired_difference
 from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.model import OmniModel
 from omni_lab.progress import track
@@ -52,6 +54,48 @@ class Outcome:
     @property
     def needs(self) -> NeedsScore:
         return needs_score(self.encoded, self.needed, self.carriers)
+
+
+SHARED = ("dense_total", "dense_cross_modal", "needed", "carriers")  # by all policies on the same questions
+
+
+def save_outcomes(file: Path, outcomes: Mapping[str, Outcome], scenes: np.ndarray) -> None:
+    """Outcomes of several policies on the same questions, one compressed file (FLOPs as float32). scenes: [n]."""
+    first = next(iter(outcomes.values()))
+    arrays = {"scenes": scenes} | {name: getattr(first, name) for name in SHARED}
+    for policy, outcome in outcomes.items():
+        for field in fields(Outcome):
+            if field.name not in SHARED:
+                arrays[f"{policy}/{field.name}"] = getattr(outcome, field.name)
+    small = {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in arrays.items()}
+    part = file.with_suffix(".part")
+    with part.open("wb") as stream:
+        np.savez_compressed(stream, **small)
+    part.replace(file)
+
+
+def load_outcomes(file: Path) -> tuple[dict[str, Outcome], np.ndarray]:
+    """What `save_outcomes` wrote: the outcomes by policy, and scenes [n]."""
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    shared = {name: arrays[name] for name in SHARED}
+    policies = dict.fromkeys(name.rpartition("/")[0] for name in arrays if "/" in name)
+    own = [field.name for field in fields(Outcome) if field.name not in SHARED]
+    found = {p: Outcome(**shared, **{name: arrays[f"{p}/{name}"] for name in own}) for p in policies}
+    return found, arrays["scenes"]
+
+
+def cheapest_keeping(
+    share: float, dense: Outcome, candidates: Mapping[str, Outcome], scenes: np.ndarray, *, resamples: int, seed: int = 0
+) -> str:
+    """The name of the cheapest policy that keeps that share of the dense accuracy, at the lower end of its 95 % interval;
+    if none does, of the one that keeps most. Meant for a validation split."""
+    least = {}
+    for name, outcome in candidates.items():
+        lost = paired_difference(outcome.correct[None], dense.correct[None], scenes, resamples=resamples, seed=seed)
+        least[name] = 1 + lost.low / dense.accuracy
+    good = [name for name in candidates if least[name] >= share]
+    return min(good, key=lambda n: candidates[n].cost) if good else max(least, key=lambda n: least[n])
 
 
 class Bench:
@@ -99,12 +143,26 @@ class Bench:
         ValueError if there are not as many routes as questions."""
         if len(route) != len(self):
             raise ValueError(f"there must be a route for each of the {len(self)} questions: got {len(route)}")
+        started = itertools.count(step=TOGETHER)
+
+        def answer(batch: OmniBatch) -> Tensor:
+            start = next(started)
+            taken = route.of(torch.arange(start, start + len(batch))).to(self._device)
+            return self.network(batch, heads=["answer"], route=taken).heads["answer"]
+
+        return self._outcome(answer, route, controller, name)
+
+    def run_soft(self, answer: Callable[[OmniBatch], Tensor], *, controller: float = 0.0, name: str) -> Outcome:
+        """Where nothing is skipped, and `answer` gives the logits."""
+        return self._outcome(answer, self.space.dense(self.present), controller, name)
+
+    def _outcome(
+        self, answer: Callable[[OmniBatch], Tensor], route: Route, controller: float, name: str | None
+    ) -> Outcome:
         correct: list[Tensor] = []
         for batch in self._batches(name):
-            start = TOGETHER * len(correct)
-            taken = route.of(torch.arange(start, start + len(batch))).to(self._device)
             with torch.inference_mode():
-                answers = self.network(batch.to(self._device), heads=["answer"], route=taken).heads["answer"].cpu()
+                answers = answer(batch.to(self._device)).cpu()
             scores = batch.targets["answer_scores"]
             correct.append(scores.gather(1, answers.argmax(dim=1, keepdim=True)).squeeze(1))
         flops = self.flops(route)

@@ -3,7 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from omni_lab.evaluation.pareto import hypervolume, needs_score, paired_difference, pareto_front
+from omni_lab.evaluation.pareto import (
+    Policies,
+    hypervolume,
+    hypervolume_difference,
+    needs_score,
+    paired_difference,
+    pareto_front,
+)
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
@@ -59,3 +66,23 @@ def test_needs_leave_the_question_out() -> None:
     score = needs_score(encoded, needed, carriers)
     assert score == pytest.approx((1 / 2, 1 / 2, 1 / 2))
     assert needs_score(needed, needed, carriers) == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_fronts_are_compared_seed_by_seed() -> None:
+    rng = np.random.default_rng(0)
+    scenes, dense = np.repeat(np.arange(150), 4), 1 + rng.random(600)
+    costs, chances = np.array([0.2, 0.5, 0.9]), np.array([0.6, 0.8, 0.9])
+    total = np.broadcast_to(costs[None, :, None] * dense, (5, 3, 600))
+    better = Policies(total, (rng.random((5, 3, 600)) < chances[None, :, None]).astype(float))
+    worse = Policies(total, better.correct * (rng.random((5, 3, 600)) < 0.9))
+    found = hypervolume_difference(better, worse, dense, scenes, (1.0, 0.3), resamples=200)
+    by_hand = [
+        hypervolume(list(zip(costs, b.mean(1), strict=True)), (1.0, 0.3))
+        - hypervolume(list(zip(costs, w.mean(1), strict=True)), (1.0, 0.3))
+        for b, w in zip(better.correct, worse.correct, strict=True)
+    ]
+    assert found.mean == pytest.approx(np.mean(by_hand)) and 0 < found.low < found.mean < found.high
+    assert hypervolume_difference(better, better, dense, scenes, (1.0, 0.3), resamples=20) == (0.0, 0.0, 0.0)
+    fewer = Policies(total[:3], better.correct[:3])
+    with pytest.raises(ValueError, match="the same seeds and samples"):
+        hypervolume_difference(better, fewer, dense, scenes, (1.0, 0.3), resamples=20)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from omni_lab.data import collate
 from omni_lab.learning import Recipe
-from omni_lab.learning.policies import Bench
+from omni_lab.learning.policies import Bench, Outcome, cheapest_keeping, load_outcomes, save_outcomes
 from omni_lab.modalities import Modality
 from omni_lab.routing.controller import Controller
 from omni_lab.routing.controls import Plan
@@ -51,3 +52,43 @@ def test_policies_are_carried_out_question_by_question(world_recipe: Recipe) -> 
         bench.run(route.of(torch.tensor([0])))
     few = Bench(model, dataset, questions=[5, 3])
     assert len(few) == 2 and sorted(few.order) == [3, 5]
+
+    soft = bench.run_soft(lambda batch: model(batch, heads=["answer"]).heads["answer"], controller=7.0, name="soft")
+    assert soft.correct.tolist() == dense.correct.tolist() and np.allclose(soft.total - dense.total, 7.0)
+
+
+def outcome(rng: np.random.Generator, shared: dict[str, np.ndarray], *, right: float, cost: float) -> Outcome:
+    size = len(shared["dense_total"])
+    own = {"total": cost * shared["dense_total"], "cross_modal": cost * shared["dense_cross_modal"]}
+    encoded = rng.random((size, 4)) < 0.5
+    return Outcome(correct=(np.arange(size) < right * size).astype(float), encoded=encoded, **own, **shared)
+
+
+def questions(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
+    shared = {"dense_total": rng.random(size) + 5, "dense_cross_modal": rng.random(size)}
+    return shared | {name: rng.random((size, 4)) < 0.5 for name in ("needed", "carriers")}
+
+
+def test_outcomes_are_kept(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shared, scenes = questions(rng, 6), np.arange(6) // 2
+    given = {name: outcome(rng, shared, right=0.5, cost=0.3) for name in ("group/0.1", "dense")}
+    save_outcomes(tmp_path / "outcomes.npz", given, scenes)
+    found, read = load_outcomes(tmp_path / "outcomes.npz")
+    assert [*found] == [*given] and read.tolist() == scenes.tolist()
+    assert [file.name for file in tmp_path.iterdir()] == ["outcomes.npz"]
+    for name, one in given.items():
+        for field in fields(Outcome):
+            assert np.allclose(getattr(found[name], field.name), getattr(one, field.name), rtol=1e-6)
+
+
+def test_the_operating_point_must_be_sure_to_keep_the_accuracy() -> None:
+    rng = np.random.default_rng(0)
+    shared, scenes = questions(rng, 800), np.arange(800)
+    dense = outcome(rng, shared, right=0.9, cost=1.0)
+    tried = {"cheap": (0.8, 0.1), "hardly": (0.883, 0.2), "safe": (0.9, 0.3), "dear": (0.9, 0.6)}
+    candidates = {name: outcome(rng, shared, right=r, cost=c) for name, (r, c) in tried.items()}
+    assert candidates["hardly"].accuracy > 0.98 * dense.accuracy
+    assert cheapest_keeping(0.98, dense, candidates, scenes, resamples=200) == "safe"
+    del candidates["safe"], candidates["dear"]
+    assert cheapest_keeping(0.98, dense, candidates, scenes, resamples=200) == "hardly"
