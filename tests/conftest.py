@@ -32,6 +32,7 @@ from omni_lab.config import (
 from omni_lab.data import Question
 from omni_lab.data.sources import Family, Medium
 from omni_lab.learning import Recipe, get_recipe
+from omni_lab.learning.checkpoints import from_blocks, to_blocks
 from omni_lab.modalities import Modality
 
 torch.set_num_threads(1)
@@ -138,6 +139,11 @@ TINY_FACE = FaceConfig(
 TINY_PROFILE = Profile(
     "tiny", TINY_MODEL, TINY_DATA, TINY_TRAINING, TINY_WORLD, TINY_FACE, timing_rounds=2, bootstrap=20
 )
+
+
+def as_saved(weights: torch.Tensor) -> torch.Tensor:
+    """What saving and loading leaves of them."""
+    return from_blocks(*to_blocks(weights)) if weights.ndim > 1 else weights.half().float()
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import torch
 
 from omni_lab.data import collate
 from omni_lab.learning import Recipe, train
-from omni_lab.learning.checkpoints import from_blocks, to_blocks
 from omni_lab.learning.latents import encode_media
 from omni_lab.modalities import Modality
+from tests.conftest import as_saved
 from tests.learning.test_world_training import fit
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
@@ -41,10 +41,6 @@ def test_latents_stand_for_their_media(frozen: Recipe) -> None:
     with torch.inference_mode():
         from_media, from_latents = (model(batch, heads=["answer"]).heads["answer"] for batch in (plain, latent))
     assert torch.allclose(from_media, from_latents, atol=1e-5), "what 8-bit latents lose, the model never sees anyway"
-
-
-def as_saved(weights: torch.Tensor) -> torch.Tensor:
-    return from_blocks(*to_blocks(weights)) if weights.ndim > 1 else weights.half().float()
 
 
 def test_frozen_encoders_run_once_and_do_not_change(frozen: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
