@@ -26,7 +26,9 @@ class Distracted:
         self.world = replace(world, spoken_share=0.0)
         self.seed = seed
         self.name = f"{source.name}_distracted"
-        added = {m: shape for m, shape in self.world.shapes.items() if m is not Modality.IMAGE}
+        added: dict[Modality, tuple[int, ...]] = {
+            m: shape for m, shape in self.world.shapes.items() if m is not Modality.IMAGE
+        }
         for modality in added:
             if modality in source.shapes:
                 raise ValueError(f"{source.name} already comes with {modality}: distractors would replace it")

@@ -86,10 +86,16 @@ def load_outcomes(file: Path) -> tuple[dict[str, Outcome], np.ndarray]:
 
 
 def cheapest_keeping(
-    share: float, dense: Outcome, candidates: Mapping[str, Outcome], scenes: np.ndarray, *, resamples: int, seed: int = 0
+    share: float,
+    dense: Outcome,
+    candidates: Mapping[str, Outcome],
+    scenes: np.ndarray,
+    *,
+    resamples: int,
+    seed: int = 0,
 ) -> str:
-    """The name of the cheapest policy that keeps that share of the dense accuracy, at the lower end of its 95 % interval;
-    if none does, of the one that keeps most. Meant for a validation split."""
+    """The name of the cheapest policy that keeps that share of the dense accuracy, at the lower end of its 95 %
+    interval; if none does, of the one that keeps most. Meant for a validation split."""
     least = {}
     for name, outcome in candidates.items():
         lost = paired_difference(outcome.correct[None], dense.correct[None], scenes, resamples=resamples, seed=seed)

@@ -1,1 +1,0 @@
-. /tmp/env.sh; cd /tmp/w/r4; $B/python /tmp/nb4/build.py; $B/ruff check notebooks --fix -q >/dev/null 2>&1; $B/ruff format -q notebooks; $B/nbstripout notebooks/*.ipynb; $B/ruff check notebooks --output-format concise | tail -40
