@@ -77,9 +77,9 @@ def hypervolume_difference(
     resamples: int,
     seed: int = 0,
 ) -> Difference:
-    """How much more the fronts of `first` dominate than those of `second`, on average over seeds, each seed with a front
-    of its own; interval as in `paired_difference`. dense_total: [n], what a cost is a share of. Raises ValueError if the
-    two do not have the same seeds and samples."""
+    """How much more the fronts of `first` dominate than those of `second`: of each seed its own front, on average over
+    seeds; interval as in `paired_difference`. dense_total: [n], what a cost is a share of. Raises ValueError if the two
+    do not have the same seeds and samples."""
     if first.total.shape[::2] != second.total.shape[::2] or len(dense_total) != len(groups):
         raise ValueError(
             f"both must have the same seeds and samples: got {first.total.shape}, {second.total.shape} "
