@@ -160,15 +160,16 @@ class OmniBatch:
         """The same batch with one modality dealt out differently, e.g. pictures shuffled across samples."""
         return replace(self, inputs={**self.inputs, modality: replace(self.inputs[modality], rows=rows)})
 
-    def repeated(self, times: int) -> OmniBatch:
-        """The same samples so many times over, one round after the other; their inputs are still held once."""
-        rows = {id(given.rows): given.rows.repeat(times) for given in self.inputs.values()}
+    def of(self, samples: Int[Tensor, " p"]) -> OmniBatch:
+        """Some of the samples, in that order, as often as they are named; their inputs are still held once."""
+        rows = {id(given.rows): given.rows[samples] for given in self.inputs.values()}
+        chosen = samples.tolist()
         return OmniBatch(
             inputs={m: replace(given, rows=rows[id(given.rows)]) for m, given in self.inputs.items()},
-            tasks=list(self.tasks) * times,
-            families=list(self.families) * times,
-            ids=list(self.ids) * times,
-            targets={n: t.repeat(times, *[1] * (t.ndim - 1)) for n, t in self.targets.items()},
+            tasks=[self.tasks[i] for i in chosen],
+            families=[self.families[i] for i in chosen],
+            ids=[self.ids[i] for i in chosen],
+            targets={name: target[samples] for name, target in self.targets.items()},
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> OmniBatch:

@@ -93,6 +93,17 @@ def test_without_and_with_rows_leave_the_original_alone() -> None:
     assert batch.present.sum() == 4
 
 
+def test_some_samples_of_a_batch_share_its_media() -> None:
+    whole = collate(make([{Modality.TEXT: 2, Modality.IMAGE: 1}, {Modality.TEXT: 3}, {Modality.TEXT: 1}]))
+    some = whole.of(torch.tensor([2, 0, 0]))
+    assert [*some.ids] == [whole.ids[2], whole.ids[0], whole.ids[0]] and len(some) == 3
+    assert some.present.tolist() == whole.present[[2, 0, 0]].tolist()
+    for modality, one in some.inputs.items():
+        assert one.values is whole.inputs[modality].values
+        assert one.rows.tolist() == whole.inputs[modality].rows[[2, 0, 0]].tolist()
+    assert all(torch.equal(t, whole.targets[name][[2, 0, 0]]) for name, t in some.targets.items())
+
+
 def test_moving_a_batch_moves_every_tensor() -> None:
     batch = collate(make([{m: 2 for m in Modality}])).to("meta")
     assert all(t.device.type == "meta" for i in batch.inputs.values() for t in (i.values, i.mask, i.rows))

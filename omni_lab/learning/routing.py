@@ -111,6 +111,17 @@ class RouterTraining(L.LightningModule):
     def judge(self, batch: OmniBatch, route: Route) -> Judged:
         return judge(self.network, batch, route, costs=self.costs)
 
+    def _judge_each_once(self, batch: OmniBatch, route: Route) -> Judged:
+        """route: several rounds over the batch. What was drawn for a sample before is not tried again."""
+        asked = torch.arange(len(batch), device=route.encoders.device).repeat(len(route) // len(batch))
+        _, same = torch.cat([asked[:, None], route.signature()], dim=1).unique(dim=0, return_inverse=True)
+        order = torch.arange(len(route), device=same.device)
+        first = torch.full((int(same.max()) + 1,), len(route), device=same.device).scatter_reduce(
+            0, same, order, "amin"
+        )
+        judged = self.judge(batch.of(asked[first]), route.of(first))
+        return Judged(*(values[same] for values in judged))
+
     def question(self, batch: OmniBatch) -> dict[Any, Tensor]:
         """What the controller may see of each question."""
         with torch.no_grad():
@@ -139,7 +150,7 @@ class RouterTraining(L.LightningModule):
         tried = [self.controller.decide(wishes, present) for _ in range(group)]
         weight = self.penalty.at(self.global_step)
         route = Route(*(torch.cat([getattr(t.route, name) for t in tried]) for name in ("encoders", "interactions")))
-        judged = self.judge(batch.repeated(group), route)
+        judged = self._judge_each_once(batch, route)
         rewards = self.reward(judged, None if budget is None else budget.repeat(group), weight).unflatten(
             0, (group, -1)
         )
