@@ -194,7 +194,8 @@ UNDER_ROUTES = TrainingConfig(
 
 @dataclass(frozen=True)
 class RouterConfig:
-    """The controller's training on a frozen model. An epoch draws `questions_per_scene` questions of every scene.
+    """The controller's training on a frozen model. An epoch draws `questions_per_scene` questions of every scene, in
+    batches of `media` (a `DataConfig.budget`).
 
     estimator: "group" (group-relative) or "self_critical"; or, by backpropagation, "gumbel", "soft" or "choice".
     group: routes tried per question. penalty: what the whole dense cost takes off the reward, which is at most one;
@@ -204,7 +205,7 @@ class RouterConfig:
     """
 
     epochs: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     hidden: int = 128
     estimator: str = "group"
     group: int = 8
@@ -215,6 +216,7 @@ class RouterConfig:
     conditioned: bool = False
     least_budget: float = 0.05
     questions_per_scene: int = 2
+    media: float = 32
     clip_norm: float = 1.0
     precision: str = "auto"
     accumulate: int = 1
@@ -243,7 +245,7 @@ class WorldConfig:
     quiet_data: DataConfig = IN_QUIET
     routed: TrainingConfig = field(default_factory=lambda: UNDER_ROUTES)
     router: RouterConfig = RouterConfig()
-    penalties: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
+    penalties: tuple[float, ...] = (0.05, 0.2, 0.8)
     views: int = 6400
     views_per_batch: int = 64
 

@@ -141,7 +141,7 @@ def train_controller(recipe: ControllerRecipe, network: Trained, *, afresh: bool
     encode_for_routing(network)
     module = new_training(recipe, network, recipe.new_controller(network.model))
     table, meter, best = ProgressTable(module.columns), Meter(), KeepBest(module)
-    trainer = make_trainer(recipe.router, folder, callbacks=[meter, best, table], val_check_interval=0.25)
+    trainer = make_trainer(recipe.router, folder, callbacks=[meter, best, table], val_check_interval=0.5)
     last = folder / "last.ckpt"
     data = _drawn_for(recipe, network)
     trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=False)
@@ -189,6 +189,7 @@ def _load(recipe: ControllerRecipe, network: Trained, folder: Path) -> TrainedCo
 def _drawn_for(recipe: ControllerRecipe, network: Trained) -> OmniDataModule:
     """The network's data, drawn by the controller's seed, with fewer questions a scene; encoded once for all."""
     data = copy.copy(network.data)
-    data.config = replace(network.data.config, questions_per_scene=recipe.router.questions_per_scene)
+    router = recipe.router
+    data.config = replace(network.data.config, questions_per_scene=router.questions_per_scene, budget=router.media)
     data.seed = recipe.seed
     return data

@@ -87,11 +87,11 @@ def test_every_kind_is_kept_and_found(network: tuple[Recipe, Trained], estimator
 
 
 def test_controllers_go_by_name(tiny_profile: Profile) -> None:
-    recipe = get_controller("choice_0.1", tiny_profile, seed=3)
-    assert (recipe.router.estimator, recipe.router.penalty, recipe.seed) == ("choice", 0.1, 3)
+    recipe = get_controller("choice_0.2", tiny_profile, seed=3)
+    assert (recipe.router.estimator, recipe.router.penalty, recipe.seed) == ("choice", 0.2, 3)
     assert recipe.network.name == "emoji_routed" and recipe.network.seed == 0
-    with pytest.raises(ValueError, match="unknown controller 'grop_0.1'; .* is 'group_0.1'"):
-        get_controller("grop_0.1", tiny_profile)
+    with pytest.raises(ValueError, match="unknown controller 'grop_0.2'; .* is 'group_0.2'"):
+        get_controller("grop_0.2", tiny_profile)
 
 
 def test_a_controller_of_another_space_is_reported_and_not_used(
