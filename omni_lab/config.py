@@ -195,7 +195,7 @@ UNDER_ROUTES = TrainingConfig(
 @dataclass(frozen=True)
 class RouterConfig:
     """The controller's training on a frozen model. An epoch draws `questions_per_scene` questions of every scene, in
-    batches of `media` (a `DataConfig.budget`).
+    batches of `media` (a `DataConfig.budget`); ten times it is validated on the first `validation_scenes`.
 
     estimator: "group" (group-relative) or "self_critical"; or, by backpropagation, "gumbel", "soft" or "choice".
     group: routes tried per question. penalty: what the whole dense cost takes off the reward, which is at most one;
@@ -217,6 +217,7 @@ class RouterConfig:
     least_budget: float = 0.05
     questions_per_scene: int = 2
     media: float = 32
+    validation_scenes: int = 150
     clip_norm: float = 1.0
     precision: str = "auto"
     accumulate: int = 1

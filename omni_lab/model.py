@@ -164,9 +164,11 @@ class OmniModel(nn.Module):
         execution: str = "gathered",
         need_weights: bool = False,
     ) -> OmniOutput:
-        """Fusion and heads, from what the encoders returned."""
+        """Fusion and heads, from what the encoders returned. openness: see `CrossModalFusion`; its diagonal, in the
+        last layer, weighs what heads hear of each modality."""
         fused = self.fusion(encoded, route=route, openness=openness, execution=execution, need_weights=need_weights)
-        return OmniOutput({name: self.heads[name](fused.tokens) for name in heads}, encoded, fused)
+        weights = None if openness is None else {m: openness[:, -1, m.column, m.column] for m in fused.tokens}
+        return OmniOutput({name: self.heads[name](fused.tokens, weights) for name in heads}, encoded, fused)
 
     def _everything(self, batch: OmniBatch) -> dict[Modality, Tokens]:
         both = (Modality.VIDEO, Modality.AUDIO)

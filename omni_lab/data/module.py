@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -217,6 +218,12 @@ class OmniDataModule(L.LightningDataModule):
                 families=self.config.families,
             )
         return self._datasets[split]
+
+    def redrawn(self, config: DataConfig, *, seed: int, **datasets: QuestionDataset) -> OmniDataModule:
+        """The same questions, but for the splits given, drawn by another configuration and seed."""
+        other = copy.copy(self)
+        other.config, other.seed, other._datasets = config, seed, {**self._datasets, **datasets}
+        return other
 
     def loader(self, split: str, *, share: tuple[Modality, ...] = tuple(Modality)) -> ResumableLoader:
         """share: which modalities' inputs a batch holds once however many samples use them."""

@@ -43,7 +43,10 @@ class AnswerHead(nn.Module):
             nn.init.zeros_(gate.bias)
         self.classify = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, answers))
 
-    def forward(self, streams: Mapping[Modality, Tokens]) -> Float[Tensor, "b a"]:
+    def forward(
+        self, streams: Mapping[Modality, Tokens], weights: Mapping[Modality, Float[Tensor, " b"]] | None = None
+    ) -> Float[Tensor, "b a"]:
+        """weights: multiply each modality's part by so much (default: 1)."""
         size = len(next(iter(streams.values())))
         parts = []
         for modality, tokens in streams.items():
@@ -54,6 +57,8 @@ class AnswerHead(nn.Module):
             else:
                 said = self._said(modality, pooled[samples])
                 parts.append(said.new_zeros(size, said.shape[1]).index_copy(0, samples, said))
+            if weights is not None:
+                parts[-1] = parts[-1] * weights[modality][:, None]
         return self.classify(torch.stack(parts).sum(0))
 
     def _said(self, modality: Modality, pooled: Float[Tensor, "p d"]) -> Float[Tensor, "p d"]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from omni_lab.config import RETRAIN_SINCE
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
 BLOCK = 64
@@ -24,6 +27,19 @@ class CheckpointError(RuntimeError):
 def plain(value: Any) -> Any:
     """A value as JSON sees it: dataclasses become objects, tuples lists."""
     return json.loads(json.dumps(value, default=dataclasses.asdict))
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Eight hex digits that differ between models of different weights."""
+    held = hashlib.sha256()
+    for name, weights in sorted(_weights(model).items()):
+        held.update(name.encode() + weights.detach().cpu().contiguous().numpy().tobytes())
+    return held.hexdigest()[:8]
+
+
+def recent(file: Path) -> bool:
+    """Whether it is there, and not older than `omni-lab run --retrain`, if that is what runs."""
+    return file.exists() and file.stat().st_mtime >= float(os.environ.get(RETRAIN_SINCE, "-inf"))
 
 
 def digest(identity: dict[str, Any]) -> str:

@@ -17,13 +17,14 @@ from lightning.pytorch.callbacks import Callback
 
 from omni_lab.config import Profile, RouterConfig, nearest, project_root
 from omni_lab.data import OmniDataModule
+from omni_lab.data.module import QuestionDataset
 from omni_lab.evaluation.flops import cost_model
-from omni_lab.learning.checkpoints import FACTS, CheckpointError, digest, load_model, save_model
+from omni_lab.learning.checkpoints import FACTS, CheckpointError, digest, load_model, recent, save_model, weights_digest
 from omni_lab.learning.gates import GATES, GateTraining
 from omni_lab.learning.latents import encode_media
 from omni_lab.learning.progress import ProgressTable
 from omni_lab.learning.recipes import Meter, Recipe, Trained, device_name, get_recipe, make_trainer
-from omni_lab.learning.routing import ESTIMATORS, RouterTraining
+from omni_lab.learning.routing import ESTIMATORS, ControllerTraining, RouterTraining
 from omni_lab.modalities import Modality
 from omni_lab.model import OmniModel
 from omni_lab.routing.controller import Controller
@@ -34,18 +35,24 @@ log = logging.getLogger(__name__)
 
 class KeepBest(Callback):
     """Holds on to the weights of the best validation reward, and puts them back at the end: too long a training under
-    the full penalty costs accuracy. What is validated before `module` is ready does not count."""
+    the full penalty costs accuracy. What is validated before the penalty is whole does not count. history: a dict per
+    validation, "update" and the columns of `module` that validation fills."""
 
-    def __init__(self, module: RouterTraining | GateTraining) -> None:
+    def __init__(self, module: ControllerTraining) -> None:
         self.module = module
         self.best = -torch.inf
         self.weights: dict[str, Any] | None = None
         self.update = 0
+        self.history: list[dict[str, float]] = []
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        shown = {c: n for c, n in self.module.columns.items() if n.startswith("validation/")}
+        measured = {column: float(trainer.callback_metrics[name]) for column, name in shown.items()}
+        self.history.append({"update": trainer.global_step, **measured})
         reward = float(trainer.callback_metrics["validation/reward"])
-        ready = not isinstance(self.module, RouterTraining) or self.module.at_full_penalty
-        if not trainer.sanity_checking and ready and reward > self.best:
+        if self.module.at_full_penalty and reward > self.best:
             self.best, self.update = reward, trainer.global_step
             self.weights = copy.deepcopy(self.module.controller.state_dict())
 
@@ -54,10 +61,11 @@ class KeepBest(Callback):
             self.module.controller.load_state_dict(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "weights": self.weights, "update": self.update}
+        return {"best": self.best, "weights": self.weights, "update": self.update, "history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.weights, self.update = (state_dict[name] for name in ("best", "weights", "update"))
+        self.history = list(state_dict["history"])
 
 
 @dataclass(frozen=True)
@@ -70,9 +78,11 @@ class ControllerRecipe:
     seed: int = 0
 
     def identity(self, network: Trained) -> dict[str, Any]:
+        """What a checkpoint must agree with to be loaded: of the network also the very weights."""
         return {
             "space": network.model.space.identity(),
             "network": self.network.identity(network.data),
+            "network_weights": weights_digest(network.model),
             "router": {k: v for k, v in vars(self.router).items() if k != "checkpoint_every"},
             "seed": self.seed,
         }
@@ -100,15 +110,18 @@ class ControllerRecipe:
 
 
 def get_controller(name: str, profile: Profile, *, seed: int = 0, network: str = "emoji_routed") -> ControllerRecipe:
-    """The recipe of that name: an estimator and one of the profile's penalties, such as "group_0.1",
-    "self_critical_0.1", "gumbel_0.1", "soft_0.1" or "choice_0.1"; or "conditioned", which follows a budget. network:
+    """The recipe of that name: an estimator and one of the profile's penalties, such as "group_0.2",
+    "self_critical_0.2", "gumbel_0.2" or "choice_0.2"; "soft", which saves nothing and pays nothing; or "conditioned",
+    which follows a budget. Raises ValueError for another name. network:
     the recipe of what they route, always that of seed 0; the seed is that of the controller."""
     router, penalties = profile.world.router, profile.world.penalties
     routers = {
         f"{estimator}_{penalty}": replace(router, estimator=estimator, penalty=penalty)
         for estimator in (*ESTIMATORS, *GATES)
+        if estimator != "soft"
         for penalty in penalties
     }
+    routers["soft"] = replace(router, estimator="soft", penalty=0.0)
     routers["conditioned"] = replace(router, penalty=penalties[len(penalties) // 2], conditioned=True)
     if name not in routers:
         raise ValueError(f"unknown controller {name!r}; the nearest of {[*routers]} is {nearest(name, routers)!r}")
@@ -141,12 +154,15 @@ def train_controller(recipe: ControllerRecipe, network: Trained, *, afresh: bool
     encode_for_routing(network)
     module = new_training(recipe, network, recipe.new_controller(network.model))
     table, meter, best = ProgressTable(module.columns), Meter(), KeepBest(module)
-    trainer = make_trainer(recipe.router, folder, callbacks=[meter, best, table], val_check_interval=0.5)
+    trainer = make_trainer(recipe.router, folder, callbacks=[meter, best, table], val_check_interval=0.1)
     last = folder / "last.ckpt"
-    data = _drawn_for(recipe, network)
-    trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=False)
+    data, device = _drawn_for(recipe, network), next(network.model.parameters()).device
+    try:
+        trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=False)
+    finally:
+        network.model.to(device)
     facts = {
-        "history": table.rows,
+        "history": best.history,
         "kept_update": best.update,
         "validation_reward": best.best,
         "seconds": meter.totals["seconds"],
@@ -173,12 +189,13 @@ def load_or_train_controller(recipe: ControllerRecipe, network: Trained, *, retr
     work.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{work}.lock"):
         for folder in [] if retrain else [work, recipe.published_folder]:
-            if (folder / FACTS).exists():
+            if recent(folder / FACTS):
                 try:
                     return _load(recipe, network, folder)
                 except CheckpointError as error:
                     log.warning("not using a checkpoint: %s", error)
-        return train_controller(recipe, network, afresh=retrain)
+        last = work / "last.ckpt"
+        return train_controller(recipe, network, afresh=retrain or (last.exists() and not recent(last)))
 
 
 def _load(recipe: ControllerRecipe, network: Trained, folder: Path) -> TrainedController:
@@ -187,9 +204,12 @@ def _load(recipe: ControllerRecipe, network: Trained, folder: Path) -> TrainedCo
 
 
 def _drawn_for(recipe: ControllerRecipe, network: Trained) -> OmniDataModule:
-    """The network's data, drawn by the controller's seed, with fewer questions a scene; encoded once for all."""
-    data = copy.copy(network.data)
-    router = recipe.router
-    data.config = replace(network.data.config, questions_per_scene=router.questions_per_scene, budget=router.media)
-    data.seed = recipe.seed
-    return data
+    """The network's data, drawn by the controller's seed, with fewer questions a scene, and fewer scenes to validate
+    on; encoded once for all."""
+    router, whole = recipe.router, network.data.dataset("validation")
+    few = QuestionDataset(
+        whole.store, "validation", modalities=network.data.modalities, max_scenes=router.validation_scenes
+    )
+    few.encoded, few.encoded_light = whole.encoded, whole.encoded_light
+    config = replace(network.data.config, questions_per_scene=router.questions_per_scene, budget=router.media)
+    return network.data.redrawn(config, seed=recipe.seed, validation=few)

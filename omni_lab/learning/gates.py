@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from omni_lab.config import RouterConfig
-from omni_lab.learning.multitask import answer_loss
-from omni_lab.learning.routing import Judged, judge
-from omni_lab.learning.schedule import seed_step
-from omni_lab.modalities import M, OmniBatch
+from omni_lab.learning.routing import ControllerTraining, Judged, judge
+from omni_lab.modalities import M, Modality, OmniBatch
 from omni_lab.model import OmniModel
 from omni_lab.routing import Level, Route, RouteSpace
-from omni_lab.routing.controller import Controller, Wishes, question_means
+from omni_lab.routing.controller import Controller, Wishes
 from omni_lab.routing.controls import Plan
 from omni_lab.routing.cost import CostModel
 
@@ -35,8 +31,8 @@ def straight_through(logits: Tensor, *, temperature: float, noise: bool) -> Tens
 
 
 def used(opened: Float[Tensor, "b l p"], space: RouteSpace, carriers: Bool[Tensor, "b m"]) -> Float[Tensor, "b m"]:
-    """How surely each modality is encoded: the question's carrier, and what any open path from a carrier leads to,
-    directly or over one stop."""
+    """How surely each modality is encoded: the question's carrier, and what a chain of at most `space.depth` open paths
+    from it leads to."""
     reached = carriers.to(opened.dtype)
     for _ in range(space.depth):
         closed = 1 - reached
@@ -51,16 +47,17 @@ def used(opened: Float[Tensor, "b l p"], space: RouteSpace, carriers: Bool[Tenso
 GATES = ("gumbel", "soft", "choice")
 
 
-class GateTraining(L.LightningModule):
-    """config.estimator: "gumbel" draws every path open or shut, straight through; "soft" multiplies paths by sigmoids
-    and saves nothing; "choice" picks one of `plans` per question by a straight-through softmax over what the network
-    says under each (the idea of DynMM's modality-level gate; Xue and Marculescu, CVPR workshops 2023, section 3.1).
+class GateTraining(ControllerTraining):
+    """The reward of `RouterTraining`, score - penalty x cost, but its gradient comes back through the network.
 
-    All see what the controller sees, through layers of the same size. Loss: cross-entropy + penalty x cost.
+    config.estimator: "gumbel" draws every path open or shut, straight through, and encodes in full what an open path
+    leads to; "soft" multiplies paths by sigmoids and saves nothing; "choice" picks one of `plans` per question by a
+    straight-through softmax over what the network says under each (the idea of DynMM's modality-level gate; Xue and
+    Marculescu, CVPR workshops 2023, section 3.1). All see what the controller sees, through layers of the same size.
     """
 
     columns: ClassVar = {
-        "train loss": "train/loss",
+        "reward": "train/reward",
         "cost": "train/cost",
         "validation reward": "validation/reward",
         "accuracy": "validation/accuracy",
@@ -77,7 +74,7 @@ class GateTraining(L.LightningModule):
         plans: Sequence[Plan] = (),
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(model, controller, config, costs=costs, seed=seed)
         if config.estimator not in GATES:
             raise ValueError(f"estimator must be one of {GATES}: got {config.estimator!r}")
         if (config.estimator == "choice") != (len(plans) >= 2):
@@ -85,83 +82,76 @@ class GateTraining(L.LightningModule):
                 f"'choice', and only it, wants two plans or more: got {config.estimator!r} with {len(plans)}"
             )
         self.kind = config.estimator
-        self.config = config
-        self.costs = costs
         self.plans = list(plans)
-        self.seed_value = seed
-        self.controller = controller
-        self._network = [model.eval().requires_grad_(False)]
-
-    @property
-    def network(self) -> OmniModel:
-        return self._network[0]
 
     def wishes(self, batch: OmniBatch) -> Any:
         """Of the controller; for "choice", logits [B, plans]."""
-        with torch.no_grad():
-            question = question_means(self.network.questions(batch), self.network.space.carriers(batch.present))
         wish = self.controller.preference if self.kind == "choice" else self.controller
-        return wish(question, batch.present)
-
-    def on_fit_start(self) -> None:
-        self.network.to(self.device)
-
-    def on_train_batch_start(self, batch: OmniBatch, batch_idx: int) -> None:
-        seed_step(self, self.seed_value, batch_idx)
+        return wish(self.question(batch), batch.present)
 
     def training_step(self, batch: OmniBatch, batch_idx: int) -> Tensor:
-        target = batch.targets["answer_scores"]
-        if self.kind == "choice":
-            answers, cost = self._choose(batch)
-        else:
-            answers, cost = self.gated(batch)
-        loss = answer_loss(answers, target) + self.config.penalty * cost.mean()
-        self.log_dict(
-            {"train/loss": loss, "train/cost": cost.mean()}, on_step=False, on_epoch=True, batch_size=len(batch)
-        )
-        return loss
+        assert self.penalty is not None
+        answers, cost = self._choose(batch) if self.kind == "choice" else self.gated(batch)
+        score = (answers.softmax(dim=1) * batch.targets["answer_scores"]).sum(1)
+        weight = self.penalty.at(self.global_step)
+        reward = (score - weight * cost).mean()
+        self.penalty.observe(float(cost.detach().mean()))
+        logged = {"train/reward": reward, "train/cost": cost.mean(), "train/penalty": weight}
+        self.log_dict(logged, on_step=True, on_epoch=False, batch_size=len(batch))
+        return -reward
 
     def gated(self, batch: OmniBatch) -> tuple[Tensor, Float[Tensor, " b"]]:
-        """Answers [B, answers] of the network with its paths weighed, and the expected cost; of "gumbel" and "soft"."""
+        """Answers [B, answers] of the network with its paths weighed, and their cost, a share of the dense cost (of
+        soft gates: as if they were the chances of paths being open); not of "choice"."""
         space, wished = self.network.space, self.wishes(batch)
         if self.kind == "gumbel":
             opened = straight_through(wished.opened, temperature=1.0, noise=True)
         else:
             opened = wished.opened.sigmoid()
+        encoded = used(opened, space, space.carriers(batch.present)) * batch.present
         openness = opened.new_ones(len(batch), space.depth, M, M)
         for i, path in enumerate(space.paths):
-            spot = torch.zeros(M, M, dtype=torch.bool, device=opened.device)
-            spot[path.query.column, path.key.column] = True
-            openness = torch.where(spot, opened[:, :, i, None, None], openness)
+            value = opened[:, :, i]
+            if self.kind == "gumbel":  # what nothing leads to is neither heard ...
+                value = value * (encoded[:, path.query.column] * encoded[:, path.key.column])[:, None]
+            openness = _put(openness, path.query, path.key, value)
+        for modality in space.modalities if self.kind == "gumbel" else ():  # ... nor does it say anything
+            openness = _put(openness, modality, modality, encoded[:, modality.column, None])
         with torch.no_grad():
-            encoded = self.network.encode(batch)
-        answers = self.network.fuse(encoded, heads=["answer"], openness=openness).heads["answer"]
-        return answers, self._expected_cost(batch, opened)
+            tokens = self.network.encode(batch)
+        answers = self.network.fuse(tokens, heads=["answer"], openness=openness).heads["answer"]
+        return answers, self._expected_cost(batch, opened, encoded)
 
-    def _expected_cost(self, batch: OmniBatch, opened: Float[Tensor, "b l p"]) -> Float[Tensor, " b"]:
-        """The share of the dense cost, as if all decisions were independent."""
+    def _expected_cost(
+        self, batch: OmniBatch, opened: Float[Tensor, "b l p"], encoded: Float[Tensor, "b m"]
+    ) -> Float[Tensor, " b"]:
+        """As if decisions were drawn independently; exact where all are 0 or 1."""
         space, counts = self.network.space, self.costs.tokens(batch)
         dense = self.costs(space, space.dense(batch.present.cpu()), counts)
-        carriers = space.carriers(batch.present)
-        encoded = used(opened, space, carriers)
-        total = (dense.heads + dense.digestion).to(opened)
+        fixed = dense.heads - batch.present.sum(1).cpu() * self.costs.head_flops  # what follows the sum of the parts
+        total = (fixed + dense.controller).to(opened)
         for modality in space.modalities:
-            each = self.costs.encoder_flops(modality, Level.FULL, counts[:, modality.column]).to(opened)
-            total = total + encoded[:, modality.column] * each * batch.present[:, modality.column]
+            tokens = counts[:, modality.column]
+            each = self.costs.encoder_flops(modality, Level.FULL, tokens) + self.costs.head_flops
+            total = total + encoded[:, modality.column] * (each + self.costs.block_flops(space, modality, tokens)).to(
+                opened
+            )
         paths = self.costs.per_path(space, counts).to(opened)  # [B, P]
-        both = torch.stack([batch.present[:, p.query.column] & batch.present[:, p.key.column] for p in space.paths], 1)
-        total = total + (opened.sum(1) * paths * both).sum(1)
-        return total / dense.total.to(opened)
+        for i, path in enumerate(space.paths):
+            both = encoded[:, path.query.column] * encoded[:, path.key.column]
+            total = total + opened[:, :, i].sum(1) * paths[:, i] * both
+        return total / (dense.total - dense.controller).to(opened)
 
     def _choose(self, batch: OmniBatch) -> tuple[Tensor, Float[Tensor, " b"]]:
         space, counts = self.network.space, self.costs.tokens(batch)
         with torch.no_grad():
             routes = [plan.route(space, batch.present) for plan in self.plans]
             said = torch.stack([self.network(batch, heads=["answer"], route=r).heads["answer"] for r in routes], 1)
-        dense = self.costs(space, space.dense(batch.present.cpu()), counts).total
-        costs = torch.stack([self.costs(space, r.to("cpu"), counts).total / dense for r in routes], 1).to(said)
+        dense = self.costs(space, space.dense(batch.present.cpu()), counts)
+        costs = torch.stack([self.costs(space, r.to("cpu"), counts).total for r in routes], 1)
+        shares = (costs / (dense.total - dense.controller)[:, None]).to(said)
         gate = F.gumbel_softmax(self.wishes(batch), tau=1.0, hard=True)  # [B, plans]
-        return (said * gate[:, :, None]).sum(1), (costs * gate).sum(1)
+        return (said * gate[:, :, None]).sum(1), (shares * gate).sum(1)
 
     def validation_step(self, batch: OmniBatch, batch_idx: int) -> None:
         if self.kind == "soft":
@@ -196,5 +186,11 @@ class GateTraining(L.LightningModule):
         )
         return space.route(levels, opened, present)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        return torch.optim.Adam(self.controller.parameters(), lr=self.config.learning_rate)
+
+def _put(
+    openness: Float[Tensor, "b l m m"], query: Modality, key: Modality, values: Float[Tensor, "b l"]
+) -> Float[Tensor, "b l m m"]:
+    """With `values` at one place (in all layers, if there is one of them), differentiably."""
+    spot = torch.zeros(M, M, dtype=torch.bool, device=openness.device)
+    spot[query.column, key.column] = True
+    return torch.where(spot, values[:, :, None, None], openness)

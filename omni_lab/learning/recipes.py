@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import resource
 import shutil
 import sys
@@ -22,7 +21,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from omni_lab.config import (
-    RETRAIN_SINCE,
     DataConfig,
     ModelConfig,
     Profile,
@@ -35,7 +33,7 @@ from omni_lab.config import (
 from omni_lab.data import Distracted, EasyVqa, EmojiWorld, OmniDataModule, TalkingFace, ViewsDataModule, VqaSource
 from omni_lab.fusion import FusionPlan, Stage
 from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment
-from omni_lab.learning.checkpoints import FACTS, CheckpointError, digest, load_model, save_model
+from omni_lab.learning.checkpoints import FACTS, CheckpointError, digest, load_model, recent, save_model
 from omni_lab.learning.exits import train_exits
 from omni_lab.learning.latents import EncodeFrozen
 from omni_lab.learning.multitask import MultitaskTraining
@@ -386,7 +384,6 @@ def load_or_train(recipe: Recipe, *, retrain: bool = False, use_published: bool 
     retrain: ignore both and train afresh; the command line's --retrain ignores what is older than the command itself,
     so that a whole series trains each model once. A checkpoint that does not fit the recipe is reported and not used.
     """
-    since = float(os.environ.get(RETRAIN_SINCE, "-inf"))
     data = recipe.data_module()
     work = recipe.work_folder(data)
     places = [(work, "trained here earlier")]
@@ -395,13 +392,13 @@ def load_or_train(recipe: Recipe, *, retrain: bool = False, use_published: bool 
     work.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{work}.lock"):  # notebooks that run side by side want the same model: one trains, the others wait
         for folder, origin in [] if retrain else places:
-            if (folder / FACTS).exists() and (folder / FACTS).stat().st_mtime >= since:
+            if recent(folder / FACTS):
                 try:
                     return _load(recipe, data, folder, origin)
                 except CheckpointError as error:
                     log.warning("not using a checkpoint: %s", error)
         last = work / "last.ckpt"
-        return train(recipe, afresh=retrain or (last.exists() and last.stat().st_mtime < since))
+        return train(recipe, afresh=retrain or (last.exists() and not recent(last)))
 
 
 def device_name() -> str:

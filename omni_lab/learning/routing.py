@@ -45,35 +45,17 @@ def judge(network: OmniModel, batch: OmniBatch, route: Route, *, costs: CostMode
     return Judged(score, correct, cost.float().to(score.device))
 
 
-class RouterTraining(L.LightningModule):
-    """For every question, `config.group` routes are drawn and tried; what is likelier than before are those that were
-    worth more, reward = score - penalty x cost, than the others of their group.
+class ControllerTraining(L.LightningModule):
+    """What every training of a controller on a frozen network shares. The network is not a submodule: neither its
+    weights nor its mode are this module's business.
 
-    The frozen network is not a submodule: neither its weights nor its mode are this module's business. model: its
-    space must be the controller's. Raises ValueError otherwise.
+    costs: what routes of `model` cost, the controller included. penalty: known once the training has begun.
     """
-
-    columns: ClassVar = {
-        "reward": "train/reward",
-        "cost": "train/cost",
-        "validation reward": "validation/reward",
-        "accuracy": "validation/accuracy",
-        "validation cost": "validation/cost",
-        "routes": "validation/distinct_routes",
-    }
 
     def __init__(
         self, model: OmniModel, controller: Controller, config: RouterConfig, *, costs: CostModel, seed: int = 0
     ) -> None:
         super().__init__()
-        if controller.space.identity() != model.space.identity():
-            raise ValueError(
-                f"a controller for {controller.space.identity()} cannot route a model of {model.space.identity()}"
-            )
-        if controller.conditioned != config.conditioned:
-            raise ValueError(f"conditioned is {config.conditioned}, but the controller's is {controller.conditioned}")
-        if config.estimator not in ESTIMATORS:
-            raise ValueError(f"estimator must be one of {ESTIMATORS}: got {config.estimator!r}")
         self.controller = controller
         self.config = config
         self.costs = costs
@@ -81,7 +63,6 @@ class RouterTraining(L.LightningModule):
         self.penalty: Penalty | None = None
         self._resumed = config.penalty  # or, with a budget, what a checkpoint had adapted it to
         self._network = [model.eval().requires_grad_(False)]  # in a list, so that it is no submodule
-        self._seen: dict[str, list[Any]] = defaultdict(list)
 
     @property
     def network(self) -> OmniModel:
@@ -104,6 +85,48 @@ class RouterTraining(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint["penalty"]
 
+    def question(self, batch: OmniBatch) -> dict[Any, Tensor]:
+        """What the controller may see of each question."""
+        with torch.no_grad():
+            return question_means(self.network.questions(batch), self.network.space.carriers(batch.present))
+
+    def on_train_batch_start(self, batch: OmniBatch, batch_idx: int) -> None:
+        seed_step(self, self.seed_value, batch_idx)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return torch.optim.Adam(self.controller.parameters(), lr=self.config.learning_rate)
+
+
+class RouterTraining(ControllerTraining):
+    """For every question, `config.group` routes are drawn and tried; what is likelier than before are those that were
+    worth more, reward = score - penalty x cost, than the others of their group.
+
+    model: its space must be the controller's. Raises ValueError otherwise.
+    """
+
+    columns: ClassVar = {
+        "reward": "train/reward",
+        "cost": "train/cost",
+        "validation reward": "validation/reward",
+        "accuracy": "validation/accuracy",
+        "validation cost": "validation/cost",
+        "routes": "validation/distinct_routes",
+    }
+
+    def __init__(
+        self, model: OmniModel, controller: Controller, config: RouterConfig, *, costs: CostModel, seed: int = 0
+    ) -> None:
+        super().__init__(model, controller, config, costs=costs, seed=seed)
+        if controller.space.identity() != model.space.identity():
+            raise ValueError(
+                f"a controller for {controller.space.identity()} cannot route a model of {model.space.identity()}"
+            )
+        if controller.conditioned != config.conditioned:
+            raise ValueError(f"conditioned is {config.conditioned}, but the controller's is {controller.conditioned}")
+        if config.estimator not in ESTIMATORS:
+            raise ValueError(f"estimator must be one of {ESTIMATORS}: got {config.estimator!r}")
+        self._seen: dict[str, list[Any]] = defaultdict(list)
+
     def route(self, batch: OmniBatch, budget: float | None = None) -> Route:
         """What the controller runs: the likeliest of every decision. budget: for one that is conditioned."""
         return self.network.decide(self.controller, batch, budget=budget)[0].route
@@ -122,11 +145,6 @@ class RouterTraining(L.LightningModule):
         judged = self.judge(batch.of(asked[first]), route.of(first))
         return Judged(*(values[same] for values in judged))
 
-    def question(self, batch: OmniBatch) -> dict[Any, Tensor]:
-        """What the controller may see of each question."""
-        with torch.no_grad():
-            return question_means(self.network.questions(batch), self.network.space.carriers(batch.present))
-
     def budgets(self, size: int) -> Float[Tensor, " b"] | None:
         if not self.config.conditioned:
             return None
@@ -138,9 +156,6 @@ class RouterTraining(L.LightningModule):
         if budget is None:
             return judged.score - weight * judged.cost
         return judged.score - 10 * weight * (judged.cost - budget).clamp(min=0) - 0.02 * weight * judged.cost
-
-    def on_train_batch_start(self, batch: OmniBatch, batch_idx: int) -> None:
-        seed_step(self, self.seed_value, batch_idx)
 
     def training_step(self, batch: OmniBatch, batch_idx: int) -> Tensor:
         assert self.penalty is not None
@@ -193,6 +208,3 @@ class RouterTraining(L.LightningModule):
                 for path, rate in zip(self.network.space.paths, row, strict=True):
                     self.log(f"open/{family}/{layer}/{path}", rate)
         self._seen.clear()
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        return torch.optim.Adam(self.controller.parameters(), lr=self.config.learning_rate)

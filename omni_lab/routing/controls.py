@@ -70,7 +70,7 @@ def subsets(space: RouteSpace) -> list[Plan]:
     return plans
 
 
-class Judged(NamedTuple):
+class JudgedPlan(NamedTuple):
     """A plan and what it came to on the split it was searched on. cost: a share of the dense cost."""
 
     plan: Plan
@@ -78,31 +78,69 @@ class Judged(NamedTuple):
     cost: float
 
 
-def static_front(space: RouteSpace, judge: Callable[[Plan], tuple[float, float]]) -> list[Judged]:
-    """The best plans found by taking away, from everything down to nothing, each time what costs least accuracy per
-    cost saved. judge: plan -> (accuracy, cost), on a validation split. Dearest first."""
-    current = Judged(Plan.dense(space), *judge(Plan.dense(space)))
-    front = [current]
+def static_front(space: RouteSpace, judge: Callable[[Plan], tuple[float, float]]) -> list[JudgedPlan]:
+    """Plans found by taking away, from everything down to nothing, each time what costs least accuracy per cost saved;
+    and all `subsets`. judge: plan -> (accuracy, cost), on a validation split. Dearest first."""
+    current = JudgedPlan(Plan.dense(space), *judge(Plan.dense(space)))
+    found = [current, *(JudgedPlan(plan, *judge(plan)) for plan in subsets(space))]
     while True:
         known = current
-        tried = [Judged(plan, *judge(plan)) for plan in known.plan.lowered(space)]
+        tried = [JudgedPlan(plan, *judge(plan)) for plan in known.plan.lowered(space)]
         free = [t for t in tried if t.cost >= known.cost - 1e-9]  # a path between modalities that never meet
         if free:
             current = max(free, key=lambda t: t.accuracy)
         elif tried:
             current = max(tried, key=lambda t: (t.accuracy - known.accuracy) / (known.cost - t.cost))
         else:
-            return front
-        front.append(current)
+            return sorted(found, key=lambda t: -t.cost)
+        found.append(current)
 
 
-def best_within(front: Sequence[Judged], budget: float) -> Judged:
-    """The most accurate plan of at most that cost. Raises ValueError where none is so cheap."""
-    cheap = [judged for judged in front if judged.cost <= budget]
+@dataclass(frozen=True)
+class StaticPolicy:
+    """A plan for every set of modalities that samples come with, whatever they ask. patterns: [K, M]. plans: K."""
+
+    patterns: Bool[Tensor, "k m"]
+    plans: tuple[Plan, ...]
+
+    def route(self, space: RouteSpace, present: Bool[Tensor, "b m"]) -> Route:
+        """Raises ValueError for samples with modalities that there is no plan for."""
+        everything = space.dense(present)
+        levels, interactions = everything.encoders, everything.interactions
+        known = torch.zeros(len(present), dtype=torch.bool)
+        for pattern, plan in zip(self.patterns, self.plans, strict=True):
+            mine = (present == pattern).all(dim=1)
+            route = plan.route(space, present[mine])
+            levels[mine], interactions[mine] = route.encoders, route.interactions
+            known |= mine
+        if not known.all():
+            raise ValueError(
+                f"no plan for samples with the modalities {present[~known][0].tolist()} (of {[*Modality]})"
+            )
+        return Route(levels, interactions)
+
+
+def static_policies(
+    patterns: Bool[Tensor, "k m"], fronts: Sequence[Sequence[JudgedPlan]], *, count: int = 12
+) -> list[StaticPolicy]:
+    """From plans judged for each pattern apart, the policies that are best if a unit of cost is worth so much accuracy,
+    for `count` prices from nothing to more than anything is worth. A cost is a share of the mean dense cost of all
+    samples."""
+    policies: dict[tuple[int, ...], StaticPolicy] = {}
+    for price in [0.0, *torch.logspace(-2, 1, count - 1).tolist()]:
+        chosen = [max(range(len(f)), key=lambda i, f=f: f[i].accuracy - price * f[i].cost) for f in fronts]
+        policies[tuple(chosen)] = StaticPolicy(patterns, tuple(f[i].plan for f, i in zip(fronts, chosen, strict=True)))
+    return [*policies.values()]
+
+
+def best_within(points: Sequence[tuple[float, float]], budget: float) -> int:
+    """Which of the points (cost, accuracy) is the most accurate of at most that cost. Raises ValueError where none is
+    so cheap."""
+    cheap = [i for i, (cost, _) in enumerate(points) if cost <= budget]
     if not cheap:
-        least = min(judged.cost for judged in front)
-        raise ValueError(f"no plan costs at most {budget:.3f} of the dense cost: the cheapest costs {least:.3f}")
-    return max(cheap, key=lambda judged: judged.accuracy)
+        least = min(cost for cost, _ in points)
+        raise ValueError(f"no policy costs at most {budget:.3f} of the dense cost: the cheapest costs {least:.3f}")
+    return max(cheap, key=lambda i: points[i][1])
 
 
 def random_routes(
@@ -131,17 +169,22 @@ def at_cost(make: Callable[[float], Route], cost: Callable[[Route], float], targ
 def matched_random(
     space: RouteSpace, learned: Route, present: Bool[Tensor, "b m"], *, generator: torch.Generator
 ) -> Route:
-    """Each decision drawn by itself as often as the learned policy takes it among samples with the same modalities:
-    its marginals without its knowledge."""
-    levels, opened = learned.encoders.clone(), space.opened(learned).clone()
+    """Each decision drawn by itself, among samples with the same modalities: a level as often as the learned policy
+    takes it, a path as often as it is open there where both its ends are encoded. Its marginals without its knowledge.
+    """
+
+    def draw(samples: Tensor, size: int) -> Tensor:
+        return samples[torch.randint(len(samples), (size,), generator=generator)]
+
+    levels, opened, known = learned.encoders.clone(), torch.zeros_like(space.opened(learned)), space.opened(learned)
+    encoded = learned.encoders > Level.SKIP
     for samples in alike(present):
         for modality in Modality:
-            drawn = torch.randint(len(samples), (len(samples),), generator=generator)
-            levels[samples, modality.column] = learned.encoders[samples[drawn], modality.column]
-        for layer in range(space.depth):
-            for i in range(len(space.paths)):
-                drawn = torch.randint(len(samples), (len(samples),), generator=generator)
-                opened[samples, layer, i] = space.opened(learned)[samples[drawn], layer, i]
+            levels[samples, modality.column] = learned.encoders[draw(samples, len(samples)), modality.column]
+        for i, path in enumerate(space.paths):
+            both = samples[encoded[samples, path.query.column] & encoded[samples, path.key.column]]
+            for layer in range(space.depth if len(both) else 0):
+                opened[samples, layer, i] = known[draw(both, len(samples)), layer, i]
     return space.route(levels, opened, present)
 
 
@@ -162,6 +205,7 @@ def alike(present: Bool[Tensor, "b m"]) -> list[Int[Tensor, " s"]]:
 
 def cheapest_right(correct: Bool[Tensor, "r b"], cost: Float[Tensor, "r b"]) -> Int[Tensor, " b"]:
     """The oracle's choice among R routes tried for each sample: the cheapest that is right; where none is, the
-    cheapest of all. It knows the answer: a bound, not a policy."""
-    dear = cost + torch.where(correct, 0.0, 1e6)
+    cheapest of all. It knows the answer (and takes a lucky guess for knowledge): a bound for who chooses among these
+    routes, not a policy."""
+    dear = torch.where(correct, cost, torch.inf)
     return torch.where(correct.any(0), dear.argmin(0), cost.argmin(0))

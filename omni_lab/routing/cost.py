@@ -19,17 +19,20 @@ from omni_lab.routing.route import Level, Route, RouteSpace
 
 
 def path_flops(queries: Tensor, keys: Tensor, dim: int, *, gated: bool = False) -> Tensor:
-    """Query and output projections of the one side, key and value of the other, scores and mixture."""
+    """[B] token counts -> [B] FLOPs: query and output projections of the one side, key and value of the other, scores
+    and mixture."""
     return 4.0 * (queries + keys) * dim**2 + 4.0 * queries * keys * dim + (4.0 * dim if gated else 0.0)
 
 
 def block_flops(tokens: Tensor, dim: int, hidden: int) -> Tensor:
-    """Self-attention (four projections, scores, mixture) and a feed-forward network of `hidden` units."""
+    """[B] token counts -> [B] FLOPs: self-attention (four projections, scores, mixture) and a feed-forward network of
+    `hidden` units."""
     return 8.0 * tokens * dim**2 + 4.0 * tokens**2 * dim + 4.0 * tokens * dim * hidden
 
 
 class Flops(NamedTuple):
-    """Each [B]. cross_modal: the paths. digestion: the transformer blocks of the modalities that listen."""
+    """Each [B]. cross_modal: the paths. digestion: the transformer
+    blocks (self-attention and feed-forward network) of the modalities that listen."""
 
     encoders: Float[Tensor, " b"]
     cross_modal: Float[Tensor, " b"]
@@ -80,10 +83,19 @@ class CostModel:
         each = [path_flops(n[:, p.query.column], n[:, p.key.column], self.dim, gated=self.gated) for p in space.paths]
         return torch.stack(each, dim=1)
 
+    def block_flops(self, space: RouteSpace, modality: Modality, tokens: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The transformer blocks of a modality that is encoded; nothing for one that listens to nobody."""
+        listens = any(path.query is modality for path in space.paths)
+        return listens * space.depth * block_flops(tokens.double(), self.dim, self.hidden)
+
+    @property
+    def head_flops(self) -> float:
+        """The part of each encoded modality."""
+        return 2.0 * self.dim**2 + 2.0 * self.dim * self.gated
+
     def __call__(self, space: RouteSpace, route: Route, tokens: Int[Tensor, "b m"]) -> Flops:
         """tokens: [B, M], see `tokens`."""
-        n = tokens.double()
-        zero = torch.zeros(len(route), dtype=torch.double, device=n.device)
+        zero = torch.zeros(len(route), dtype=torch.double, device=tokens.device)
         encoders, digestion, heads = zero.clone(), zero.clone(), zero.clone()
         for modality in space.modalities:
             column = modality.column
@@ -91,8 +103,7 @@ class CostModel:
                 taken = route.encoders[:, column] == level
                 encoders += taken * self.encoder_flops(modality, level, tokens[:, column])
             encoded = route.encoders[:, column] > Level.SKIP
-            heads += encoded * (2.0 * self.dim**2 + 2.0 * self.dim * self.gated)
-            if any(path.query is modality for path in space.paths):
-                digestion += encoded * space.depth * block_flops(n[:, column], self.dim, self.hidden)
+            heads += encoded * self.head_flops
+            digestion += encoded * self.block_flops(space, modality, tokens[:, column])
         cross = (space.opened(route).sum(1) * self.per_path(space, tokens)).sum(1)
         return Flops(encoders, cross, digestion, heads + 2.0 * self.dim * self.answers, zero + self.controller)

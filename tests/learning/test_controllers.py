@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
@@ -11,7 +12,7 @@ import lightning as L
 import pytest
 import torch
 
-from omni_lab.config import Profile, RouterConfig
+from omni_lab.config import RETRAIN_SINCE, Profile, RouterConfig
 from omni_lab.data import collate
 from omni_lab.learning import Recipe, Trained
 from omni_lab.learning import controllers as rooms
@@ -27,7 +28,7 @@ from omni_lab.learning.gates import GateTraining
 from omni_lab.learning.routing import RouterTraining
 from omni_lab.modalities import Modality
 
-ROUTER = RouterConfig(hidden=8, group=3, checkpoint_every=2)
+ROUTER = RouterConfig(hidden=8, group=3, media=4, checkpoint_every=2)
 
 
 @pytest.fixture
@@ -53,6 +54,15 @@ def test_a_controller_is_trained_once(network: tuple[Recipe, Trained], monkeypat
         assert same(load_or_train_controller(recipe, network[1]).controller, trained.controller)
     again = load_or_train_controller(recipe, network[1], retrain=True)
     assert same(again.controller, trained.controller)  # the seed decides
+    with monkeypatch.context() as patched:  # as `omni-lab run --retrain` does
+        patched.setenv(RETRAIN_SINCE, str(time.time() + 60))
+        calls = []
+        patched.setattr(rooms, "train_controller", lambda *args, **kwargs: calls.append(kwargs) or trained)
+        load_or_train_controller(recipe, network[1])
+        assert len(calls) == 1, "older than the command"
+    with torch.no_grad():
+        next(network[1].model.parameters()).add_(1e-3)
+    assert recipe.identity(network[1])["network_weights"] != again.facts["identity"]["network_weights"]
 
 
 def test_an_interrupted_training_ends_alike(network: tuple[Recipe, Trained], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +125,7 @@ def test_a_controller_of_another_space_is_reported_and_not_used(
 
 def test_the_best_weights_count_once_the_penalty_is_whole() -> None:
     controller = torch.nn.Linear(1, 1)
-    module = Mock(spec=RouterTraining, controller=controller)
+    module = Mock(spec=RouterTraining, controller=controller, columns={"reward": "validation/reward"})
     keep = KeepBest(module)
     for update, (reward, whole) in enumerate([(0.9, False), (0.5, True), (0.7, True), (0.6, True)]):
         controller.weight.data.fill_(update)
@@ -125,3 +135,4 @@ def test_the_best_weights_count_once_the_penalty_is_whole() -> None:
         keep.on_validation_end(trainer, module)
     keep.on_train_end(trainer, module)
     assert (float(controller.weight), keep.update, keep.best) == (2.0, 2, 0.7)
+    assert [row["reward"] for row in keep.history] == [0.9, 0.5, 0.7, 0.6]

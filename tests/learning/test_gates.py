@@ -52,6 +52,28 @@ def test_only_what_some_open_path_leads_to_is_used() -> None:
     assert modalities((0, 2), (1, 1)) == [True, False, True, True]
 
 
+def test_hard_gates_say_and_cost_while_training_what_they_run_later(routed_recipe: Recipe) -> None:
+    data = routed_recipe.data_module()
+    model, dataset = routed_recipe.new_model(data).eval(), data.dataset("train")
+    batch = collate([dataset[i] for i in range(16)])
+    torch.manual_seed(0)
+    controller = Controller(model.space, width=16)
+    torch.nn.init.normal_(controller.wish.weight, std=300.0)  # so sure of itself that no noise changes its mind
+    module = GateTraining(
+        model, controller, replace(CONFIG, estimator="gumbel"), costs=cost_model(model, controller=controller.flops)
+    )
+    route = module.route(batch)
+    assert route.distinct > 2 and (route.encoders == 0).any()
+    with torch.no_grad():
+        answers, cost = module.gated(batch)
+        ran = model(batch, heads=["answer"], route=route).heads["answer"]
+    assert torch.allclose(answers, ran, atol=1e-5)
+    counts = module.costs.tokens(batch)
+    dense = module.costs(model.space, model.space.dense(batch.present), counts)
+    expected = module.costs(model.space, route, counts).total / (dense.total - dense.controller)
+    assert torch.allclose(cost.double(), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["gumbel", "soft", "choice"])
 def test_gates_learn_that_nothing_is_worth_its_cost(routed_recipe: Recipe, tmp_path: FilePath, kind: str) -> None:
     data = routed_recipe.data_module()
