@@ -56,7 +56,7 @@ class GateTraining(ControllerTraining):
     Marculescu, CVPR workshops 2023, section 3.1). All see what the controller sees, through layers of the same size.
     """
 
-    columns: ClassVar = {
+    columns: ClassVar[dict[str, str]] = {
         "reward": "train/reward",
         "cost": "train/cost",
         "validation reward": "validation/reward",
@@ -96,7 +96,7 @@ class GateTraining(ControllerTraining):
         weight = self.penalty.at(self.global_step)
         reward = (score - weight * cost).mean()
         self.penalty.observe(float(cost.detach().mean()))
-        logged = {"train/reward": reward, "train/cost": cost.mean(), "train/penalty": weight}
+        logged: dict[str, Any] = {"train/reward": reward, "train/cost": cost.mean(), "train/penalty": weight}
         self.log_dict(logged, on_step=True, on_epoch=False, batch_size=len(batch))
         return -reward
 

@@ -216,7 +216,16 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
     amid = Distracted(easy.source, replace(source, scenes={s: -(-n // 10) for s, n in world.scenes.items()}))
     easy_data = profile.data
     amid_data = replace(world.data, questions_per_scene=easy_data.questions_per_scene, max_scenes=easy_data.max_scenes)
-    distracted = replace(routed, name="easy_vqa_routed", source=amid, data=amid_data, start=alignment)
+    learning = replace(  # its eyes learn: shapes of one colour are not what they were aligned on
+        easy.training,
+        frozen=(Modality.AUDIO,),
+        exit_updates=world.routed.exit_updates,
+        random_routes=world.routed.random_routes,
+        modality_dropout=world.routed.modality_dropout,
+    )
+    distracted = replace(
+        routed, name="easy_vqa_routed", source=amid, data=amid_data, training=learning, start=alignment
+    )
     recipes += [alignment, *series, routed, distracted]
     for lost in Modality:
         kept = tuple(m for m in Modality if m is not lost)

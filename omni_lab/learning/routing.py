@@ -49,8 +49,11 @@ class ControllerTraining(L.LightningModule):
     """What every training of a controller on a frozen network shares. The network is not a submodule: neither its
     weights nor its mode are this module's business.
 
-    costs: what routes of `model` cost, the controller included. penalty: known once the training has begun.
+    columns: heading to metric, for tables. costs: what routes of `model` cost, the controller included. penalty: known
+    once the training has begun.
     """
+
+    columns: ClassVar[dict[str, str]]
 
     def __init__(
         self, model: OmniModel, controller: Controller, config: RouterConfig, *, costs: CostModel, seed: int = 0
@@ -104,7 +107,7 @@ class RouterTraining(ControllerTraining):
     model: its space must be the controller's. Raises ValueError otherwise.
     """
 
-    columns: ClassVar = {
+    columns: ClassVar[dict[str, str]] = {
         "reward": "train/reward",
         "cost": "train/cost",
         "validation reward": "validation/reward",

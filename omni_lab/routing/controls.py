@@ -128,7 +128,8 @@ def static_policies(
     samples."""
     policies: dict[tuple[int, ...], StaticPolicy] = {}
     for price in [0.0, *torch.logspace(-2, 1, count - 1).tolist()]:
-        chosen = [max(range(len(f)), key=lambda i, f=f: f[i].accuracy - price * f[i].cost) for f in fronts]
+        worth = [[judged.accuracy - price * judged.cost for judged in front] for front in fronts]
+        chosen = [each.index(max(each)) for each in worth]
         policies[tuple(chosen)] = StaticPolicy(patterns, tuple(f[i].plan for f, i in zip(fronts, chosen, strict=True)))
     return [*policies.values()]
 
