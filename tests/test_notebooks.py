@@ -57,6 +57,26 @@ EXPECTED = {
         "training/sharing_gain",
         "training/accumulation_gradient_difference",
     },
+    "05_routing": {
+        "routing/accuracy_kept",
+        "routing/total_flops_saved",
+        "routing/cross_modal_flops_saved",
+        "routing/dense_accuracy",
+        "routing/needs_f1",
+        "routing/wall_time_saved_b64",
+        "routing/wall_time_saved_b1",
+        "routing/peak_memory_saved_b64",
+    },
+    "06_ablation_routing": {
+        "routing/accuracy_kept",
+        "routing/total_flops_saved",
+        "routing/static/total_flops_saved",
+        "routing/shuffled_minus_learned",
+        "routing/hypervolume_minus_static",
+        "routing/hypervolume_minus_gumbel",
+        "fusion/early_gain",
+        "fusion/late_accuracy",
+    },
     "90_solutions": {"solutions/accuracy_without_picture"},
 }
 BOUNDS = {
