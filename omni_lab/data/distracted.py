@@ -25,7 +25,7 @@ class Distracted:
         self.source = source
         self.world = replace(world, spoken_share=0.0)
         self.seed = seed
-        self.name = f"{source.name}_distracted"
+        self.name = f"{source.name}_amid_{self.world.name}"
         added: dict[Modality, tuple[int, ...]] = {
             m: shape for m, shape in self.world.shapes.items() if m is not Modality.IMAGE
         }

@@ -137,14 +137,14 @@ class Bench:
         """The share of the dense FLOPs that the routes would execute."""
         return float(self.flops(route).total.sum() / self.dense.total.sum())
 
-    def routes(self, policy: Callable[[OmniBatch], Route], *, name: str = "deciding") -> Route:
-        """What a policy runs for all questions. name: for the progress bar."""
+    def routes(self, policy: Callable[[OmniBatch], Route], *, name: str | None = None) -> Route:
+        """What a policy runs for all questions. name: for the progress bar, if any."""
         device = self._device
         with torch.inference_mode():
             parts = [policy(batch.to(device)).to("cpu") for batch in self._batches(name)]
         return Route(torch.cat([p.encoders for p in parts]), torch.cat([p.interactions for p in parts]))
 
-    def run(self, route: Route, *, controller: float = 0.0, name: str | None = "running") -> Outcome:
+    def run(self, route: Route, *, controller: float = 0.0, name: str | None = None) -> Outcome:
         """Carries the routes out. controller: FLOPs of deciding on one. name: for the progress bar, if any. Raises
         ValueError if there are not as many routes as questions."""
         if len(route) != len(self):
@@ -158,7 +158,9 @@ class Bench:
 
         return self._outcome(answer, route, controller, name)
 
-    def run_soft(self, answer: Callable[[OmniBatch], Tensor], *, controller: float = 0.0, name: str) -> Outcome:
+    def run_soft(
+        self, answer: Callable[[OmniBatch], Tensor], *, controller: float = 0.0, name: str | None = None
+    ) -> Outcome:
         """Where nothing is skipped, and `answer` gives the logits."""
         return self._outcome(answer, self.space.dense(self.present), controller, name)
 

@@ -17,3 +17,13 @@ def test_what_is_freed_does_not_count() -> None:
 
     assert peak_bytes(one_after_the_other) == 2 * MEGA
     assert peak_bytes(at_once) == 5 * MEGA
+
+
+def test_views_and_weights_do_not_count() -> None:
+    layer = torch.nn.Linear(256, 1024).requires_grad_(False)
+    given = torch.zeros(1024, 256)
+
+    def through() -> torch.Tensor:
+        return layer(given.view(512, 2, 256)[:, 0]).reshape(-1)  # of 512 x 1024
+
+    assert peak_bytes(through) == 2 * MEGA

@@ -83,7 +83,11 @@ class TalkingFace:
     frame_size: int = 32
     snr: tuple[float, float] = (0.0, 30.0)
     seed: int = 0
-    name: str = "talking_face"
+
+    @property
+    def name(self) -> str:
+        low, high = self.snr
+        return f"talking_face_{sum(self.clips.values())}_{low:g}_to_{high:g}db_seed{self.seed}"
 
     @property
     def shapes(self) -> Mapping[Modality, tuple[int, ...]]:
