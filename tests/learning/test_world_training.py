@@ -135,7 +135,9 @@ def test_modality_dropout_drops_one(world_recipe: Recipe, monkeypatch: pytest.Mo
     config = replace(world_recipe.training, modality_dropout=chance)
     module = replace(world_recipe, training=config).module(world_recipe.new_model(data), data)
     kept = []
-    monkeypatch.setattr(module, "_step", lambda batch, stage: (kept.append(set(batch.inputs)) or NOTHING, NOTHING))
+    monkeypatch.setattr(
+        module, "_step", lambda batch, stage, route: (kept.append(set(batch.inputs)) or NOTHING, NOTHING)
+    )
     full = collate([dataset[i] for i in range(3)])
     lone = replace(full, inputs={TEXT: full.inputs[TEXT]})
     torch.manual_seed(0)
@@ -152,7 +154,9 @@ def test_modality_dropout_is_drawn_as_often_as_it_says(world_recipe: Recipe, mon
     config = replace(world_recipe.training, modality_dropout=0.25)
     module = replace(world_recipe, training=config).module(world_recipe.new_model(data), data)
     kept = []
-    monkeypatch.setattr(module, "_step", lambda batch, stage: (kept.append(len(batch.inputs)) or NOTHING, NOTHING))
+    monkeypatch.setattr(
+        module, "_step", lambda batch, stage, route: (kept.append(len(batch.inputs)) or NOTHING, NOTHING)
+    )
     batch = collate([data.dataset("train")[0]])
     torch.manual_seed(0)
     for step in range(800):
@@ -178,7 +182,7 @@ def test_questions_are_asked_in_quiet_first(world_recipe: Recipe, monkeypatch: p
     full = batch.present
     needed = full & torch.tensor([[m in data.store.families[f].needs for m in Modality] for f in batch.families])
     seen: list[Tensor] = []
-    monkeypatch.setattr(module, "_step", lambda batch, stage: (seen.append(batch.present) or NOTHING, NOTHING))
+    monkeypatch.setattr(module, "_step", lambda batch, stage, route: (seen.append(batch.present) or NOTHING, NOTHING))
     module.training_step(batch, 0)
     assert torch.equal(seen[0], needed) and not torch.equal(needed, full)
     monkeypatch.setattr(type(module), "current_epoch", 1)
