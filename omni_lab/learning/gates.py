@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from omni_lab.config import RouterConfig
+from omni_lab.learning.multitask import answer_loss
 from omni_lab.learning.routing import ControllerTraining, Judged, judge
 from omni_lab.modalities import M, Modality, OmniBatch
 from omni_lab.model import OmniModel
@@ -48,7 +49,8 @@ GATES = ("gumbel", "soft", "choice")
 
 
 class GateTraining(ControllerTraining):
-    """The reward of `RouterTraining`, score - penalty x cost, but its gradient comes back through the network.
+    """Loss: cross-entropy + penalty x cost, whose gradient comes back through the network. (The reward of
+    `RouterTraining` itself, in place of the cross-entropy, lets go of modalities that it never finds again.)
 
     config.estimator: "gumbel" draws every path open or shut, straight through, and encodes in full what an open path
     leads to; "soft" multiplies paths by sigmoids and saves nothing; "choice" picks one of `plans` per question by a
@@ -57,7 +59,7 @@ class GateTraining(ControllerTraining):
     """
 
     columns: ClassVar[dict[str, str]] = {
-        "reward": "train/reward",
+        "train loss": "train/loss",
         "cost": "train/cost",
         "validation reward": "validation/reward",
         "accuracy": "validation/accuracy",
@@ -92,13 +94,12 @@ class GateTraining(ControllerTraining):
     def training_step(self, batch: OmniBatch, batch_idx: int) -> Tensor:
         assert self.penalty is not None
         answers, cost = self._choose(batch) if self.kind == "choice" else self.gated(batch)
-        score = (answers.softmax(dim=1) * batch.targets["answer_scores"]).sum(1)
         weight = self.penalty.at(self.global_step)
-        reward = (score - weight * cost).mean()
+        loss = answer_loss(answers, batch.targets["answer_scores"]) + weight * cost.mean()
         self.penalty.observe(float(cost.detach().mean()))
-        logged: dict[str, Any] = {"train/reward": reward, "train/cost": cost.mean(), "train/penalty": weight}
+        logged: dict[str, Any] = {"train/loss": loss, "train/cost": cost.mean(), "train/penalty": weight}
         self.log_dict(logged, on_step=True, on_epoch=False, batch_size=len(batch))
-        return -reward
+        return loss
 
     def gated(self, batch: OmniBatch) -> tuple[Tensor, Float[Tensor, " b"]]:
         """Answers [B, answers] of the network with its paths weighed, and their cost, a share of the dense cost (of
