@@ -12,8 +12,8 @@ from torch import Tensor
 
 from omni_lab.config import RouterConfig
 from omni_lab.learning.multitask import answer_loss
-from omni_lab.learning.routing import ControllerTraining, Judged, judge
-from omni_lab.modalities import M, Modality, OmniBatch
+from omni_lab.learning.routing import ControllerTraining, Judged, each_once, judge
+from omni_lab.modalities import M, OmniBatch
 from omni_lab.model import OmniModel
 from omni_lab.routing import Level, Route, RouteSpace
 from omni_lab.routing.controller import Controller, Wishes
@@ -49,13 +49,17 @@ GATES = ("gumbel", "soft", "choice")
 
 
 class GateTraining(ControllerTraining):
-    """Loss: cross-entropy + penalty x cost, whose gradient comes back through the network. (The reward of
-    `RouterTraining` itself, in place of the cross-entropy, lets go of modalities that it never finds again.)
+    """Loss: cross-entropy + penalty x cost, whose gradient comes back through the network.
 
-    config.estimator: "gumbel" draws every path open or shut, straight through, and encodes in full what an open path
-    leads to; "soft" multiplies paths by sigmoids and saves nothing; "choice" picks one of `plans` per question by a
-    straight-through softmax over what the network says under each (the idea of DynMM's modality-level gate; Xue and
-    Marculescu, CVPR workshops 2023, section 3.1). All see what the controller sees, through layers of the same size.
+    config.estimator: "gumbel" draws every path open or shut, straight through, and runs later, in full, the encoders
+    that an open path leads to; "soft" multiplies paths by sigmoids and saves nothing; "choice" picks one of `plans` per
+    question by a straight-through softmax over what the network says under each (the idea of DynMM's modality-level
+    gate; Xue and Marculescu, CVPR workshops 2023, section 3.1). All see what the controller sees, through layers of the
+    same size.
+
+    While "gumbel" learns, everything is encoded, and only paths are closed. If what no open path leads to was kept
+    silent as well, as it will be later, or if the reward of `RouterTraining` stood in place of the cross-entropy, gates
+    under a penalty let go of modalities and did not find them again: what is silent sends no gradient.
     """
 
     columns: ClassVar[dict[str, str]] = {
@@ -112,12 +116,7 @@ class GateTraining(ControllerTraining):
         encoded = used(opened, space, space.carriers(batch.present)) * batch.present
         openness = opened.new_ones(len(batch), space.depth, M, M)
         for i, path in enumerate(space.paths):
-            value = opened[:, :, i]
-            if self.kind == "gumbel":  # what nothing leads to is neither heard ...
-                value = value * (encoded[:, path.query.column] * encoded[:, path.key.column])[:, None]
-            openness = _put(openness, path.query, path.key, value)
-        for modality in space.modalities if self.kind == "gumbel" else ():  # ... nor does it say anything
-            openness = _put(openness, modality, modality, encoded[:, modality.column, None])
+            openness[:, :, path.query.column, path.key.column] = opened[:, :, i]
         with torch.no_grad():
             tokens = self.network.encode(batch)
         answers = self.network.fuse(tokens, heads=["answer"], openness=openness).heads["answer"]
@@ -145,9 +144,11 @@ class GateTraining(ControllerTraining):
 
     def _choose(self, batch: OmniBatch) -> tuple[Tensor, Float[Tensor, " b"]]:
         space, counts = self.network.space, self.costs.tokens(batch)
+        routes = [plan.route(space, batch.present) for plan in self.plans]
+        questions, distinct, where = each_once(batch, Route.cat(routes))
         with torch.no_grad():
-            routes = [plan.route(space, batch.present) for plan in self.plans]
-            said = torch.stack([self.network(batch, heads=["answer"], route=r).heads["answer"] for r in routes], 1)
+            said = self.network(questions, heads=["answer"], route=distinct).heads["answer"]
+        said = said[where].unflatten(0, (len(routes), -1)).transpose(0, 1)
         dense = self.costs(space, space.dense(batch.present.cpu()), counts)
         costs = torch.stack([self.costs(space, r.to("cpu"), counts).total for r in routes], 1)
         shares = (costs / (dense.total - dense.controller)[:, None]).to(said)
@@ -186,12 +187,3 @@ class GateTraining(ControllerTraining):
             used(opened.float(), space, space.carriers(present)) > 0.5, int(Level.FULL), int(Level.SKIP)
         )
         return space.route(levels, opened, present)
-
-
-def _put(
-    openness: Float[Tensor, "b l m m"], query: Modality, key: Modality, values: Float[Tensor, "b l"]
-) -> Float[Tensor, "b l m m"]:
-    """With `values` at one place (in all layers, if there is one of them), differentiably."""
-    spot = torch.zeros(M, M, dtype=torch.bool, device=openness.device)
-    spot[query.column, key.column] = True
-    return torch.where(spot, values[:, :, None, None], openness)

@@ -142,7 +142,7 @@ class Bench:
         device = self._device
         with torch.inference_mode():
             parts = [policy(batch.to(device)).to("cpu") for batch in self._batches(name)]
-        return Route(torch.cat([p.encoders for p in parts]), torch.cat([p.interactions for p in parts]))
+        return Route.cat(parts)
 
     def run(self, route: Route, *, controller: float = 0.0, name: str | None = None) -> Outcome:
         """Carries the routes out. controller: FLOPs of deciding on one. name: for the progress bar, if any. Raises

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -43,6 +43,16 @@ def judge(network: OmniModel, batch: OmniBatch, route: Route, *, costs: CostMode
     dense = costs(space, space.dense(batch.present.cpu()), counts).total - costs.controller
     cost = costs(space, route.to("cpu"), counts).total / dense
     return Judged(score, correct, cost.float().to(score.device))
+
+
+def each_once(batch: OmniBatch, route: Route) -> tuple[OmniBatch, Route, Int[Tensor, " n"]]:
+    """route: for several rounds over the batch. Which samples to run under which routes when what came before is not
+    run again, and where the outcome of every entry of `route` is found."""
+    asked = torch.arange(len(batch), device=route.encoders.device).repeat(len(route) // len(batch))
+    _, same = torch.cat([asked[:, None], route.signature()], dim=1).unique(dim=0, return_inverse=True)
+    order = torch.arange(len(route), device=same.device)
+    first = torch.full((int(same.max()) + 1,), len(route), device=same.device).scatter_reduce(0, same, order, "amin")
+    return batch.of(asked[first]), route.of(first), same
 
 
 class ControllerTraining(L.LightningModule):
@@ -137,17 +147,6 @@ class RouterTraining(ControllerTraining):
     def judge(self, batch: OmniBatch, route: Route) -> Judged:
         return judge(self.network, batch, route, costs=self.costs)
 
-    def _judge_each_once(self, batch: OmniBatch, route: Route) -> Judged:
-        """route: several rounds over the batch. What was drawn for a sample before is not tried again."""
-        asked = torch.arange(len(batch), device=route.encoders.device).repeat(len(route) // len(batch))
-        _, same = torch.cat([asked[:, None], route.signature()], dim=1).unique(dim=0, return_inverse=True)
-        order = torch.arange(len(route), device=same.device)
-        first = torch.full((int(same.max()) + 1,), len(route), device=same.device).scatter_reduce(
-            0, same, order, "amin"
-        )
-        judged = self.judge(batch.of(asked[first]), route.of(first))
-        return Judged(*(values[same] for values in judged))
-
     def budgets(self, size: int) -> Float[Tensor, " b"] | None:
         if not self.config.conditioned:
             return None
@@ -167,8 +166,9 @@ class RouterTraining(ControllerTraining):
         wishes = self.controller(self.question(batch), present, budget)
         tried = [self.controller.decide(wishes, present) for _ in range(group)]
         weight = self.penalty.at(self.global_step)
-        route = Route(*(torch.cat([getattr(t.route, name) for t in tried]) for name in ("encoders", "interactions")))
-        judged = self._judge_each_once(batch, route)
+        route = Route.cat([t.route for t in tried])
+        questions, routes, where = each_once(batch, route)
+        judged = Judged(*(values[where] for values in self.judge(questions, routes)))
         rewards = self.reward(judged, None if budget is None else budget.repeat(group), weight).unflatten(
             0, (group, -1)
         )

@@ -48,6 +48,11 @@ class Route:
     def __len__(self) -> int:
         return len(self.encoders)
 
+    @staticmethod
+    def cat(routes: Sequence[Route]) -> Route:
+        """One after the other."""
+        return Route(torch.cat([r.encoders for r in routes]), torch.cat([r.interactions for r in routes]))
+
     def of(self, samples: Int[Tensor, " p"]) -> Route:
         """The route of some of the samples, in that order."""
         return Route(self.encoders[samples], self.interactions[samples])
