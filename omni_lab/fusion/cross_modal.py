@@ -171,7 +171,7 @@ class FusionLayer(nn.Module):
         weights: dict[Path, Tensor] = {}
         for path, context in contexts.items():
             route = context.present.to(total.dtype) if opened is None else context.present * opened[path]
-            said = self.cross[str(path)](own, context.expanded(), need_weights=need_weights)
+            said = self.cross[str(path)](own, context, need_weights=need_weights)
             total = total + said.values.to(total.dtype) * route[:, None, None]
             if said.weights is not None:
                 weights[path] = said.weights * route[:, None, None, None]
