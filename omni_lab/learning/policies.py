@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from omni_lab.data.module import QuestionDataset
@@ -123,8 +123,9 @@ class Bench:
         self.families = np.array(dataset.families)[self.order]
         known = dataset.store.families
         self.needed = np.array([[m in known[f].needs for m in Modality] for f in self.families])
-        self.counts = torch.cat([self.costs.tokens(batch) for batch in self._batches("measuring")])
+        self.counts = torch.cat([self.costs.tokens(batch) for _, batch in self._batches("measuring")])
         self.dense = self.flops(self.space.dense(self.present))
+        self._tried: dict[tuple[int, bytes], float] = {}  # of a question under a route: whether the answer was right
 
     def __len__(self) -> int:
         return len(self.order)
@@ -141,41 +142,41 @@ class Bench:
         """What a policy runs for all questions. name: for the progress bar, if any."""
         device = self._device
         with torch.inference_mode():
-            parts = [policy(batch.to(device)).to("cpu") for batch in self._batches(name)]
+            parts = [policy(batch.to(device)).to("cpu") for _, batch in self._batches(name)]
         return Route.cat(parts)
 
     def run(self, route: Route, *, controller: float = 0.0, name: str | None = None) -> Outcome:
-        """Carries the routes out. controller: FLOPs of deciding on one. name: for the progress bar, if any. Raises
-        ValueError if there are not as many routes as questions."""
+        """Carries the routes out, but for those that were tried for the same question before. controller: FLOPs of
+        deciding on one. name: for the progress bar, if any. Raises ValueError if there are not as many routes as
+        questions."""
         if len(route) != len(self):
             raise ValueError(f"there must be a route for each of the {len(self)} questions: got {len(route)}")
-        started = itertools.count(step=TOGETHER)
-
-        def answer(batch: OmniBatch) -> Tensor:
-            start = next(started)
-            taken = route.of(torch.arange(start, start + len(batch))).to(self._device)
-            return self.network(batch, heads=["answer"], route=taken).heads["answer"]
-
-        return self._outcome(answer, route, controller, name)
+        signatures = route.signature().to(torch.int8).numpy()
+        tries = [(i, signature.tobytes()) for i, signature in enumerate(signatures)]
+        new = np.array([i for i, one in enumerate(tries) if one not in self._tried], dtype=int)
+        for chunk, batch in self._batches(name, new):
+            taken = route.of(torch.from_numpy(chunk)).to(self._device)
+            right = self._right(lambda b, r=taken: self.network(b, heads=["answer"], route=r).heads["answer"], batch)
+            self._tried |= {tries[i]: value for i, value in zip(chunk.tolist(), right.tolist(), strict=True)}
+        return self._outcome(np.array([self._tried[one] for one in tries]), route, controller)
 
     def run_soft(
         self, answer: Callable[[OmniBatch], Tensor], *, controller: float = 0.0, name: str | None = None
     ) -> Outcome:
         """Where nothing is skipped, and `answer` gives the logits."""
-        return self._outcome(answer, self.space.dense(self.present), controller, name)
+        right = [self._right(answer, batch) for _, batch in self._batches(name)]
+        return self._outcome(torch.cat(right).numpy(), self.space.dense(self.present), controller)
 
-    def _outcome(
-        self, answer: Callable[[OmniBatch], Tensor], route: Route, controller: float, name: str | None
-    ) -> Outcome:
-        correct: list[Tensor] = []
-        for batch in self._batches(name):
-            with torch.inference_mode():
-                answers = answer(batch.to(self._device)).cpu()
-            scores = batch.targets["answer_scores"]
-            correct.append(scores.gather(1, answers.argmax(dim=1, keepdim=True)).squeeze(1))
+    def _right(self, answer: Callable[[OmniBatch], Tensor], batch: OmniBatch) -> Float[Tensor, " b"]:
+        """1 where the likeliest answer is right, else 0."""
+        with torch.inference_mode():
+            answers = answer(batch.to(self._device)).cpu()
+        return batch.targets["answer_scores"].gather(1, answers.argmax(dim=1, keepdim=True)).squeeze(1).double()
+
+    def _outcome(self, correct: np.ndarray, route: Route, controller: float) -> Outcome:
         flops = self.flops(route)
         return Outcome(
-            correct=torch.cat(correct).double().numpy(),
+            correct=correct,
             total=(flops.total + controller).numpy(),
             cross_modal=flops.cross_modal.numpy(),
             dense_total=self.dense.total.numpy(),
@@ -189,7 +190,9 @@ class Bench:
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
 
-    def _batches(self, name: str | None) -> Iterator[OmniBatch]:
-        chunks = [self.order[start : start + TOGETHER] for start in range(0, len(self.order), TOGETHER)]
+    def _batches(self, name: str | None, which: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, OmniBatch]]:
+        """Where in the order the questions of a batch stand, and the batch. which: not all of them."""
+        places = np.arange(len(self)) if which is None else which
+        chunks = [places[start : start + TOGETHER] for start in range(0, len(places), TOGETHER)]
         for chunk in chunks if name is None else track(chunks, name, total=len(chunks), unit="batch"):
-            yield collate([self.dataset[int(i)] for i in chunk])
+            yield chunk, collate([self.dataset[int(i)] for i in self.order[chunk]])
