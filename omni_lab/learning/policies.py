@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -154,9 +155,12 @@ class Bench:
         signatures = route.signature().to(torch.int8).numpy()
         tries = [(i, signature.tobytes()) for i, signature in enumerate(signatures)]
         new = np.array([i for i, one in enumerate(tries) if one not in self._tried], dtype=int)
+
+        def answer(batch: OmniBatch, route: Route) -> Tensor:
+            return self.network(batch, heads=["answer"], route=route).heads["answer"]
+
         for chunk, batch in self._batches(name, new):
-            taken = route.of(torch.from_numpy(chunk)).to(self._device)
-            right = self._right(lambda b, r=taken: self.network(b, heads=["answer"], route=r).heads["answer"], batch)
+            right = self._right(partial(answer, route=route.of(torch.from_numpy(chunk)).to(self._device)), batch)
             self._tried |= {tries[i]: value for i, value in zip(chunk.tolist(), right.tolist(), strict=True)}
         return self._outcome(np.array([self._tried[one] for one in tries]), route, controller)
 
