@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -58,32 +58,41 @@ class Outcome:
 
 
 SHARED = ("dense_total", "dense_cross_modal", "needed", "carriers")  # by all policies on the same questions
+OWN = ("correct", "total", "cross_modal", "encoded")
 
 
 def save_outcomes(file: Path, outcomes: Mapping[str, Outcome], scenes: np.ndarray) -> None:
-    """Outcomes of several policies on the same questions, one compressed file (FLOPs as float32). scenes: [n]."""
+    """Outcomes of several policies on the same questions, one compressed file (FLOPs as float32); an outcome that goes
+    by several names is kept once. scenes: [n]."""
     first = next(iter(outcomes.values()))
-    arrays = {"scenes": scenes} | {name: getattr(first, name) for name in SHARED}
-    for policy, outcome in outcomes.items():
-        for field in fields(Outcome):
-            if field.name not in SHARED:
-                arrays[f"{policy}/{field.name}"] = getattr(outcome, field.name)
-    small = {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in arrays.items()}
+    names = {id(outcome): policy for policy, outcome in reversed(outcomes.items())}  # the first of each
+    aliases = {policy: names[id(outcome)] for policy, outcome in outcomes.items()}
+    once = [outcomes[policy] for policy in dict.fromkeys(aliases.values())]
+    arrays = {name: getattr(first, name) for name in SHARED}
+    arrays |= {name: np.stack([getattr(outcome, name) for outcome in once]) for name in OWN}
+    kept = {"scenes": scenes, "aliases": np.array([*aliases.items()])}
+    for name, array in arrays.items():  # few different values: what is kept is which of them
+        values, which = np.unique(array.astype(np.float32), return_inverse=True)
+        kept |= {
+            f"{name}.values": values,
+            f"{name}.which": which.reshape(array.shape).astype(np.min_scalar_type(len(values))),
+        }
     part = file.with_suffix(".part")
     with part.open("wb") as stream:
-        np.savez_compressed(stream, **small)
+        np.savez_compressed(stream, **kept)
     part.replace(file)
 
 
 def load_outcomes(file: Path) -> tuple[dict[str, Outcome], np.ndarray]:
     """What `save_outcomes` wrote: the outcomes by policy, and scenes [n]."""
     with np.load(file) as stored:
-        arrays = dict(stored)
-    shared = {name: arrays[name] for name in SHARED}
-    policies = dict.fromkeys(name.rpartition("/")[0] for name in arrays if "/" in name)
-    own = [field.name for field in fields(Outcome) if field.name not in SHARED]
-    found = {p: Outcome(**shared, **{name: arrays[f"{p}/{name}"] for name in own}) for p in policies}
-    return found, arrays["scenes"]
+        kept = dict(stored)
+    arrays = {name: kept[f"{name}.values"][kept[f"{name}.which"]] for name in (*SHARED, *OWN)}
+    arrays |= {name: arrays[name].astype(bool) for name in ("encoded", "needed", "carriers")}
+    shared, aliases, found = {name: arrays[name] for name in SHARED}, dict(kept["aliases"].tolist()), {}
+    for number, policy in enumerate(dict.fromkeys(aliases.values())):
+        found[policy] = Outcome(**shared, **{name: arrays[name][number] for name in OWN})
+    return {policy: found[same] for policy, same in aliases.items()}, kept["scenes"]
 
 
 def cheapest_keeping(
