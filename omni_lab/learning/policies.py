@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,12 +66,12 @@ def save_outcomes(file: Path, outcomes: Mapping[str, Outcome], scenes: np.ndarra
     """Outcomes of several policies on the same questions, one compressed file (FLOPs as float32); an outcome that goes
     by several names is kept once. scenes: [n]."""
     first = next(iter(outcomes.values()))
-    names = {id(outcome): policy for policy, outcome in reversed(outcomes.items())}  # the first of each
+    names = {id(outcome): policy for policy, outcome in reversed([*outcomes.items()])}  # the first of each
     aliases = {policy: names[id(outcome)] for policy, outcome in outcomes.items()}
     once = [outcomes[policy] for policy in dict.fromkeys(aliases.values())]
     arrays = {name: getattr(first, name) for name in SHARED}
     arrays |= {name: np.stack([getattr(outcome, name) for outcome in once]) for name in OWN}
-    kept = {"scenes": scenes, "aliases": np.array([*aliases.items()])}
+    kept: dict[str, Any] = {"scenes": scenes, "aliases": np.array([*aliases.items()])}
     for name, array in arrays.items():  # few different values: what is kept is which of them
         values, which = np.unique(array.astype(np.float32), return_inverse=True)
         kept |= {
