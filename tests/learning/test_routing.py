@@ -15,7 +15,7 @@ from omni_lab.learning import Recipe
 from omni_lab.learning.exits import train_exits
 from omni_lab.learning.latents import encode_media
 from omni_lab.learning.recipes import make_trainer
-from omni_lab.learning.routing import RouterTraining
+from omni_lab.learning.routing import RouterTraining, each_once
 from omni_lab.modalities import Modality
 from omni_lab.model import OmniModel
 from omni_lab.routing import Level, Route
@@ -121,19 +121,17 @@ def test_every_kind_of_training_runs(routed_recipe: Recipe, tmp_path: Path, chan
     assert 0 < metrics["validation/cost"] <= 1.1
 
 
-def test_what_was_drawn_before_is_not_tried_again(routed_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_drawn_before_is_not_tried_again(routed_recipe: Recipe) -> None:
     data = routed_recipe.data_module()
     model, dataset = routed_recipe.new_model(data).eval(), data.dataset("train")
     module = RouterTraining(model, Controller(model.space, width=16), RouterConfig(), costs=cost_model(model))
     batch, generator = collate([dataset[i] for i in range(6)]), torch.Generator().manual_seed(0)
     rounds = [model.space.random(batch.present, generator=generator) for _ in range(2)]
-    drawn = Route(*(torch.cat([getattr(rounds[i], n) for i in (0, 1, 0)]) for n in ("encoders", "interactions")))
-    whole, sizes = module.judge(batch.of(torch.arange(6).repeat(3)), drawn), []
-    judge = module.judge
-    monkeypatch.setattr(module, "judge", lambda batch, route: sizes.append(len(batch)) or judge(batch, route))
-    once = module._judge_each_once(batch, drawn)
-    assert sizes[0] <= 12
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(once, whole, strict=True))
+    drawn = Route.cat([rounds[i] for i in (0, 1, 0)])
+    questions, routes, where = each_once(batch, drawn)
+    assert len(questions) == len(routes) <= 12 and where.tolist()[:6] == where.tolist()[12:]
+    whole, once = module.judge(batch.of(torch.arange(6).repeat(3)), drawn), module.judge(questions, routes)
+    assert all(torch.allclose(a[where], b, atol=1e-5) for a, b in zip(once, whole, strict=True))
 
 
 def test_what_does_not_go_together_is_refused(routed_recipe: Recipe, world_recipe: Recipe) -> None:
