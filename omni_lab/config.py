@@ -200,8 +200,7 @@ class RouterConfig:
     estimator: "group" (group-relative) or "self_critical"; or, by backpropagation, "gumbel", "soft" or "choice".
     group: routes tried per question. penalty: what the whole dense cost takes off the reward, which is at most one;
     `anneal` is the share of the updates over which it grows from nothing. budget: a share of the dense cost that the
-    penalty is adapted to meet. conditioned: draw a budget for every question, of at least `least_budget`, and tell the
-    controller.
+    penalty is adapted to meet. conditioned: draw a penalty for every question, and tell the controller.
     """
 
     epochs: int = 1
@@ -214,7 +213,6 @@ class RouterConfig:
     entropy_bonus: float = 0.003
     budget: float | None = None
     conditioned: bool = False
-    least_budget: float = 0.05
     questions_per_scene: int = 2
     media: float = 32
     validation_scenes: int = 150
@@ -231,7 +229,8 @@ class WorldConfig:
     needs alone; reading: on those of them that need no ears, from the aligned encoders; quiet: on all of them;
     matching: on those that match a sound with a clip, which are learned last. data, training: on questions amid
     everything else, from there. routed: goes on from there under random routes. router, penalties: the controllers of
-    that network.
+    that network. choice_penalties: of those that choose among plans, which are slower to give one up: under `penalties`
+    they close next to nothing.
     """
 
     things: int
@@ -247,6 +246,7 @@ class WorldConfig:
     routed: TrainingConfig = field(default_factory=lambda: UNDER_ROUTES)
     router: RouterConfig = RouterConfig()
     penalties: tuple[float, ...] = (0.05, 0.2, 0.8)
+    choice_penalties: tuple[float, ...] = (0.2, 0.8, 3.2)
     views: int = 6400
     views_per_batch: int = 64
 

@@ -96,12 +96,15 @@ class OmniModel(nn.Module):
         self, controller: Controller, batch: OmniBatch, *, budget: float | None = None
     ) -> tuple[ControllerOutput, dict[Modality, Tokens]]:
         """What a controller runs for a batch, the likeliest of every decision; and the tokens of the questions, which
-        it had to hear for that. budget: a share of the dense cost, for a controller that was trained with budgets."""
+        it had to hear for that. budget: the mean share of the dense cost, for a conditioned controller. Raises
+        ValueError for a budget that it cannot meet."""
         present = batch.present
         question = self.questions(batch)
-        wanted = None if budget is None else torch.full((len(batch),), budget, device=present.device)
+        told = None
+        if budget is not None:
+            told = torch.full((len(batch),), controller.penalty_for(budget), device=present.device)
         means = question_means(question, self.space.carriers(present))
-        return controller.greedy(controller(means, present, wanted), present), question
+        return controller.greedy(controller(means, present, told), present), question
 
     def questions(self, batch: OmniBatch) -> dict[Modality, Tokens]:
         """The tokens of whatever carries a question, and of nothing else."""

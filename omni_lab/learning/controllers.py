@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +25,9 @@ from omni_lab.learning.latents import encode_media
 from omni_lab.learning.progress import ProgressTable
 from omni_lab.learning.recipes import Meter, Recipe, Trained, device_name, get_recipe, make_trainer
 from omni_lab.learning.routing import ESTIMATORS, ControllerTraining, RouterTraining
-from omni_lab.modalities import Modality
+from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.model import OmniModel
-from omni_lab.routing.controller import Controller
+from omni_lab.routing.controller import Controller, penalties
 from omni_lab.routing.controls import subsets
 
 log = logging.getLogger(__name__)
@@ -109,11 +109,10 @@ class ControllerRecipe:
             )
 
 
-def penalties_of(estimator: str, profile: Profile) -> list[float]:
-    """Those of the profile; for "choice" four times as much, as it is slower to give up a plan: under the profile's own
-    it closes next to nothing."""
-    scale = 4 if estimator == "choice" else 1
-    return [round(scale * penalty, 6) for penalty in profile.world.penalties]
+def penalties_of(estimator: str, profile: Profile) -> tuple[float, ...]:
+    """Under which controllers of this kind are trained."""
+    world = profile.world
+    return world.choice_penalties if estimator == "choice" else world.penalties
 
 
 def get_controller(name: str, profile: Profile, *, seed: int = 0, network: str = "emoji_routed") -> ControllerRecipe:
@@ -121,7 +120,7 @@ def get_controller(name: str, profile: Profile, *, seed: int = 0, network: str =
     "gumbel_0.2" or "choice_0.8"; "soft", which saves nothing and pays nothing; or "conditioned", which follows a
     budget. Raises ValueError for another name. network: the recipe of what they route, always that of seed 0; the seed
     is that of the controller."""
-    router, penalties = profile.world.router, profile.world.penalties
+    router, world = profile.world.router, profile.world
     routers = {
         f"{estimator}_{penalty}": replace(router, estimator=estimator, penalty=penalty)
         for estimator in (*ESTIMATORS, *GATES)
@@ -129,7 +128,7 @@ def get_controller(name: str, profile: Profile, *, seed: int = 0, network: str =
         for penalty in penalties_of(estimator, profile)
     }
     routers["soft"] = replace(router, estimator="soft", penalty=0.0)
-    routers["conditioned"] = replace(router, penalty=penalties[len(penalties) // 2], conditioned=True)
+    routers["conditioned"] = replace(router, penalty=world.penalties[len(world.penalties) // 2], conditioned=True)
     if name not in routers:
         raise ValueError(f"unknown controller {name!r}; the nearest of {[*routers]} is {nearest(name, routers)!r}")
     return ControllerRecipe(name, get_recipe(network, profile), routers[name], seed)
@@ -166,6 +165,8 @@ def train_controller(recipe: ControllerRecipe, network: Trained, *, afresh: bool
     data, device = _drawn_for(recipe, network), next(network.model.parameters()).device
     try:
         trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=False)
+        if recipe.router.conditioned:
+            measure_costs(module, data.loader("validation"))
     finally:
         network.model.to(device)
     facts = {
@@ -187,6 +188,22 @@ def new_training(recipe: ControllerRecipe, network: Trained, controller: Control
         return RouterTraining(network.model, controller, recipe.router, costs=costs, seed=seed)
     plans = subsets(network.model.space) if recipe.router.estimator == "choice" else []
     return GateTraining(network.model, controller, recipe.router, costs=costs, plans=plans, seed=seed)
+
+
+def measure_costs(module: ControllerTraining, batches: Iterable[OmniBatch]) -> None:
+    """What a conditioned controller spends under each of its penalties: kept with it, for `Controller.penalty_for`."""
+    controller, space, spent = module.controller.eval(), module.network.space, []
+    for batch in batches:
+        dense = module.costs(space, space.dense(batch.present), module.costs.tokens(batch))
+        whole = dense.total - dense.controller
+        question, present = module.question(batch.to(module.device)), batch.present.to(module.device)
+        for penalty in penalties():
+            told = penalty.to(present.device).expand(len(batch))
+            with torch.no_grad():
+                route = controller.greedy(controller(question, present, told), present).route.to("cpu")
+            spent.append(module.costs(space, route, module.costs.tokens(batch)).total / whole)
+    rows = [torch.cat(spent[k :: len(penalties())]) for k in range(len(penalties()))]
+    controller.costs.copy_(torch.stack([row.mean() for row in rows]))
 
 
 def load_or_train_controller(recipe: ControllerRecipe, network: Trained, *, retrain: bool = False) -> TrainedController:

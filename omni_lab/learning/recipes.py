@@ -218,14 +218,13 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
     amid_data = replace(world.data, questions_per_scene=easy_data.questions_per_scene, max_scenes=easy_data.max_scenes)
     learning = replace(  # its eyes learn: shapes of one colour are not what they were aligned on
         easy.training,
+        epochs=-(-easy.training.epochs // 2),
         frozen=(Modality.AUDIO,),
         exit_updates=world.routed.exit_updates,
         random_routes=world.routed.random_routes,
         modality_dropout=world.routed.modality_dropout,
     )
-    distracted = replace(
-        routed, name="easy_vqa_routed", source=amid, data=amid_data, training=learning, start=alignment
-    )
+    distracted = replace(routed, name="easy_vqa_routed", source=amid, data=amid_data, training=learning, start=routed)
     recipes += [alignment, *series, routed, distracted]
     for lost in Modality:
         kept = tuple(m for m in Modality if m is not lost)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,7 +17,7 @@ from omni_lab.learning.schedule import seed_step
 from omni_lab.modalities import OmniBatch
 from omni_lab.model import OmniModel
 from omni_lab.routing import Route
-from omni_lab.routing.controller import Controller, question_means
+from omni_lab.routing.controller import LEAST, MOST, Controller, question_means
 from omni_lab.routing.cost import CostModel
 from omni_lab.routing.policy_gradient import Penalty, group_advantages, policy_loss, self_critical_advantages
 
@@ -136,63 +137,58 @@ class RouterTraining(ControllerTraining):
             )
         if controller.conditioned != config.conditioned:
             raise ValueError(f"conditioned is {config.conditioned}, but the controller's is {controller.conditioned}")
+        if config.conditioned and config.budget is not None:
+            raise ValueError(f"a conditioned controller learns all budgets: got budget={config.budget} as well")
         if config.estimator not in ESTIMATORS:
             raise ValueError(f"estimator must be one of {ESTIMATORS}: got {config.estimator!r}")
         self._seen: dict[str, list[Any]] = defaultdict(list)
 
-    def route(self, batch: OmniBatch, budget: float | None = None) -> Route:
-        """What the controller runs: the likeliest of every decision. budget: for one that is conditioned."""
-        return self.network.decide(self.controller, batch, budget=budget)[0].route
+    def route(self, batch: OmniBatch) -> Route:
+        """What the controller runs: the likeliest of every decision; not of one that is conditioned."""
+        return self.network.decide(self.controller, batch)[0].route
 
     def judge(self, batch: OmniBatch, route: Route) -> Judged:
         return judge(self.network, batch, route, costs=self.costs)
 
-    def budgets(self, size: int) -> Float[Tensor, " b"] | None:
-        if not self.config.conditioned:
-            return None
-        least = self.config.least_budget
-        return least + (1 - least) * torch.rand(size, device=self.device) ** 2  # small ones more often
-
-    def reward(self, judged: Judged, budget: Float[Tensor, " b"] | None, weight: float) -> Float[Tensor, " b"]:
-        """A conditioned controller pays only for what exceeds its budget, and then dearly."""
-        if budget is None:
-            return judged.score - weight * judged.cost
-        return judged.score - 10 * weight * (judged.cost - budget).clamp(min=0) - 0.02 * weight * judged.cost
-
     def training_step(self, batch: OmniBatch, batch_idx: int) -> Tensor:
         assert self.penalty is not None
         present, group = batch.present, self.config.group
-        budget = self.budgets(len(batch))
-        wishes = self.controller(self.question(batch), present, budget)
+        weight: Any = self.penalty.at(self.global_step)
+        told = None
+        if self.config.conditioned:  # a penalty for every question; it grows like any other
+            told = LEAST * (MOST / LEAST) ** torch.rand(len(batch), device=self.device)
+            weight = told * (weight / self.config.penalty)
+        wishes = self.controller(self.question(batch), present, told)
         tried = [self.controller.decide(wishes, present) for _ in range(group)]
-        weight = self.penalty.at(self.global_step)
         route = Route.cat([t.route for t in tried])
         questions, routes, where = each_once(batch, route)
         judged = Judged(*(values[where] for values in self.judge(questions, routes)))
-        rewards = self.reward(judged, None if budget is None else budget.repeat(group), weight).unflatten(
-            0, (group, -1)
-        )
+        score, cost = (values.unflatten(0, (group, -1)) for values in (judged.score, judged.cost))
+        rewards = score - weight * cost
         if self.config.estimator == "group":
             advantages = group_advantages(rewards)
         else:
             likeliest = self.judge(batch, self.controller.greedy(wishes, present).route)
-            advantages = self_critical_advantages(rewards, self.reward(likeliest, budget, weight))
+            advantages = self_critical_advantages(rewards, likeliest.score - weight * likeliest.cost)
         log_probability, entropy = (
             torch.stack([getattr(t, name) for t in tried]) for name in ("log_probability", "entropy")
         )
-        mean_cost = judged.cost.mean()
+        mean_cost = cost.mean()
         self.penalty.observe(float(mean_cost))
-        logged = {"reward": rewards.mean(), "cost": mean_cost, "entropy": entropy.mean(), "penalty": weight}
+        logged: dict[str, Any] = {"reward": rewards.mean(), "cost": mean_cost, "entropy": entropy.mean()}
+        logged["penalty"] = torch.as_tensor(weight).mean()
         logged["distinct_routes"] = float(route.distinct)
         self.log_dict({f"train/{k}": v for k, v in logged.items()}, on_step=True, on_epoch=False, batch_size=len(batch))
         return policy_loss(log_probability, advantages, entropy, entropy_bonus=self.config.entropy_bonus)
 
     def validation_step(self, batch: OmniBatch, batch_idx: int) -> None:
         present = batch.present
-        budget = torch.full((len(batch),), 0.25, device=self.device) if self.config.conditioned else None
-        decided = self.controller.greedy(self.controller(self.question(batch), present, budget), present)
+        told = None
+        if self.config.conditioned:
+            told = torch.logspace(math.log10(LEAST), math.log10(MOST), len(batch), device=self.device)
+        decided = self.controller.greedy(self.controller(self.question(batch), present, told), present)
         judged = self.judge(batch, decided.route)
-        self._seen["reward"].append(self.reward(judged, budget, self.config.penalty))
+        self._seen["reward"].append(judged.score - (self.config.penalty if told is None else told) * judged.cost)
         self._seen["accuracy"].append(judged.correct)
         self._seen["cost"].append(judged.cost)
         self._seen["signature"].append(decided.route.signature())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -14,6 +16,7 @@ from omni_lab.modalities import M, Modality, Tokens
 from omni_lab.routing.route import Level, Route, RouteSpace
 
 CLOSED = -1e9  # logit of what may not be chosen
+LEAST, MOST, KNOTS = 0.0125, 3.2, 9  # between which penalties a conditioned controller learns; known at so many of them
 
 
 class Wishes(NamedTuple):
@@ -35,10 +38,13 @@ class ControllerOutput(NamedTuple):
 
 class Controller(nn.Module):
     """Two linear layers from what is cheap: the mean of the tokens that carry the question, which modalities are
-    present, and, if it is `conditioned`, the budget as a share of the dense cost.
+    present, and, if it is `conditioned`, the penalty on cost that it is to decide under (as Dosovitskiy and Djolonga
+    2020 train one network for all weights of a loss).
 
     It never sees the output of an encoder that it may skip. All decisions of a sample are drawn independently of each
     other; paths whose ends are not both encoded are not decisions. plans: with any, it only chooses among so many.
+    costs: [KNOTS], of a conditioned controller that is trained: the mean share of the dense cost under each of
+    `penalties()`, measured on validation.
     """
 
     def __init__(
@@ -48,8 +54,10 @@ class Controller(nn.Module):
         self.space = space
         self.conditioned = conditioned
         self.read = nn.ModuleDict({m.value: nn.Linear(width, hidden) for m in space.modalities})
-        self.context = nn.Linear(M + conditioned, hidden)
+        self.context = nn.Linear(M + KNOTS * conditioned, hidden)
         self.wish = nn.Linear(hidden, plans or M * len(Level) + space.depth * len(space.paths))
+        if conditioned:
+            self.register_buffer("costs", torch.full((KNOTS,), torch.nan))
         nn.init.zeros_(self.wish.weight)
         nn.init.zeros_(self.wish.bias)
         allowed = torch.zeros(M, len(Level), dtype=torch.bool)
@@ -58,6 +66,7 @@ class Controller(nn.Module):
         self.register_buffer("allowed", allowed, persistent=False)
 
     allowed: Tensor
+    costs: Tensor
 
     @property
     def flops(self) -> float:
@@ -70,11 +79,11 @@ class Controller(nn.Module):
         self,
         question: Mapping[Modality, Float[Tensor, "b w"]],
         present: Bool[Tensor, "b m"],
-        budget: Float[Tensor, " b"] | None = None,
+        penalty: Float[Tensor, " b"] | None = None,
     ) -> Wishes:
         """question: per modality that carries any of the questions, the mean of its tokens. Raises ValueError if a
-        conditioned controller is given no budget, or one that is not conditioned is given one."""
-        wishes = self.preference(question, present, budget)
+        conditioned controller is given no penalty, or one that is not conditioned is given one."""
+        wishes = self.preference(question, present, penalty)
         levels, opened = wishes.split([M * len(Level), self.space.depth * len(self.space.paths)], dim=1)
         levels = levels.unflatten(1, (M, len(Level))).masked_fill(~self.allowed, CLOSED)
         return Wishes(levels, opened.unflatten(1, (self.space.depth, len(self.space.paths))))
@@ -83,16 +92,21 @@ class Controller(nn.Module):
         self,
         question: Mapping[Modality, Float[Tensor, "b w"]],
         present: Bool[Tensor, "b m"],
-        budget: Float[Tensor, " b"] | None = None,
+        penalty: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b k"]:
         """The last layer's output as it is: of a controller that chooses among plans, their logits."""
-        if (budget is not None) != self.conditioned:
+        if (penalty is not None) != self.conditioned:
             raise ValueError(
-                "this controller is conditioned on a budget: give one"
+                "this controller is conditioned: it wants a penalty, or `penalty_for` a budget"
                 if self.conditioned
-                else "this controller was not trained with a budget: it cannot follow one"
+                else "this controller was trained under one penalty: it cannot follow another, nor a budget"
             )
-        context = present.float() if budget is None else torch.cat([present.float(), budget[:, None]], dim=1)
+        context = present.float()
+        if penalty is not None:  # how near it lies to each knot, on a logarithmic scale: linear in between
+            place = (penalty.log() - math.log(LEAST)) / math.log(MOST / LEAST) * (KNOTS - 1)
+            knots = torch.arange(KNOTS, device=place.device)
+            near = (1 - (place.clamp(0, KNOTS - 1)[:, None] - knots).abs()).clamp(min=0)
+            context = torch.cat([context, near.to(context.dtype)], dim=1)
         hidden = self.context(context)
         carriers = self.space.carriers(present)
         for modality, summary in question.items():
@@ -100,6 +114,19 @@ class Controller(nn.Module):
             read = self.read[modality.value](F.layer_norm(summary[carried], summary.shape[-1:]))
             hidden = hidden.index_add(0, carried, read.to(hidden.dtype))
         return self.wish(F.gelu(hidden))
+
+    def penalty_for(self, budget: float) -> float:
+        """Under which a conditioned controller spends, on average over validation, that share of the dense cost: the
+        least one if it never spends as much. Raises ValueError for a budget that it does not meet under any, and
+        before it is trained."""
+        if not self.conditioned:
+            raise ValueError("this controller was trained under one penalty: it cannot follow another, nor a budget")
+        if self.costs.isnan().any():
+            raise ValueError("this controller's costs are not known yet: train it with `train_controller`")
+        costs = self.costs.cummin(0).values.flip(0).double().cpu().numpy()  # the cheapest first
+        if not budget >= costs[0] - 1e-6:  # float32 was kept
+            raise ValueError(f"no penalty meets a budget of {budget:g} of the dense cost: the least is {costs[0]:.3f}")
+        return float(np.exp(np.interp(budget, costs, penalties().log().flip(0).numpy())))
 
     def decide(
         self, wishes: Wishes, present: Bool[Tensor, "b m"], *, generator: torch.Generator | None = None
@@ -133,6 +160,11 @@ class Controller(nn.Module):
         spread = -(probability * log_open + (1 - probability) * log_shut)
         entropy = entropy + (spread * real[:, None]).sum((1, 2))
         return ControllerOutput(route, probability, log_probability, entropy)
+
+
+def penalties() -> Float[Tensor, " k"]:
+    """The knots of a conditioned controller's penalties, evenly on a logarithmic scale."""
+    return torch.logspace(math.log10(LEAST), math.log10(MOST), KNOTS)
 
 
 def question_means(

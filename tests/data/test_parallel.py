@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 from omni_lab.data import EmojiWorld
 from omni_lab.data import parallel as parallel_module
 from omni_lab.data.parallel import in_parallel
+from omni_lab.data.worlds.talking_face import TalkingFace
 from omni_lab.modalities import Modality
+
+FEW = {"train": 10, "validation": 2, "test": 2}
 
 
 def with_process(number: int) -> tuple[int, int]:
@@ -45,13 +49,21 @@ def test_an_error_there_is_raised_here(many: None) -> None:
         list(found)
 
 
-@pytest.mark.parametrize("modality", [Modality.IMAGE, Modality.AUDIO, Modality.VIDEO])
-def test_a_world_is_the_same_however_many_make_it(modality: Modality, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("world", "modality"),
+    [
+        *((EmojiWorld(things=8, scenes=FEW), m) for m in (Modality.IMAGE, Modality.AUDIO, Modality.VIDEO)),
+        *((TalkingFace(clips=FEW), m) for m in (Modality.AUDIO, Modality.VIDEO)),
+    ],
+    ids=lambda value: value.name if isinstance(value, EmojiWorld | TalkingFace) else str(value),
+)
+def test_a_world_is_the_same_however_many_make_it(
+    world: EmojiWorld | TalkingFace, modality: Modality, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("espeakng_loader")
-    world = EmojiWorld(things=8, scenes={"train": 10, "validation": 2, "test": 2})
-    alone = list(world.media(modality))
+    alone = list(replace(world).media(modality))
     monkeypatch.setattr(parallel_module, "MANY", 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    together = list(world.media(modality))
+    together = list(replace(world).media(modality))
     assert [(m.key, m.facts) for m in alone] == [(m.key, m.facts) for m in together]
     assert all(np.array_equal(a.values, b.values) for a, b in zip(alone, together, strict=True))

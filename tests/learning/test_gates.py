@@ -21,7 +21,7 @@ from tests.learning.test_routing import MEDIA, routed_recipe
 
 __all__ = ["routed_recipe"]
 TEXT, IMAGE, AUDIO, VIDEO = Modality
-CONFIG = RouterConfig(epochs=6, learning_rate=2e-2, penalty=30.0, checkpoint_every=100)
+CONFIG = RouterConfig(epochs=6, learning_rate=2e-2, penalty=3.0, checkpoint_every=100)
 
 
 def test_straight_through_is_hard_going_forward_and_soft_going_back() -> None:
@@ -81,6 +81,8 @@ def test_gates_learn_that_nothing_is_worth_its_cost(routed_recipe: Recipe, tmp_p
     space = model.space
     plans = [Plan.unimodal(space, TEXT), Plan.dense(space)] if kind == "choice" else []
     controller = Controller(space, width=16, plans=len(plans))
+    with torch.no_grad():  # everything is open at first, and the dearer of two plans chosen
+        controller.wish.bias += torch.tensor([0.0, 1.0]) if plans else 1.0
     config = replace(CONFIG, estimator=kind)
     module = GateTraining(model, controller, config, costs=cost_model(model), plans=plans)
     trainer = make_trainer(config, tmp_path, callbacks=[], accelerator="cpu")
@@ -95,7 +97,7 @@ def test_gates_learn_that_nothing_is_worth_its_cost(routed_recipe: Recipe, tmp_p
         assert after == dense, "soft gates save nothing"
         assert trainer.callback_metrics["validation/cost"] < 0.8, "but would if they were hard"
     else:
-        assert after <= before and after < 0.6 * dense
+        assert before == dense and after < 0.6 * dense
     assert all(not p.requires_grad for p in model.parameters())
 
 

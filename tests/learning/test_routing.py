@@ -12,11 +12,12 @@ from omni_lab.config import RouterConfig
 from omni_lab.data import collate
 from omni_lab.evaluation.flops import cost_model
 from omni_lab.learning import Recipe
+from omni_lab.learning.controllers import measure_costs
 from omni_lab.learning.exits import train_exits
 from omni_lab.learning.latents import encode_media
 from omni_lab.learning.recipes import make_trainer
-from omni_lab.learning.routing import RouterTraining, each_once
-from omni_lab.modalities import Modality
+from omni_lab.learning.routing import Judged, RouterTraining, each_once
+from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.model import OmniModel
 from omni_lab.routing import Level, Route
 from omni_lab.routing.controller import Controller
@@ -121,6 +122,37 @@ def test_every_kind_of_training_runs(routed_recipe: Recipe, tmp_path: Path, chan
     assert 0 < metrics["validation/cost"] <= 1.1
 
 
+class PicturesHelp(RouterTraining):
+    """As if the picture helped a little, and nothing else did."""
+
+    def judge(self, batch: OmniBatch, route: Route) -> Judged:
+        seen = (route.encoders[:, Modality.IMAGE.column] > Level.SKIP).float()
+        return super().judge(batch, route)._replace(score=getattr(self, "gain", 0.02) * seen)
+
+
+def test_one_controller_for_all_budgets(routed_recipe: Recipe, tmp_path: Path) -> None:
+    config = RouterConfig(epochs=20, learning_rate=2e-2, anneal=0.1, conditioned=True, checkpoint_every=1000)
+    data = routed_recipe.data_module()
+    model = routed_recipe.new_model(data)
+    for split in ("train", "validation"):
+        encode_media(model, data.dataset(split), MEDIA)
+    torch.manual_seed(0)
+    controller = Controller(model.space, width=16, hidden=16, conditioned=True)
+    module = PicturesHelp(model, controller, config, costs=cost_model(model, controller=controller.flops))
+    make_trainer(config, tmp_path, callbacks=[], accelerator="cpu").fit(module, data, weights_only=False)
+    measure_costs(module, data.loader("validation"))
+    assert ((controller.costs > 0) & (controller.costs < 1.1)).all()
+    least, most = controller.costs[-1].item(), controller.costs[0].item()
+    assert least < 0.9 * most, "under the highest penalty the picture is given up"
+    dataset = data.dataset("validation")
+    batch = collate([dataset[i] for i in range(len(dataset))])
+    for budget in (least, most):
+        judged = module.judge(batch, model.decide(controller, batch, budget=budget + 1e-3)[0].route)
+        assert judged.cost.mean().item() == pytest.approx(budget, abs=0.01)
+    with pytest.raises(ValueError, match="no penalty meets a budget of 0.001 "):
+        model.decide(controller, batch, budget=0.001)
+
+
 def test_what_was_drawn_before_is_not_tried_again(routed_recipe: Recipe) -> None:
     data = routed_recipe.data_module()
     model, dataset = routed_recipe.new_model(data).eval(), data.dataset("train")
@@ -144,3 +176,6 @@ def test_what_does_not_go_together_is_refused(routed_recipe: Recipe, world_recip
         RouterTraining(model, controller, RouterConfig(estimator="ppo"), costs=cost_model(model))
     with pytest.raises(ValueError, match="conditioned is True"):
         RouterTraining(model, controller, RouterConfig(conditioned=True), costs=cost_model(model))
+    knob = Controller(model.space, width=16, conditioned=True)
+    with pytest.raises(ValueError, match="learns all budgets: got budget=0.5 as well"):
+        RouterTraining(model, knob, RouterConfig(conditioned=True, budget=0.5), costs=cost_model(model))

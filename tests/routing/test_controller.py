@@ -9,7 +9,7 @@ import torch
 from omni_lab.modalities import Modality
 from omni_lab.model import OmniModel
 from omni_lab.routing import Level, Path, RouteSpace
-from omni_lab.routing.controller import Controller, Wishes
+from omni_lab.routing.controller import Controller, Wishes, penalties
 from omni_lab.routing.policy_gradient import (
     Penalty,
     group_advantages,
@@ -88,12 +88,51 @@ def test_a_sample_with_one_modality_has_one_route(routed: OmniModel) -> None:
     assert decided.log_probability.item() == decided.entropy.item() == 0.0
 
 
-def test_a_budget_belongs_to_a_conditioned_controller(routed: OmniModel) -> None:
-    question, present, budget = {TEXT: torch.randn(2, 16)}, torch.ones(2, 4, dtype=torch.bool), torch.rand(2)
-    with pytest.raises(ValueError, match="was not trained with a budget"):
-        Controller(routed.space, width=16)(question, present, budget)
-    with pytest.raises(ValueError, match="conditioned on a budget: give one"):
-        Controller(routed.space, width=16, conditioned=True)(question, present)
+def test_a_penalty_belongs_to_a_conditioned_controller(routed: OmniModel) -> None:
+    question, present, penalty = {TEXT: torch.randn(2, 16)}, torch.ones(2, 4, dtype=torch.bool), torch.rand(2)
+    plain, conditioned = Controller(routed.space, width=16), Controller(routed.space, width=16, conditioned=True)
+    with pytest.raises(ValueError, match="trained under one penalty"):
+        plain(question, present, penalty)
+    with pytest.raises(ValueError, match="trained under one penalty: it cannot follow .* a budget"):
+        plain.penalty_for(0.5)
+    with pytest.raises(ValueError, match="it wants a penalty"):
+        conditioned(question, present)
+    with pytest.raises(ValueError, match="not known yet: train it"):
+        conditioned.penalty_for(0.5)
+
+
+def test_a_budget_finds_its_penalty(routed: OmniModel) -> None:
+    controller = Controller(routed.space, width=16, conditioned=True)
+    controller.costs.copy_(torch.tensor([0.9, 0.8, 0.82, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]))
+    known = penalties()
+    assert known[[0, -1]].tolist() == pytest.approx([0.0125, 3.2])
+    assert controller.penalty_for(0.5) == pytest.approx(known[4].item(), rel=1e-4)
+    assert controller.penalty_for(0.1) == pytest.approx(3.2, rel=1e-4)
+    between = controller.penalty_for(0.35)
+    assert between == pytest.approx((known[5] * known[6]).sqrt().item(), rel=1e-4), "half-way, on a logarithmic scale"
+    assert controller.penalty_for(1.0) == pytest.approx(0.0125, rel=1e-4), "it never spends that much"
+    for unmet in (0.05, math.nan):
+        with pytest.raises(ValueError, match=f"no penalty meets a budget of {unmet} .*: the least is 0.100"):
+            controller.penalty_for(unmet)
+
+
+def test_a_conditioned_controller_hears_its_penalty(routed: OmniModel) -> None:
+    """A knot has weights of its own; between two, both count by how near they are; beyond the ends nothing changes."""
+    controller = Controller(routed.space, width=16, conditioned=True)
+    torch.nn.init.normal_(controller.wish.weight)
+    question, present = {TEXT: torch.randn(1, 16)}, torch.ones(1, 4, dtype=torch.bool)
+
+    def hidden(penalty: torch.Tensor) -> torch.Tensor:
+        inputs = []
+        hook = controller.context.register_forward_hook(lambda _, given, out: inputs.append(given[0]))
+        controller(question, present, penalty[None])
+        hook.remove()
+        return inputs[0][0, 4:]
+
+    known = penalties()
+    assert torch.allclose(hidden(known[3]), torch.eye(9)[3], atol=1e-5)
+    assert torch.allclose(hidden((known[3] * known[4]).sqrt()), (torch.eye(9)[3] + torch.eye(9)[4]) / 2, atol=1e-5)
+    assert torch.equal(hidden(torch.tensor(100.0)), torch.eye(9)[8])
 
 
 def test_advantages_by_hand() -> None:

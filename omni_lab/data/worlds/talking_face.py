@@ -6,13 +6,15 @@ Sound and lips are the strongly associated pair: neither alone says whether they
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from omni_lab.data.parallel import in_parallel
 from omni_lab.data.sources import SPLITS, Family, Medium, Question
 from omni_lab.data.speech import Utterance
 from omni_lab.data.worlds.captions import RELATIONS, relation
@@ -83,6 +85,7 @@ class TalkingFace:
     frame_size: int = 32
     snr: tuple[float, float] = (0.0, 30.0)
     seed: int = 0
+    _drawn: dict[str, list[Clip]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -113,10 +116,13 @@ class TalkingFace:
     def corpus(self) -> Sequence[str]:
         return ()
 
-    def pairs(self, split: str) -> Iterator[Clip]:
-        first = sum(self.clips[s] for s in SPLITS[: SPLITS.index(split)])
-        for key in range(first, first + self.clips[split]):
-            yield self.pair(split, key)
+    def pairs(self, split: str) -> list[Clip]:
+        """The clips of a split, always the same ones."""
+        if split not in self._drawn:
+            first = sum(self.clips[s] for s in SPLITS[: SPLITS.index(split)])
+            keys = range(first, first + self.clips[split])
+            self._drawn[split] = list(in_parallel(partial(replace(self).pair, split), keys))
+        return self._drawn[split]
 
     def pair(self, split: str, key: int) -> Clip:
         """Both starts are drawn alike whether or not they are used, so neither stream alone tells the kind."""
@@ -153,15 +159,17 @@ class TalkingFace:
         }
 
     def media(self, modality: Modality) -> Iterator[Medium]:
-        for split in SPLITS:
-            for pair in self.pairs(split):
-                if modality is Modality.AUDIO:
-                    utterance = say(pair.text, pair.sound.voice)
-                    samples = mix(pair.sound, [utterance], np.random.default_rng([self.seed, pair.key, 1]))
-                    words = [[m.label, pair.start + m.start, pair.start + m.end] for m in utterance.words]
-                    yield Medium(pair.key, samples, {"words": words, "snr_db": round(pair.sound.snr, 1)})
-                else:
-                    yield Medium(pair.key, self.draw(pair), {"kind": pair.kind, "lips_start": pair.lips_start})
+        pairs = [pair for split in SPLITS for pair in self.pairs(split)]
+        return in_parallel(partial(replace(self).medium, modality), pairs)  # a copy without the clips it has drawn
+
+    def medium(self, modality: Modality, pair: Clip) -> Medium:
+        """The sound of a clip, or its frames."""
+        if modality is Modality.VIDEO:
+            return Medium(pair.key, self.draw(pair), {"kind": pair.kind, "lips_start": pair.lips_start})
+        utterance = say(pair.text, pair.sound.voice)
+        samples = mix(pair.sound, [utterance], np.random.default_rng([self.seed, pair.key, 1]))
+        words = [[m.label, pair.start + m.start, pair.start + m.end] for m in utterance.words]
+        return Medium(pair.key, samples, {"words": words, "snr_db": round(pair.sound.snr, 1)})
 
     def draw(self, pair: Clip) -> np.ndarray:
         """[F, 3, h, w] uint8."""
