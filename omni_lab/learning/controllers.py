@@ -120,7 +120,7 @@ def get_controller(name: str, profile: Profile, *, seed: int = 0, network: str =
     "gumbel_0.2" or "choice_0.8"; "soft", which saves nothing and pays nothing; or "conditioned", which follows a
     budget. Raises ValueError for another name. network: the recipe of what they route, always that of seed 0; the seed
     is that of the controller."""
-    router, world = profile.world.router, profile.world
+    router = profile.world.router
     routers = {
         f"{estimator}_{penalty}": replace(router, estimator=estimator, penalty=penalty)
         for estimator in (*ESTIMATORS, *GATES)
@@ -128,7 +128,8 @@ def get_controller(name: str, profile: Profile, *, seed: int = 0, network: str =
         for penalty in penalties_of(estimator, profile)
     }
     routers["soft"] = replace(router, estimator="soft", penalty=0.0)
-    routers["conditioned"] = replace(router, penalty=world.penalties[len(world.penalties) // 2], conditioned=True)
+    # Whole penalties from the start, and so much for entropy that no decision is settled before all have been met.
+    routers["conditioned"] = replace(router, penalty=1.0, conditioned=True, anneal=0.0, entropy_bonus=0.5)
     if name not in routers:
         raise ValueError(f"unknown controller {name!r}; the nearest of {[*routers]} is {nearest(name, routers)!r}")
     return ControllerRecipe(name, get_recipe(network, profile), routers[name], seed)

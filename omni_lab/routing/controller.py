@@ -54,9 +54,11 @@ class Controller(nn.Module):
         self.space = space
         self.conditioned = conditioned
         self.read = nn.ModuleDict({m.value: nn.Linear(width, hidden) for m in space.modalities})
-        self.context = nn.Linear(M + KNOTS * conditioned, hidden)
+        self.context = nn.Linear(M, hidden)
         self.wish = nn.Linear(hidden, plans or M * len(Level) + space.depth * len(space.paths))
-        if conditioned:
+        if conditioned:  # by how much each hidden unit counts more or less under each penalty
+            self.gain = nn.Linear(KNOTS, hidden, bias=False)
+            nn.init.zeros_(self.gain.weight)
             self.register_buffer("costs", torch.full((KNOTS,), torch.nan))
         nn.init.zeros_(self.wish.weight)
         nn.init.zeros_(self.wish.bias)
@@ -72,7 +74,7 @@ class Controller(nn.Module):
     def flops(self) -> float:
         """Of one decision: one question is read, by one of the readers."""
         reader: nn.Linear = next(iter(self.read.values()))  # type: ignore[assignment]
-        layers = (reader, self.context, self.wish)
+        layers = (reader, self.context, self.wish, *((self.gain,) if self.conditioned else ()))
         return sum(2.0 * layer.in_features * layer.out_features for layer in layers)
 
     def forward(
@@ -101,19 +103,19 @@ class Controller(nn.Module):
                 if self.conditioned
                 else "this controller was trained under one penalty: it cannot follow another, nor a budget"
             )
-        context = present.float()
-        if penalty is not None:  # how near it lies to each knot, on a logarithmic scale: linear in between
-            place = (penalty.log() - math.log(LEAST)) / math.log(MOST / LEAST) * (KNOTS - 1)
-            knots = torch.arange(KNOTS, device=place.device)
-            near = (1 - (place.clamp(0, KNOTS - 1)[:, None] - knots).abs()).clamp(min=0)
-            context = torch.cat([context, near.to(context.dtype)], dim=1)
-        hidden = self.context(context)
+        hidden = self.context(present.float())
         carriers = self.space.carriers(present)
         for modality, summary in question.items():
             carried = carriers[:, modality.column].nonzero().squeeze(1)
             read = self.read[modality.value](F.layer_norm(summary[carried], summary.shape[-1:]))
             hidden = hidden.index_add(0, carried, read.to(hidden.dtype))
-        return self.wish(F.gelu(hidden))
+        hidden = F.gelu(hidden)
+        if penalty is not None:  # how near it lies to each knot, on a logarithmic scale: linear in between
+            place = (penalty.log() - math.log(LEAST)) / math.log(MOST / LEAST) * (KNOTS - 1)
+            knots = torch.arange(KNOTS, device=place.device)
+            near = (1 - (place.clamp(0, KNOTS - 1)[:, None] - knots).abs()).clamp(min=0)
+            hidden = hidden * (1 + self.gain(near))
+        return self.wish(hidden)
 
     def penalty_for(self, budget: float) -> float:
         """Under which a conditioned controller spends, on average over validation, that share of the dense cost: the

@@ -124,10 +124,10 @@ def test_a_conditioned_controller_hears_its_penalty(routed: OmniModel) -> None:
 
     def hidden(penalty: torch.Tensor) -> torch.Tensor:
         inputs = []
-        hook = controller.context.register_forward_hook(lambda _, given, out: inputs.append(given[0]))
+        hook = controller.gain.register_forward_hook(lambda _, given, out: inputs.append(given[0]))
         controller(question, present, penalty[None])
         hook.remove()
-        return inputs[0][0, 4:]
+        return inputs[0][0]
 
     known = penalties()
     assert torch.allclose(hidden(known[3]), torch.eye(9)[3], atol=1e-5)
