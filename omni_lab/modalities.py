@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +20,7 @@ class Modality(enum.StrEnum):
     AUDIO = "audio"
     VIDEO = "video"
 
-    @property
+    @cached_property
     def column(self) -> int:
         return list(Modality).index(self)
 

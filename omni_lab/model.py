@@ -25,7 +25,7 @@ from omni_lab.fusion import CrossModalFusion, EarlyFusion, FusionOutput
 from omni_lab.heads import AnswerHead
 from omni_lab.modalities import Modality, ModalityInput, OmniBatch, Tokens
 from omni_lab.routing import Level, Path, Route, RouteSpace, all_paths
-from omni_lab.routing.controller import Controller, ControllerOutput, question_means
+from omni_lab.routing.controller import Controller, question_means
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class OmniModel(nn.Module):
 
     def decide(
         self, controller: Controller, batch: OmniBatch, *, budget: float | None = None
-    ) -> tuple[ControllerOutput, dict[Modality, Tokens]]:
+    ) -> tuple[Route, dict[Modality, Tokens]]:
         """What a controller runs for a batch, the likeliest of every decision; and the tokens of the questions, which
         it had to hear for that. budget: the mean share of the dense cost, for a conditioned controller. Raises
         ValueError for a budget that it cannot meet."""
@@ -194,6 +194,8 @@ class OmniModel(nn.Module):
         streams = {}
         for modality, given in batch.inputs.items():
             entries, wanted = given.rows.cpu(), levels[:, modality.column]
+            if not masked and not wanted.any():
+                continue
             parts, rows, count = [], torch.full((len(batch),), -1), 0
             if modality in known:
                 heard = known[modality]

@@ -201,7 +201,7 @@ def measure_costs(module: ControllerTraining, batches: Iterable[OmniBatch]) -> N
         for penalty in penalties():
             told = penalty.to(present.device).expand(len(batch))
             with torch.no_grad():
-                route = controller.greedy(controller(question, present, told), present).route.to("cpu")
+                route = controller.greedy(controller(question, present, told), present).to("cpu")
             spent.append(module.costs(space, route, module.costs.tokens(batch)).total / whole)
     rows = [torch.cat(spent[k :: len(penalties())]) for k in range(len(penalties()))]
     controller.costs.copy_(torch.stack([row.mean() for row in rows]))

@@ -145,7 +145,7 @@ class RouterTraining(ControllerTraining):
 
     def route(self, batch: OmniBatch) -> Route:
         """What the controller runs: the likeliest of every decision; not of one that is conditioned."""
-        return self.network.decide(self.controller, batch)[0].route
+        return self.network.decide(self.controller, batch)[0]
 
     def judge(self, batch: OmniBatch, route: Route) -> Judged:
         return judge(self.network, batch, route, costs=self.costs)
@@ -168,7 +168,7 @@ class RouterTraining(ControllerTraining):
         if self.config.estimator == "group":
             advantages = group_advantages(rewards)
         else:
-            likeliest = self.judge(batch, self.controller.greedy(wishes, present).route)
+            likeliest = self.judge(batch, self.controller.greedy(wishes, present))
             advantages = self_critical_advantages(rewards, likeliest.score - weight * likeliest.cost)
         log_probability, entropy = (
             torch.stack([getattr(t, name) for t in tried]) for name in ("log_probability", "entropy")
@@ -186,13 +186,13 @@ class RouterTraining(ControllerTraining):
         told = None
         if self.config.conditioned:
             told = torch.logspace(math.log10(LEAST), math.log10(MOST), len(batch), device=self.device)
-        decided = self.controller.greedy(self.controller(self.question(batch), present, told), present)
-        judged = self.judge(batch, decided.route)
+        route = self.controller.greedy(self.controller(self.question(batch), present, told), present)
+        judged = self.judge(batch, route)
         self._seen["reward"].append(judged.score - (self.config.penalty if told is None else told) * judged.cost)
         self._seen["accuracy"].append(judged.correct)
         self._seen["cost"].append(judged.cost)
-        self._seen["signature"].append(decided.route.signature())
-        self._seen["opened"].append(self.network.space.opened(decided.route).float())
+        self._seen["signature"].append(route.signature())
+        self._seen["opened"].append(self.network.space.opened(route).float())
         self._seen["families"].extend(batch.families)
 
     def on_validation_epoch_end(self) -> None:

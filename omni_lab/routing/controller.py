@@ -139,9 +139,9 @@ class Controller(nn.Module):
         chance = torch.rand(wishes.opened.shape, generator=generator).to(wishes.opened.device)
         return self.output(wishes, levels, chance < wishes.opened.sigmoid(), present)
 
-    def greedy(self, wishes: Wishes, present: Bool[Tensor, "b m"]) -> ControllerOutput:
+    def greedy(self, wishes: Wishes, present: Bool[Tensor, "b m"]) -> Route:
         """The likeliest of each decision."""
-        return self.output(wishes, wishes.levels.argmax(dim=2), wishes.opened > 0, present)
+        return self.space.route(wishes.levels.argmax(dim=2), wishes.opened > 0, present)
 
     def output(
         self, wishes: Wishes, levels: Int[Tensor, "b m"], opened: Bool[Tensor, "b l p"], present: Bool[Tensor, "b m"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -96,31 +97,33 @@ class RouteSpace:
 
     def carriers(self, present: Bool[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
         """[B, M], True for the one modality of each sample that carries its question."""
-        order = [Modality.TEXT, Modality.AUDIO, Modality.IMAGE, Modality.VIDEO]
-        found = torch.zeros_like(present)
-        for modality in order:
-            found[:, modality.column] = present[:, modality.column] & ~found.any(dim=1)
-        return found
+        rank = torch.tensor([0, 2, 1, 3], device=present.device)  # of text, picture, sound and clip
+        first = torch.where(present, rank, M).argmin(dim=1, keepdim=True)
+        return torch.zeros_like(present).scatter(1, first, True) & present
 
     def route(self, levels: Int[Tensor, "b m"], opened: Bool[Tensor, "b l p"], present: Bool[Tensor, "b m"]) -> Route:
         """The legal route nearest to what is wished: absent modalities are skipped, the question is heard in full, and
         a path is open only where both its ends are encoded. opened: per layer and path, in the order of `paths`."""
-        known = torch.tensor([m in self.modalities for m in Modality], device=present.device)
+        device = present.device
+        known = torch.tensor([m in self.modalities for m in Modality], device=device)
         levels = torch.where(self.carriers(present), int(Level.FULL), levels)
         levels = torch.where(present & known, levels, int(Level.SKIP))
         encoded = levels > Level.SKIP
-        interactions = torch.zeros(len(levels), self.depth, M, M, dtype=torch.bool, device=present.device)
-        for i, path in enumerate(self.paths):
-            both = encoded[:, path.query.column] & encoded[:, path.key.column]
-            interactions[:, :, path.query.column, path.key.column] = opened[:, :, i] & both[:, None]
-        diagonal = torch.arange(M)
-        interactions[:, :, diagonal, diagonal] = encoded[:, None, :]
+        queries, keys = (column.to(device) for column in self._ends)
+        interactions = torch.diag_embed(encoded)[:, None].repeat(1, self.depth, 1, 1)
+        interactions[:, :, queries, keys] = opened & (encoded[:, queries] & encoded[:, keys])[:, None]
         return Route(levels, interactions)
+
+    @cached_property
+    def _ends(self) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
+        """Of every path, the columns of its query and its key."""
+        queries = torch.tensor([p.query.column for p in self.paths], dtype=torch.long)
+        return queries, torch.tensor([p.key.column for p in self.paths], dtype=torch.long)
 
     def opened(self, route: Route) -> Bool[Tensor, "b l p"]:
         """Which paths a route opens, in the order of `paths`."""
-        columns = torch.tensor([[p.query.column, p.key.column] for p in self.paths], dtype=torch.long).view(-1, 2)
-        return route.interactions[:, :, columns[:, 0], columns[:, 1]]
+        queries, keys = self._ends
+        return route.interactions[:, :, queries, keys]
 
     def dense(self, present: Bool[Tensor, "b m"]) -> Route:
         """Everything that there is."""
@@ -151,6 +154,9 @@ class RouteSpace:
                 f"samples and {self.depth} layers"
             )
         legal = self.route(route.encoders, self.opened(route), present)
+        excess = route.interactions & ~legal.interactions
+        if not (excess.any() | ((route.encoders > Level.SKIP) & (legal.encoders == Level.SKIP)).any()):
+            return
         for modality in Modality:
             column = modality.column
             encoded = route.encoders[:, column] > Level.SKIP
@@ -160,14 +166,12 @@ class RouteSpace:
             ):
                 if wrong.any():
                     raise RouteError(f"the route of sample {ids[int(wrong.nonzero()[0])]!r} {why}")
-        excess = route.interactions & ~legal.interactions
-        if excess.any():
-            sample, layer, query, key = excess.nonzero()[0].tolist()
-            modalities = list(Modality)
-            raise RouteError(
-                f"the route of sample {ids[sample]!r} opens {Path(modalities[query], modalities[key])} in layer "
-                f"{layer}: both ends must be present and encoded, and the path must exist"
-            )
+        sample, layer, query, key = excess.nonzero()[0].tolist()
+        modalities = list(Modality)
+        raise RouteError(
+            f"the route of sample {ids[sample]!r} opens {Path(modalities[query], modalities[key])} in layer "
+            f"{layer}: both ends must be present and encoded, and the path must exist"
+        )
 
     def identity(self) -> dict[str, object]:
         """What a controller's weights depend on."""

@@ -49,7 +49,7 @@ def test_policies_are_carried_out_question_by_question(world_recipe: Recipe, mon
     assert np.allclose(charged.total - only.total, 1000.0)
 
     controller = Controller(model.space, width=16)
-    route = bench.routes(lambda batch: model.decide(controller, batch)[0].route)
+    route = bench.routes(lambda batch: model.decide(controller, batch)[0])
     assert len(route) == len(dataset)
     with pytest.raises(ValueError, match=f"a route for each of the {len(dataset)} questions: got 1"):
         bench.run(route.of(torch.tensor([0])))

@@ -60,7 +60,7 @@ def test_draws_are_as_likely_as_they_say() -> None:
 
 def test_the_likeliest_is_chosen_greedily() -> None:
     controller = Controller(SMALL, width=4)
-    route = controller.greedy(wishes([0.0, 2.0, 1.0], [0.1, -0.1]), BOTH).route
+    route = controller.greedy(wishes([0.0, 2.0, 1.0], [0.1, -0.1]), BOTH)
     assert route.encoders[0].tolist() == [Level.FULL, Level.LIGHT, Level.SKIP, Level.SKIP]
     assert SMALL.opened(route)[0, 0].tolist() == [True, False]
 

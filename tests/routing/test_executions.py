@@ -136,18 +136,18 @@ def test_a_question_is_heard_once(routed: OmniModel, make_batch: MakeBatch, seed
     controller = Controller(routed.space, width=16, hidden=8)
     torch.manual_seed(seed)
     nn.init.normal_(controller.wish.weight, std=2.0)
-    decided, question = routed.decide(controller, batch)
+    route, question = routed.decide(controller, batch)
     assert question.keys() == {m for m in Modality if routed.space.carriers(batch.present)[:, m.column].any()}
-    plain = routed(batch, route=decided.route).heads["answer"]
-    assert torch.allclose(routed(batch, route=decided.route, known=question).heads["answer"], plain, atol=1e-5)
+    plain = routed(batch, route=route).heads["answer"]
+    assert torch.allclose(routed(batch, route=route, known=question).heads["answer"], plain, atol=1e-5)
     costs = cost_model(routed, frames=4, controller=controller.flops)
     alone = make_batch(1, seed=seed, missing=0.4)
 
     def whole() -> None:
-        decided, question = routed.decide(controller, alone)
-        routed(alone, route=decided.route, known=question)
+        route, question = routed.decide(controller, alone)
+        routed(alone, route=route, known=question)
 
-    expected = costs(routed.space, routed.decide(controller, alone)[0].route, costs.tokens(alone)).total.item()
+    expected = costs(routed.space, routed.decide(controller, alone)[0], costs.tokens(alone)).total.item()
     assert count_flops(whole) == pytest.approx(expected, rel=0.01)
 
 
