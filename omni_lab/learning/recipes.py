@@ -179,9 +179,10 @@ def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
 
     "easy_vqa", "easy_vqa_text" (the same without its eyes, a control), "emoji_alignment", "emoji_reading",
     "emoji_quiet", "emoji_matching", "emoji_world", "emoji_routed" (each starts from the one before, the last under
-    random routes), and "emoji_world_without_<modality>" (controls that lack one throughout); "easy_vqa_routed", under
-    random routes amid sounds and clips that have nothing to do with the questions; "talking_face_early", "_mid" and
-    "_late", by where sound and lips meet.
+    random routes), and "emoji_world_without_<modality>" (controls that lack one throughout); "easy_vqa_quiet"
+    (questions and pictures alone, from "emoji_routed") and from there "easy_vqa_routed" (under random routes, amid
+    sounds and clips that have nothing to do with the questions); "talking_face_early", "_mid" and "_late", by where
+    sound and lips meet.
     """
     recipes = _recipes(profile, seed)
     if name not in recipes:
@@ -216,16 +217,17 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
     amid = Distracted(easy.source, replace(source, scenes={s: -(-n // 10) for s, n in world.scenes.items()}))
     easy_data = profile.data
     amid_data = replace(world.data, questions_per_scene=easy_data.questions_per_scene, max_scenes=easy_data.max_scenes)
-    learning = replace(  # its eyes learn: shapes of one colour are not what they were aligned on
-        easy.training,
-        epochs=-(-easy.training.epochs // 2),
-        frozen=(Modality.AUDIO,),
-        exit_updates=world.routed.exit_updates,
-        random_routes=world.routed.random_routes,
-        modality_dropout=world.routed.modality_dropout,
+    # First in quiet, all of it: under random routes it would never learn to match a question with a picture.
+    quiet = replace(
+        routed,
+        name="easy_vqa_quiet",
+        source=amid,
+        data=replace(amid_data, only_needed=True),
+        training=easy.training,
+        start=routed,
     )
-    distracted = replace(routed, name="easy_vqa_routed", source=amid, data=amid_data, training=learning, start=routed)
-    recipes += [alignment, *series, routed, distracted]
+    distracted = replace(quiet, name="easy_vqa_routed", data=amid_data, training=world.routed, start=quiet)
+    recipes += [alignment, *series, routed, quiet, distracted]
     for lost in Modality:
         kept = tuple(m for m in Modality if m is not lost)
         without = _question_recipes(alignment, world, replace(world.model, modalities=kept), f"_without_{lost}")
