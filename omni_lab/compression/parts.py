@@ -71,7 +71,6 @@ class _Block(nn.Module):
 class _Summary(nn.Module):
     def __init__(self, head: AnswerHead, modality: Modality) -> None:
         super().__init__()
-        self.pool = head.pool
         self.summary = head.summary[modality.value]
         self.gate = dict(head.gate.items()).get(modality.value)
 

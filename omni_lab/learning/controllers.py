@@ -195,16 +195,17 @@ def measure_costs(module: ControllerTraining, batches: Iterable[OmniBatch]) -> N
     """What a conditioned controller spends under each of its penalties: kept with it, for `Controller.penalty_for`."""
     controller, space, spent = module.controller.eval(), module.network.space, []
     for batch in batches:
-        dense = module.costs(space, space.dense(batch.present), module.costs.tokens(batch))
-        whole = dense.total - dense.controller
+        counts = module.costs.tokens(batch)
+        dense = module.costs(space, space.dense(batch.present), counts)
         question, present = module.question(batch.to(module.device)), batch.present.to(module.device)
+        shares = []
         for penalty in penalties():
             told = penalty.to(present.device).expand(len(batch))
             with torch.no_grad():
                 route = controller.greedy(controller(question, present, told), present).to("cpu")
-            spent.append(module.costs(space, route, module.costs.tokens(batch)).total / whole)
-    rows = [torch.cat(spent[k :: len(penalties())]) for k in range(len(penalties()))]
-    controller.costs.copy_(torch.stack([row.mean() for row in rows]))
+            shares.append(module.costs(space, route, counts).total / (dense.total - dense.controller))
+        spent.append(torch.stack(shares))
+    controller.costs.copy_(torch.cat(spent, dim=1).mean(1))
 
 
 def load_or_train_controller(recipe: ControllerRecipe, network: Trained, *, retrain: bool = False) -> TrainedController:
