@@ -52,15 +52,15 @@ class MultiHeadAttention(nn.Module):
 
         need_weights: take the explicit path and return the weights.
         """
-        if query.shape[-1] != self.dim or context.values.shape[-1] != self.dim or len(query) != len(context):
+        mask = context.sample_mask  # [B, Nk]
+        if query.shape[-1] != self.dim or context.values.shape[-1] != self.dim or query.shape[0] != mask.shape[0]:
             raise ValueError(
                 f"query and context must be {self.dim} wide and of as many samples: got query {list(query.shape)} and "
-                f"context {list(context.values.shape)} for {len(context)} samples"
+                f"context {list(context.values.shape)} for {mask.shape[0]} samples"
             )
         q = self._split(self.query(query))
         k = context.dealt(self._split(self.key(context.values)))  # projected once per entry, then dealt out
         v = context.dealt(self._split(self.value(context.values)))
-        mask = context.sample_mask  # [B, Nk]
         alive = mask.any(dim=1)  # [B]
         open_keys = (mask | ~alive[:, None])[:, None, None, :]  # [B, 1, 1, Nk]; dead rows stay finite, zeroed below
         weights = None

@@ -223,14 +223,27 @@ class RouterConfig:
 
 
 @dataclass(frozen=True)
+class CompressionConfig:
+    """Quantization-aware training, from a trained model, on questions about the first `scenes`, `validation_scenes` of
+    the splits. calibration: batches from which ranges are first taken."""
+
+    calibration: int = 12
+    scenes: int = 2000
+    validation_scenes: int = 100
+    training: TrainingConfig = TrainingConfig(
+        epochs=1, learning_rate=5e-5, warmup_fraction=0.05, augment=False, random_routes=0.25, checkpoint_every=25
+    )
+
+
+@dataclass(frozen=True)
 class WorldConfig:
     """EmojiWorld: things: size of its vocabulary. scenes: per split. alignment: the contrastive pre-training; an epoch
     of it is so many `views`, drawn afresh, in batches of `views_per_batch`. quiet_data: questions each with what it
     needs alone; reading: on those of them that need no ears, from the aligned encoders; quiet: on all of them;
     matching: on those that match a sound with a clip, which are learned last. data, training: on questions amid
     everything else, from there. routed: goes on from there under random routes. router, penalties: the controllers of
-    that network. choice_penalties: of those that choose among plans, which are slower to give one up: under `penalties`
-    they close next to nothing.
+    that network. compression: of that network, too. choice_penalties: of those that choose among plans, which are
+    slower to give one up: under `penalties` they close next to nothing.
     """
 
     things: int
@@ -245,6 +258,7 @@ class WorldConfig:
     quiet_data: DataConfig = IN_QUIET
     routed: TrainingConfig = field(default_factory=lambda: UNDER_ROUTES)
     router: RouterConfig = RouterConfig()
+    compression: CompressionConfig = CompressionConfig()
     penalties: tuple[float, ...] = (0.05, 0.2, 0.8)
     choice_penalties: tuple[float, ...] = (0.2, 0.8, 3.2)
     views: int = 6400

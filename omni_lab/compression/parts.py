@@ -5,18 +5,22 @@ The route decides on the host which parts are called, so that what is skipped co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from omni_lab.attention import AttentionOutput
+from omni_lab.encoders import AudioEncoder
 from omni_lab.fusion import CrossModalFusion
 from omni_lab.heads import AnswerHead
-from omni_lab.modalities import Modality, OmniBatch, Tokens
+from omni_lab.modalities import M, Modality, OmniBatch, Tokens
 from omni_lab.model import OmniModel
+from omni_lab.routing import RouteSpace
+from omni_lab.routing.controller import KNOTS, Controller, decision
 
 Run = Callable[..., tuple[Tensor, ...]]
 
@@ -28,7 +32,7 @@ class Part:
     name: such as "encoder.image", "encoder.image.light", "path.0.text_from_image", "block.0.text",
     "answer.summary.image" or "answer.classify". owner: the modality whose weights these are, of a path the one that
     listens; None for what all share. example: inputs that it takes. lengths: of each input, the name of its second
-    axis if that may vary.
+    axis if that may vary; it is then a multiple of `step`.
     """
 
     name: str
@@ -37,6 +41,19 @@ class Part:
     example: tuple[Tensor, ...]
     inputs: tuple[str, ...]
     lengths: tuple[str | None, ...]
+    step: int = 1
+
+    @property
+    def make(self) -> tuple[object, ...]:
+        """Equal for parts that differ in nothing but their weights."""
+        shapes = tuple((name, tuple(w.shape)) for name, w in self.module.named_parameters())
+        own = self.name if isinstance(self.module, _Encode) else None
+        return (type(self.module), own, self.inputs, shapes)
+
+    def layers(self) -> dict[str, str]:
+        """The weights that are many, of linear layers, convolutions and embeddings: from their name to the layer's."""
+        many = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
+        return {f"{name}.weight": name for name, layer in self.module.named_modules() if isinstance(layer, many)}
 
 
 class _Encode(nn.Module):
@@ -88,6 +105,79 @@ class _Classify(nn.Module):
         return (self.classify(summed),)
 
 
+class _Decide(nn.Module):
+    def __init__(self, controller: Controller, carrier: Modality) -> None:
+        super().__init__()
+        self.read = controller.read[carrier.value]
+        self.context = controller.context
+        self.wish = controller.wish
+        self.gain = controller.gain if controller.conditioned else None
+
+    def forward(self, summary: Tensor, present: Tensor, near: Tensor | None = None) -> tuple[Tensor, ...]:
+        gain = None if self.gain is None else self.gain(near)
+        return (decision(self.read, self.context, self.wish, summary, present, gain),)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What of a routed model is not in its parts.
+
+    pool: how the answer head pools. samples_per_token: of sound; waveforms are filled up to a multiple of it. costs: of
+    a conditioned controller, see `Controller`.
+    """
+
+    space: RouteSpace
+    pool: str
+    latent_bits: int | None
+    samples_per_token: int = 1
+    conditioned: bool = False
+    costs: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, model: OmniModel, controller: Controller | None = None) -> Frame:
+        pool = cast(AnswerHead, model.heads["answer"]).pool
+        conditioned = controller is not None and controller.conditioned
+        costs = tuple(cast(Controller, controller).costs.tolist()) if conditioned else ()
+        return cls(model.space, pool, model.latent_bits, _samples_per_token(model), conditioned, costs)
+
+    def identity(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return {**vars(self), "space": self.space.identity(), "costs": [*self.costs]}
+
+    @classmethod
+    def of_identity(cls, identity: Mapping[str, Any]) -> Frame:
+        """The frame that has this `identity`."""
+        space = RouteSpace.of_identity(identity["space"])
+        return cls(**{**identity, "space": space, "costs": tuple(identity["costs"])})
+
+
+def _samples_per_token(model: OmniModel) -> int:
+    if Modality.AUDIO not in model.space.modalities:
+        return 1
+    encoder = cast(AudioEncoder, model.encoders[Modality.AUDIO.value])
+    return round(encoder.seconds_per_token * encoder.input_rate)
+
+
+def _filled_up(values: Tensor, mask: Tensor, step: int, *, least: int = 0) -> tuple[Tensor, Tensor]:
+    """Waveforms and their mask with silence at the end, to a multiple of `step` and at least so many."""
+    lacking = max(least, -(-values.shape[1] // step)) * step - values.shape[1]
+    return nn.functional.pad(values, (0, lacking)), nn.functional.pad(mask, (0, lacking))
+
+
+def controller_parts(controller: Controller) -> list[Part]:
+    """One part per modality that may carry a question. Raises ValueError for a controller that chooses among plans."""
+    if controller.plans:
+        raise ValueError("a controller that chooses among plans is a control of the ablation: it has no parts")
+    width = cast(nn.Linear, next(iter(controller.read.values()))).in_features
+    example = (torch.randn(2, width), torch.ones(2, M), torch.rand(2, KNOTS))
+    names = ("summary", "present", "near")
+    given = 3 if controller.conditioned else 2
+    return [
+        Part(f"controller.{m}", _Decide(controller, m), None, example[:given], names[:given], (None,) * given)
+        for m in controller.space.modalities
+    ]
+
+
 def parts_of(model: OmniModel, batch: OmniBatch) -> list[Part]:
     """Every part of a model without early fusion, in the order in which it first runs. batch: where examples come
     from; it must have raw inputs of every modality. Raises ValueError for another."""
@@ -102,9 +192,12 @@ def parts_of(model: OmniModel, batch: OmniBatch) -> list[Part]:
             given, encoder = batch.inputs[modality], model.encoders[modality.value]
             example, axis = (given.values[:2], given.mask[:2]), f"{modality}_length"
             lengths = (None, None) if modality is Modality.IMAGE else (axis, axis)
+            step = _samples_per_token(model) if modality is Modality.AUDIO else 1
+            if step > 1:  # with any length, exporting takes a minute of arithmetic about padding
+                example = _filled_up(*example, step, least=2)
             for light in (False, True)[: len(model.space.choices(modality)) - 1]:
                 name = f"encoder.{modality}" + ".light" * light
-                parts.append(Part(name, _Encode(encoder, light), modality, example, ("values", "mask"), lengths))
+                parts.append(Part(name, _Encode(encoder, light), modality, example, ("values", "mask"), lengths, step))
             tokens = encoder(*example)
             entries = torch.arange(2) % len(tokens.values)
             streams[modality] = Tokens(tokens.values[entries], tokens.mask[entries])
@@ -144,11 +237,20 @@ class _Elsewhere(nn.Module):
 
 
 class _RunEncoder(_Elsewhere):
+    def __init__(self, run: Run, name: str, step: int = 1) -> None:
+        super().__init__(run, name)
+        self.step = step
+
     def forward(self, values: Tensor, mask: Tensor) -> Tokens:
-        return Tokens(*self.run(self.name, values, mask))
+        return self._run(self.name, values, mask)
 
     def light(self, values: Tensor, mask: Tensor) -> Tokens:
-        return Tokens(*self.run(f"{self.name}.light", values, mask))
+        return self._run(f"{self.name}.light", values, mask)
+
+    def _run(self, name: str, values: Tensor, mask: Tensor) -> Tokens:
+        if self.step > 1:
+            values, mask = _filled_up(values, mask, self.step)
+        return Tokens(*self.run(name, values, mask))
 
 
 class _RunCross(_Elsewhere):
@@ -169,24 +271,43 @@ class _RunVectors(_Elsewhere):
         return self.run(self.name, vectors)[0]
 
 
-def assemble(model: OmniModel, run: Run) -> OmniModel:
+class _RunController(Controller):
+    """Decisions are worked out elsewhere; what they come to stays as it is."""
+
+    def __init__(self, run: Run, frame: Frame) -> None:
+        super().__init__(frame.space, width=1, hidden=1, conditioned=frame.conditioned)
+        self.run = run
+        if frame.conditioned:
+            self.costs.copy_(torch.tensor(frame.costs))
+
+    def heard(self, modality: Modality, summary: Tensor, present: Tensor, near: Tensor | None = None) -> Tensor:
+        return self.run(f"controller.{modality}", summary, present, *(() if near is None else (near,)))[0]
+
+
+def assemble(frame: Frame, run: Run) -> OmniModel:
     """The same model, with every part carried out by `run(name, *inputs)`; routes, gathering and what is stored
-    between the parts stay as they are. Nothing of `model` is changed."""
-    fusion = cast(CrossModalFusion, model.fusion)
-    head = cast(AnswerHead, model.heads["answer"])
-    bare = CrossModalFusion(paths=[], dim=1, depth=len(fusion.layers), heads=1)
-    bare.paths = list(fusion.paths)
-    for depth, (layer, known) in enumerate(zip(bare.layers, cast(Any, fusion).layers, strict=True)):
-        layer.paths = list(known.paths)  # type: ignore[assignment]
-        layer.cross = nn.ModuleDict({str(p): _RunCross(run, f"path.{depth}.{p}") for p in known.paths})
-        layer.blocks = nn.ModuleDict({q: _RunBlock(run, f"block.{depth}.{q}") for q in known.blocks})
-    answer = AnswerHead(modalities=[], dim=1, answers=1, pool=head.pool)
-    answer.summary = nn.ModuleDict({m: _RunVectors(run, f"answer.summary.{m}") for m in head.summary})
+    between the parts stay as they are."""
+    space, paths = frame.space, frame.space.paths
+    sound = partial(_RunEncoder, step=frame.samples_per_token)
+    encoders = {m: sound if m is Modality.AUDIO else _RunEncoder for m in Modality}
+    fusion = CrossModalFusion(paths=[], dim=1, depth=space.depth, heads=1)
+    fusion.paths = list(paths)
+    for depth, layer in enumerate(cast(Any, fusion.layers)):
+        layer.paths = list(paths)
+        layer.cross = nn.ModuleDict({str(p): _RunCross(run, f"path.{depth}.{p}") for p in paths})
+        layer.blocks = nn.ModuleDict({p.query: _RunBlock(run, f"block.{depth}.{p.query}") for p in paths})
+    answer = AnswerHead(modalities=[], dim=1, answers=1, pool=frame.pool)
+    answer.summary = nn.ModuleDict({m: _RunVectors(run, f"answer.summary.{m}") for m in space.modalities})
     answer.classify = _RunVectors(run, "answer.classify")  # type: ignore[assignment]
     return OmniModel(
-        encoders={m: _RunEncoder(run, f"encoder.{m}") for m in model.space.modalities},
-        fusion=bare,
+        encoders={m: encoders[m](run, f"encoder.{m}") for m in space.modalities},
+        fusion=fusion,
         heads={"answer": answer},
-        space=model.space,
-        latent_bits=model.latent_bits,
+        space=space,
+        latent_bits=frame.latent_bits,
     ).eval()
+
+
+def assemble_controller(frame: Frame, run: Run) -> Controller:
+    """The same controller, likewise."""
+    return _RunController(run, frame).eval()

@@ -219,10 +219,16 @@ class OmniDataModule(L.LightningDataModule):
             )
         return self._datasets[split]
 
-    def redrawn(self, config: DataConfig, *, seed: int, **datasets: QuestionDataset) -> OmniDataModule:
-        """The same questions, but for the splits given, drawn by another configuration and seed."""
+    def redrawn(self, config: DataConfig, *, seed: int, **scenes: int) -> OmniDataModule:
+        """The same questions, drawn by another configuration and seed; of the splits named, only those about so many of
+        their first scenes. What was encoded stays encoded."""
         other = copy.copy(self)
-        other.config, other.seed, other._datasets = config, seed, {**self._datasets, **datasets}
+        other.config, other.seed, other._datasets = config, seed, dict(self._datasets)
+        for split, count in scenes.items():
+            whole = self.dataset(split)
+            few = QuestionDataset(self.store, split, modalities=self.modalities, max_scenes=count)
+            few.encoded, few.encoded_light = whole.encoded, whole.encoded_light
+            other._datasets[split] = few
         return other
 
     def loader(self, split: str, *, share: tuple[Modality, ...] = tuple(Modality)) -> ResumableLoader:

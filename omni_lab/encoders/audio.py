@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 import torchaudio
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -33,10 +36,37 @@ class LogMel(nn.Module):
 
     def forward(self, waves: Float[Tensor, "u s"]) -> Float[Tensor, "u m t"]:
         with torch.autocast(waves.device.type, enabled=False):
-            power = torchaudio.functional.spectrogram(
-                waves.float(), 0, self.window, 512, 160, 400, 2.0, False, pad_mode="constant"
-            )
-            return (self.bank.T @ power[..., :-1] + 1e-6).log()
+            if torch.compiler.is_exporting():
+                power = power_by_products(waves.float(), self.window)
+            else:
+                power = torchaudio.functional.spectrogram(
+                    waves.float(), 0, self.window, 512, 160, 400, 2.0, False, pad_mode="constant"
+                )[..., :-1]
+            return (self.bank.T @ power + 1e-6).log()
+
+
+def power_by_products(waves: Float[Tensor, "u s"], window: Float[Tensor, " w"]) -> Float[Tensor, "u k t"]:
+    """The power spectrogram, 257 bins every 160 samples, by two matrix products: a Fourier transform of 512 = 16 x 32
+    samples in two steps (Cooley and Tukey 1965). For exported models: ONNX Runtime's own transform is several times as
+    slow as theirs. waves: [U, S], S a multiple of 160. window: 400 long."""
+    hops = F.pad(waves, (256, 224)).unflatten(1, (-1, 160))  # a frame is 3.2 hops
+    frames = torch.cat([hops[:, :-3], hops[:, 1:-2], hops[:, 2:-1], hops[:, 3:, :32]], dim=2)  # [U, F, 512]
+    x = (frames * F.pad(window, (56, 56))).unflatten(2, (16, 32)).transpose(2, 3)  # [U, F, 32, 16]
+
+    def wave(rows: Tensor, columns: Tensor, period: int) -> tuple[Tensor, Tensor]:
+        angle = 2 * math.pi * rows[:, None] * columns / period
+        return angle.cos(), angle.sin()
+
+    short, long = torch.arange(16.0), torch.arange(32.0)
+    cos, sin = wave(short, short, 16)
+    real, imaginary = x @ cos, -(x @ sin)  # [U, F, 32, 16]
+    cos, sin = wave(long, short, 512)
+    real, imaginary = real * cos + imaginary * sin, imaginary * cos - real * sin
+    cos, sin = wave(long, torch.arange(17.0), 32)
+    both = torch.cat([real, imaginary], dim=2).transpose(2, 3)  # [U, F, 16, 64]
+    spectrum = both @ torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])  # [U, F, 16, 17 + 17]
+    power = spectrum[..., :17].square() + spectrum[..., 17:].square()
+    return power.transpose(2, 3).flatten(2)[..., :257].transpose(1, 2)
 
 
 class MelFrontEnd(nn.Module):
@@ -166,7 +196,7 @@ class AudioEncoder(nn.Module):
         assert isinstance(self.front, MelFrontEnd)
         frames, real = self.front.shallow(*self._heard(waves, mask))
         times = (torch.arange(frames.shape[1], device=frames.device) + 0.5) * self.front.frame_seconds
-        return Tokens(frames, real, times.expand(len(frames), -1))
+        return Tokens(frames, real, times.expand(frames.shape[0], -1))
 
     def upper(self, lower: Tokens) -> Tokens:
         """What the whole encoder makes of it: `upper` of `lower` is `forward`."""
@@ -205,4 +235,4 @@ class AudioEncoder(nn.Module):
     def _tokens(self, said: Float[Tensor, "u n d"], real: Bool[Tensor, "u n"]) -> Tokens:
         times = (torch.arange(said.shape[1], device=said.device) + 0.5) * self.seconds_per_token
         values = unit_scale(said) + time_features(times, said.shape[2], amplitude=LOUD)
-        return Tokens(values, real, times.expand(len(values), -1))
+        return Tokens(values, real, times.expand(values.shape[0], -1))

@@ -60,7 +60,7 @@ class VideoEncoder(nn.Module):
         """The frames of each clip through time: `upper` of `lower` is `forward`."""
         along = x.transpose(1, 2).flatten(0, 1)  # [U*c, F, d]: each cell through time
         along = self.blocks(Tokens(along, mask.repeat_interleave(x.shape[2], dim=0))).values
-        x = along.unflatten(0, (len(x), x.shape[2])).transpose(1, 2)  # [U, F, c, d]
+        x = along.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)  # [U, F, c, d]
         return self._tokens(self.project(self.norm(self._tiles(x))), mask)
 
     def light(self, clips: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Tokens:

@@ -73,17 +73,19 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: t for name, t in (*model.named_parameters(), *model.named_buffers()) if name in saved}
 
 
-def save_model(folder: Path, model: nn.Module, *, identity: dict[str, Any], facts: dict[str, Any]) -> None:
+def save_model(
+    folder: Path, model: nn.Module, *, identity: dict[str, Any], facts: dict[str, Any], exact: bool = False
+) -> None:
     """Writes both files under temporary names, then renames them. Matrices are kept `to_blocks`, vectors in half
-    precision.
+    precision; if `exact`, all as they are.
 
     identity: what the weights depend on, compared by `load_model`. facts: anything worth keeping (history, timings).
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for name, weights in _weights(model).items():
-        if not weights.is_floating_point():
-            tensors[name] = weights
+        if exact or not weights.is_floating_point():
+            tensors[name] = weights.detach().contiguous()
         elif weights.ndim < 2:
             tensors[name] = weights.detach().half()
         else:

@@ -17,7 +17,6 @@ from lightning.pytorch.callbacks import Callback
 
 from omni_lab.config import Profile, RouterConfig, nearest, project_root
 from omni_lab.data import OmniDataModule
-from omni_lab.data.module import QuestionDataset
 from omni_lab.evaluation.flops import cost_model
 from omni_lab.learning.checkpoints import FACTS, CheckpointError, digest, load_model, recent, save_model, weights_digest
 from omni_lab.learning.gates import GATES, GateTraining
@@ -230,12 +229,7 @@ def _load(recipe: ControllerRecipe, network: Trained, folder: Path) -> TrainedCo
 
 
 def _drawn_for(recipe: ControllerRecipe, network: Trained) -> OmniDataModule:
-    """The network's data, drawn by the controller's seed, with fewer questions a scene, and fewer scenes to validate
-    on; encoded once for all."""
-    router, whole = recipe.router, network.data.dataset("validation")
-    few = QuestionDataset(
-        whole.store, "validation", modalities=network.data.modalities, max_scenes=router.validation_scenes
-    )
-    few.encoded, few.encoded_light = whole.encoded, whole.encoded_light
+    """The network's data, drawn by the controller's seed, with fewer questions a scene; encoded once for all."""
+    router = recipe.router
     config = replace(network.data.config, questions_per_scene=router.questions_per_scene, budget=router.media)
-    return network.data.redrawn(config, seed=recipe.seed, validation=few)
+    return network.data.redrawn(config, seed=recipe.seed, validation=router.validation_scenes)

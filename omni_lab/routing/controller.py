@@ -53,6 +53,7 @@ class Controller(nn.Module):
         super().__init__()
         self.space = space
         self.conditioned = conditioned
+        self.plans = plans
         self.read = nn.ModuleDict({m.value: nn.Linear(width, hidden) for m in space.modalities})
         self.context = nn.Linear(M, hidden)
         self.wish = nn.Linear(hidden, plans or M * len(Level) + space.depth * len(space.paths))
@@ -103,19 +104,26 @@ class Controller(nn.Module):
                 if self.conditioned
                 else "this controller was trained under one penalty: it cannot follow another, nor a budget"
             )
-        hidden = self.context(present.float())
+        near = None if penalty is None else _nearness(penalty)
         carriers = self.space.carriers(present)
+        wishes = self.wish.weight.new_zeros(len(present), self.wish.out_features)
         for modality, summary in question.items():
             carried = carriers[:, modality.column].nonzero().squeeze(1)
-            read = self.read[modality.value](F.layer_norm(summary[carried], summary.shape[-1:]))
-            hidden = hidden.index_add(0, carried, read.to(hidden.dtype))
-        hidden = F.gelu(hidden)
-        if penalty is not None:  # how near it lies to each knot, on a logarithmic scale: linear in between
-            place = (penalty.log() - math.log(LEAST)) / math.log(MOST / LEAST) * (KNOTS - 1)
-            knots = torch.arange(KNOTS, device=place.device)
-            near = (1 - (place.clamp(0, KNOTS - 1)[:, None] - knots).abs()).clamp(min=0)
-            hidden = hidden * (1 + self.gain(near))
-        return self.wish(hidden)
+            told = None if near is None else near[carried]
+            said = self.heard(modality, summary[carried], present[carried].float(), told)
+            wishes = wishes.index_add(0, carried, said.to(wishes.dtype))
+        return wishes
+
+    def heard(
+        self,
+        modality: Modality,
+        summary: Float[Tensor, "b w"],
+        present: Float[Tensor, "b m"],
+        near: Float[Tensor, "b k"] | None = None,
+    ) -> Float[Tensor, "b o"]:
+        """`preference`, of questions that all come in one modality. near: to which knots the penalty lies."""
+        gain = None if near is None else self.gain(near)
+        return decision(self.read[modality.value], self.context, self.wish, summary, present, gain)
 
     def penalty_for(self, budget: float) -> float:
         """Under which a conditioned controller spends, on average over validation, that share of the dense cost: the
@@ -162,6 +170,21 @@ class Controller(nn.Module):
         spread = -(probability * log_open + (1 - probability) * log_shut)
         entropy = entropy + (spread * real[:, None]).sum((1, 2))
         return ControllerOutput(route, probability, log_probability, entropy)
+
+
+def decision(
+    read: nn.Module, context: nn.Module, wish: nn.Module, summary: Tensor, present: Tensor, gain: Tensor | None
+) -> Tensor:
+    """What the layers of a controller make of questions that all come in one modality. gain: see `Controller`."""
+    hidden = F.gelu(context(present) + read(F.layer_norm(summary, summary.shape[-1:])))
+    return wish(hidden if gain is None else hidden * (1 + gain))
+
+
+def _nearness(penalty: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
+    """How near a penalty lies to each knot, on a logarithmic scale: linear in between."""
+    place = (penalty.log() - math.log(LEAST)) / math.log(MOST / LEAST) * (KNOTS - 1)
+    knots = torch.arange(KNOTS, device=place.device)
+    return (1 - (place.clamp(0, KNOTS - 1)[:, None] - knots).abs()).clamp(min=0)
 
 
 def penalties() -> Float[Tensor, " k"]:

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -181,6 +181,16 @@ class RouteSpace:
             "depth": self.depth,
             "levels": {m.value: [level.name for level in self.choices(m)] for m in self.modalities},
         }
+
+    @classmethod
+    def of_identity(cls, identity: Mapping[str, Any]) -> RouteSpace:
+        """The space that has this `identity`."""
+        return cls(
+            modalities=tuple(Modality(m) for m in identity["modalities"]),
+            paths=tuple(Path(*map(Modality, path.split("_from_"))) for path in identity["paths"]),
+            depth=identity["depth"],
+            levels={Modality(m): tuple(Level[name] for name in levels) for m, levels in identity["levels"].items()},
+        )
 
 
 def open_rates(route: Route, space: RouteSpace) -> Float[Tensor, "l p"]:

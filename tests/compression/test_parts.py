@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from omni_lab.compression import assemble, parts_of
+from omni_lab.compression import Frame, assemble, parts_of
 from omni_lab.modalities import Modality, ModalityInput
 from omni_lab.model import OmniModel
 from tests.routing.conftest import MakeBatch, make_batch, routed
@@ -35,7 +35,7 @@ class Runner:
 @pytest.mark.parametrize("seed", range(4))
 def test_put_together_again_it_says_the_same(routed: OmniModel, make_batch: MakeBatch, seed: int) -> None:
     runner = Runner(routed, make_batch(2))
-    whole = assemble(routed, runner)
+    whole = assemble(Frame.of(routed), runner)
     batch = make_batch(12, seed=seed, share=seed % 2 == 1, missing=0.3 * (seed > 1), lengths=True)
     route = routed.space.random(batch.present, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
@@ -47,7 +47,7 @@ def test_put_together_again_it_says_the_same(routed: OmniModel, make_batch: Make
 
 def test_a_closed_part_is_not_called(routed: OmniModel, make_batch: MakeBatch) -> None:
     runner, batch = Runner(routed, make_batch(2)), make_batch(5)
-    whole, space = assemble(routed, runner), routed.space
+    whole, space = assemble(Frame.of(routed), runner), routed.space
     levels = torch.zeros(5, 4, dtype=torch.long)
     levels[:, IMAGE.column] = 1
     opened = torch.zeros(5, space.depth, len(space.paths), dtype=torch.bool)
@@ -80,4 +80,4 @@ def test_what_cannot_be_taken_apart_is_refused(routed: OmniModel, make_batch: Ma
     with pytest.raises(ValueError, match="raw inputs .*\\['image'\\]"):
         parts_of(routed, replace(batch, inputs={**batch.inputs, IMAGE: tokens}))
     with pytest.raises(ValueError, match="keeps its attention weights"):
-        assemble(routed, Runner(routed, batch))(batch, need_weights=True)
+        assemble(Frame.of(routed), Runner(routed, batch))(batch, need_weights=True)
