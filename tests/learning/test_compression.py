@@ -1,0 +1,110 @@
+"""Models that are trained in the precision they will be stored in: made once, continued exactly, found again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from omni_lab.compression import Precision, PrecisionPolicy
+from omni_lab.config import CompressionConfig, Profile, TrainingConfig
+from omni_lab.data import collate
+from omni_lab.learning import Recipe, Trained
+from omni_lab.learning import compression as rooms
+from omni_lab.learning.checkpoints import weights_digest
+from omni_lab.learning.compression import CompressionRecipe, compress, get_compression
+from omni_lab.modalities import Modality, OmniBatch
+from omni_lab.routing.controller import Controller
+
+Made = tuple[Trained, Controller, OmniBatch]
+CONFIG = CompressionConfig(
+    calibration=3,
+    scenes=8,
+    validation_scenes=2,
+    training=TrainingConfig(epochs=1, learning_rate=1e-2, augment=False, random_routes=0.5, checkpoint_every=1),
+)
+INT8 = PrecisionPolicy.everywhere(Precision.INT8)
+
+
+@pytest.fixture
+def made(world_recipe: Recipe) -> Made:
+    """A routed network that knows nothing yet, its controller, and examples of every modality."""
+    tiny = world_recipe.model
+    model = replace(
+        tiny,
+        vision=replace(tiny.vision, early_exit=True),
+        audio=replace(tiny.audio, early_exit=True),
+        fusion=replace(tiny.fusion, gated=True),
+    )
+    recipe = replace(world_recipe, name="routed", model=model)
+    data = recipe.data_module()
+    network = Trained(recipe.new_model(data).eval(), data, {}, "new")
+    questions = data.dataset("train")
+    chosen = [i for i in range(len(questions)) if questions.present[i].sum() >= 3][:6]
+    batch = collate([questions[i] for i in [*chosen, *range(6)]])
+    assert {*batch.inputs} == {*Modality}
+    return network, Controller(network.model.space, width=model.dim, hidden=8).eval(), batch
+
+
+def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    one, other = first.state_dict(), second.state_dict()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def weights(result: rooms.Compressed) -> dict[str, torch.Tensor]:
+    return {f"{p.name}.{n}": w.detach() for p in result.parts for n, w in p.module.named_parameters()}
+
+
+@pytest.mark.parametrize("ranges", ["average", "learned"])
+def test_a_training_happens_once(made: Made, monkeypatch: pytest.MonkeyPatch, ranges: str) -> None:
+    network, controller, batch = made
+    before = weights_digest(network.model)
+    recipe = CompressionRecipe("int8", INT8, ranges, CONFIG, True)
+    first = compress(recipe, network, controller, batch)
+    assert weights_digest(network.model) == before, "a copy is trained"
+    untrained = weights(compress(replace(recipe, trained=False), network, controller, batch))
+    trained = weights(first)
+    changed = {name for name, w in trained.items() if not torch.equal(w, untrained[name])}
+    assert any(n.startswith("encoder.image") for n in changed) and any(n.startswith("path.0") for n in changed)
+    assert not any(n.startswith("controller") for n in changed), "the controller stays"
+    monkeypatch.setattr(rooms, "_make", lambda *args, **kwargs: pytest.fail("trained again"))
+    again = compress(recipe, network, controller, batch)
+    assert all(torch.equal(w, trained[n]) for n, w in weights(again).items()) and again.ranges == first.ranges
+
+
+def test_calibration_alone_changes_no_weight(made: Made) -> None:
+    network, controller, batch = made
+    result = compress(CompressionRecipe("int8", INT8, "average", CONFIG, False), network, controller, batch)
+    expected = {id(w) for w in network.model.parameters()}
+    assert result.ranges and all(id(w) not in expected for w in weights(result).values())
+    model = dict(network.model.named_parameters())
+    assert torch.equal(weights(result)["encoder.text.encoder.project.weight"], model["encoders.text.project.weight"])
+
+
+def test_an_interrupted_training_ends_alike(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, controller, batch = made
+    recipe = CompressionRecipe("int8", INT8, "average", CONFIG, True)
+    whole = weights(compress(recipe, network, controller, batch))
+
+    class Stop(rooms.Meter):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            super().on_train_batch_end(trainer, *args)
+            if trainer.global_step == 2:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rooms, "Meter", Stop)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            compress(recipe, network, controller, batch, afresh=True)
+    assert (recipe.work_folder(network, controller) / "last.ckpt").exists()
+    again = weights(compress(recipe, network, controller, batch))
+    assert all(torch.equal(w, whole[name]) for name, w in again.items())
+
+
+def test_recipes_go_by_name(tiny_profile: Profile) -> None:
+    assert not get_compression("ptq_static", tiny_profile).trained
+    assert get_compression("qat_mixed", tiny_profile, seed=3).policy.of("encoder.audio") is Precision.FP16
+    with pytest.raises(ValueError, match="unknown compression 'qat_int'; the nearest .* is 'qat_int8'"):
+        get_compression("qat_int", tiny_profile)
