@@ -225,9 +225,11 @@ class RouterConfig:
 @dataclass(frozen=True)
 class CompressionConfig:
     """Quantization-aware training, from a trained model, on questions about the first `scenes`, `validation_scenes` of
-    the splits. calibration: batches from which ranges are first taken."""
+    the splits. calibration: batches from which ranges are first taken. pruning_rounds: how often is pruned, and
+    trained after it, until all is gone that is to go."""
 
     calibration: int = 12
+    pruning_rounds: int = 3
     scenes: int = 2000
     validation_scenes: int = 100
     training: TrainingConfig = TrainingConfig(

@@ -58,8 +58,7 @@ def open_graph(part: Part, *, opset: int = OPSET) -> OpenGraph:
         raise ExportError(f"opset must be from {OPSETS.start} to {OPSETS.stop - 1}: got {opset}")
     weights = {name: w.detach() for name, w in part.module.named_parameters()}
     free = torch.export.Dim.DYNAMIC
-    length = part.step * torch.export.Dim("length") if part.step > 1 else free
-    axes = [{0: free} | ({1: length} if varies else {}) for varies in part.lengths]
+    axes = [{0: free} | ({1: free} if varies else {}) for varies in part.lengths]
     chatty = logging.getLogger("torch.onnx")
     level = chatty.level
     with warnings.catch_warnings():

@@ -32,7 +32,7 @@ class Part:
     name: such as "encoder.image", "encoder.image.light", "path.0.text_from_image", "block.0.text",
     "answer.summary.image" or "answer.classify". owner: the modality whose weights these are, of a path the one that
     listens; None for what all share. example: inputs that it takes. lengths: of each input, the name of its second
-    axis if that may vary; it is then a multiple of `step`.
+    axis if that may vary.
     """
 
     name: str
@@ -41,7 +41,6 @@ class Part:
     example: tuple[Tensor, ...]
     inputs: tuple[str, ...]
     lengths: tuple[str | None, ...]
-    step: int = 1
 
     @property
     def make(self) -> tuple[object, ...]:
@@ -63,6 +62,8 @@ class _Encode(nn.Module):
         self.light = light
 
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        if values.ndim == 3:  # sound, cut into tokens
+            values, mask = values.flatten(1), mask.flatten(1)
         tokens = (cast(Any, self.encoder).light if self.light else self.encoder)(values, mask)
         return (tokens.values, tokens.mask) if tokens.times is None else (tokens.values, tokens.mask, tokens.times)
 
@@ -122,8 +123,8 @@ class _Decide(nn.Module):
 class Frame:
     """What of a routed model is not in its parts.
 
-    pool: how the answer head pools. samples_per_token: of sound; waveforms are filled up to a multiple of it. costs: of
-    a conditioned controller, see `Controller`.
+    pool: how the answer head pools. samples_per_token: of sound; waveforms are cut up so. costs: of a conditioned
+    controller, see `Controller`.
     """
 
     space: RouteSpace
@@ -158,10 +159,11 @@ def _samples_per_token(model: OmniModel) -> int:
     return round(encoder.seconds_per_token * encoder.input_rate)
 
 
-def _filled_up(values: Tensor, mask: Tensor, step: int, *, least: int = 0) -> tuple[Tensor, Tensor]:
-    """Waveforms and their mask with silence at the end, to a multiple of `step` and at least so many."""
-    lacking = max(least, -(-values.shape[1] // step)) * step - values.shape[1]
-    return nn.functional.pad(values, (0, lacking)), nn.functional.pad(mask, (0, lacking))
+def _cut(wave: Tensor, each: int, *, least: int = 1) -> Tensor:
+    """[U, S] -> [U, tokens, each], with silence at the end, and at least so many. While its graph is traced, a length
+    that is a whole number of tokens saves a minute of arithmetic about padding."""
+    lacking = max(least, -(-wave.shape[1] // each)) * each - wave.shape[1]
+    return nn.functional.pad(wave, (0, lacking)).unflatten(1, (-1, each))
 
 
 def controller_parts(controller: Controller) -> list[Part]:
@@ -192,13 +194,12 @@ def parts_of(model: OmniModel, batch: OmniBatch) -> list[Part]:
             given, encoder = batch.inputs[modality], model.encoders[modality.value]
             example, axis = (given.values[:2], given.mask[:2]), f"{modality}_length"
             lengths = (None, None) if modality is Modality.IMAGE else (axis, axis)
-            step = _samples_per_token(model) if modality is Modality.AUDIO else 1
-            if step > 1:  # with any length, exporting takes a minute of arithmetic about padding
-                example = _filled_up(*example, step, least=2)
+            tokens = encoder(*example)
+            if modality is Modality.AUDIO:
+                example = tuple(_cut(x, _samples_per_token(model), least=2) for x in example)
             for light in (False, True)[: len(model.space.choices(modality)) - 1]:
                 name = f"encoder.{modality}" + ".light" * light
-                parts.append(Part(name, _Encode(encoder, light), modality, example, ("values", "mask"), lengths, step))
-            tokens = encoder(*example)
+                parts.append(Part(name, _Encode(encoder, light), modality, example, ("values", "mask"), lengths))
             entries = torch.arange(2) % len(tokens.values)
             streams[modality] = Tokens(tokens.values[entries], tokens.mask[entries])
     for depth, layer in enumerate(cast(Any, model.fusion).layers):
@@ -237,9 +238,9 @@ class _Elsewhere(nn.Module):
 
 
 class _RunEncoder(_Elsewhere):
-    def __init__(self, run: Run, name: str, step: int = 1) -> None:
+    def __init__(self, run: Run, name: str, cut: int | None = None) -> None:
         super().__init__(run, name)
-        self.step = step
+        self.cut = cut
 
     def forward(self, values: Tensor, mask: Tensor) -> Tokens:
         return self._run(self.name, values, mask)
@@ -248,8 +249,8 @@ class _RunEncoder(_Elsewhere):
         return self._run(f"{self.name}.light", values, mask)
 
     def _run(self, name: str, values: Tensor, mask: Tensor) -> Tokens:
-        if self.step > 1:
-            values, mask = _filled_up(values, mask, self.step)
+        if self.cut is not None:
+            values, mask = _cut(values, self.cut), _cut(mask, self.cut)
         return Tokens(*self.run(name, values, mask))
 
 
@@ -288,7 +289,7 @@ def assemble(frame: Frame, run: Run) -> OmniModel:
     """The same model, with every part carried out by `run(name, *inputs)`; routes, gathering and what is stored
     between the parts stay as they are."""
     space, paths = frame.space, frame.space.paths
-    sound = partial(_RunEncoder, step=frame.samples_per_token)
+    sound = partial(_RunEncoder, cut=frame.samples_per_token)
     encoders = {m: sound if m is Modality.AUDIO else _RunEncoder for m in Modality}
     fusion = CrossModalFusion(paths=[], dim=1, depth=space.depth, heads=1)
     fusion.paths = list(paths)

@@ -18,6 +18,7 @@ from omni_lab.modalities import Tokens
 
 RATE = 16_000  # Hz, inside
 BANDS = 64
+SHORTEST = 1600  # samples, a tenth of a second: the least that the convolutions can take
 HOP = 640  # samples per frame of the mel front end, after its convolutions: 25 a second
 
 
@@ -80,7 +81,7 @@ class MelFrontEnd(nn.Module):
         self.mel = LogMel()
         self.dim = config.dim
         self.stem = nn.ModuleList(
-            nn.Conv1d(width, config.dim, kernel_size=3, stride=2, padding=1) for width in (BANDS, config.dim)
+            nn.Conv1d(width, config.dim, kernel_size=3, stride=2) for width in (BANDS, config.dim)
         )
         self.blocks = nn.Sequential(
             *(
@@ -99,14 +100,15 @@ class MelFrontEnd(nn.Module):
         self, waves: Float[Tensor, "u s"], lengths: Int[Tensor, " u"]
     ) -> tuple[Float[Tensor, "u f d"], Bool[Tensor, "u f"]]:
         """What the convolutions make of a sound, and which frames are real."""
-        x = self.mel(nn.functional.pad(waves, (0, -waves.shape[1] % HOP)))  # [U, 64, 10 ms]
+        x = self.mel(F.pad(waves, (0, -waves.shape[1] % HOP)))  # [U, 64, 10 ms]
         real = torch.arange(x.shape[2], device=x.device) * 160 < lengths[:, None]  # [U, 10 ms]
         count = real.sum(1).clamp(min=1)[:, None, None] * x.shape[1]
         mean = (x * real[:, None]).sum((1, 2), keepdim=True) / count
         spread = (((x - mean) * real[:, None]) ** 2).sum((1, 2), keepdim=True) / count
         x = (x - mean) / (spread + 1e-3).sqrt()
         for convolution in self.stem:
-            x = nn.functional.gelu(convolution(x * real[:, None]))  # what lies behind the end adds nothing
+            # what lies behind the end adds nothing; before the beginning is silence
+            x = F.gelu(convolution(F.pad(x * real[:, None], (1, 0))))
             real = real[:, ::2]
         x = x.transpose(1, 2)  # [U, F, dim]
         seconds = (torch.arange(x.shape[1], device=x.device) + 0.5) * self.frame_seconds
@@ -208,7 +210,7 @@ class AudioEncoder(nn.Module):
         assert self.exit is not None
         lower = self.lower(waves, mask)
         pooled, real = self._pooled(lower.values, lower.mask)
-        return self._tokens(self.exit(nn.functional.layer_norm(pooled, pooled.shape[-1:])), real)
+        return self._tokens(self.exit(F.layer_norm(pooled, pooled.shape[-1:])), real)
 
     def _said(self, frames: Float[Tensor, "u f d"], real: Bool[Tensor, "u f"]) -> Tokens:
         pooled, real = self._pooled(frames, real)
@@ -220,16 +222,17 @@ class AudioEncoder(nn.Module):
             waves = resample(waves, self.input_rate, RATE)
         lengths = torch.div(mask.sum(1) * RATE, self.input_rate, rounding_mode="floor")
         waves = waves * (torch.arange(waves.shape[1], device=waves.device) < lengths[:, None])
-        short = max(0, 1600 - waves.shape[1])  # a tenth of a second is the least that the convolutions can take
-        return nn.functional.pad(waves, (0, short)), lengths
+        if waves.shape[1] < SHORTEST:
+            waves = F.pad(waves, (0, SHORTEST - waves.shape[1]))
+        return waves, lengths
 
     def _pooled(
         self, frames: Float[Tensor, "u f d"], real: Bool[Tensor, "u f"]
     ) -> tuple[Float[Tensor, "u n d"], Bool[Tensor, "u n"]]:
         """Means over the real frames of each token, and which tokens have any."""
         lacking = -frames.shape[1] % self.pool
-        frames = nn.functional.pad(frames, (0, 0, 0, lacking)).unflatten(1, (-1, self.pool))  # [U, N, pool, dim]
-        weight = nn.functional.pad(real, (0, lacking)).unflatten(1, (-1, self.pool))[..., None].to(frames.dtype)
+        frames = F.pad(frames, (0, 0, 0, lacking)).unflatten(1, (-1, self.pool))  # [U, N, pool, dim]
+        weight = F.pad(real, (0, lacking)).unflatten(1, (-1, self.pool))[..., None].to(frames.dtype)
         return (frames * weight).sum(2) / weight.sum(2).clamp(min=1), weight.squeeze(-1).any(dim=2)
 
     def _tokens(self, said: Float[Tensor, "u n d"], real: Bool[Tensor, "u n"]) -> Tokens:

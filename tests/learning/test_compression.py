@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from omni_lab.data import collate
 from omni_lab.learning import Recipe, Trained
 from omni_lab.learning import compression as rooms
 from omni_lab.learning.checkpoints import weights_digest
-from omni_lab.learning.compression import CompressionRecipe, compress, get_compression
+from omni_lab.learning.compression import CompressionRecipe, Pruning, compress, get_compression
 from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.routing.controller import Controller
 
@@ -69,7 +70,7 @@ def test_a_training_happens_once(made: Made, monkeypatch: pytest.MonkeyPatch, ra
     changed = {name for name, w in trained.items() if not torch.equal(w, untrained[name])}
     assert any(n.startswith("encoder.image") for n in changed) and any(n.startswith("path.0") for n in changed)
     assert not any(n.startswith("controller") for n in changed), "the controller stays"
-    monkeypatch.setattr(rooms, "_make", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(rooms, "_round", lambda *args, **kwargs: pytest.fail("trained again"))
     again = compress(recipe, network, controller, batch)
     assert all(torch.equal(w, trained[n]) for n, w in weights(again).items()) and again.ranges == first.ranges
 
@@ -98,13 +99,35 @@ def test_an_interrupted_training_ends_alike(made: Made, monkeypatch: pytest.Monk
         patched.setattr(rooms, "Meter", Stop)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             compress(recipe, network, controller, batch, afresh=True)
-    assert (recipe.work_folder(network, controller) / "last.ckpt").exists()
+    assert (recipe.work_folder(network, controller) / "round1" / "last.ckpt").exists()
     again = weights(compress(recipe, network, controller, batch))
+    assert all(torch.equal(w, whole[name]) for name, w in again.items())
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_pruning_goes_on_where_it_stopped(made: Made, monkeypatch: pytest.MonkeyPatch, structured: bool) -> None:
+    network, controller, batch = made
+    recipe = CompressionRecipe("p", INT8, "average", CONFIG, True, pruning=Pruning(0.5, structured, rounds=2))
+    whole = weights(compress(recipe, network, controller, batch))
+    held = {w.data_ptr(): w for n, w in whole.items() if not n.startswith("controller")}.values()
+    if structured:
+        assert sum(w.numel() for w in held) < 0.8 * sum(w.numel() for w in network.model.parameters())
+    else:
+        many = [w for w in held if w.ndim > 1 and (w == 0).any()]
+        zeros = sum(int((w == 0).sum()) for w in many) / sum(w.numel() for w in many)
+        assert zeros == pytest.approx(0.5, abs=0.02)
+    shutil.rmtree(recipe.work_folder(network, controller) / "round2")
+    first = recipe.work_folder(network, controller) / "round1" / "model.safetensors"
+    written = first.stat().st_mtime_ns
+    again = weights(compress(recipe, network, controller, batch))
+    assert first.stat().st_mtime_ns == written, "the first round is not made again"
     assert all(torch.equal(w, whole[name]) for name, w in again.items())
 
 
 def test_recipes_go_by_name(tiny_profile: Profile) -> None:
     assert not get_compression("ptq_static", tiny_profile).trained
     assert get_compression("qat_mixed", tiny_profile, seed=3).policy.of("encoder.audio") is Precision.FP16
+    pruned = get_compression("smaller_70_int8", tiny_profile)
+    assert pruned.pruning == Pruning(0.7, True) and pruned.rounds == 3 and pruned.policy == INT8
     with pytest.raises(ValueError, match="unknown compression 'qat_int'; the nearest .* is 'qat_int8'"):
         get_compression("qat_int", tiny_profile)
