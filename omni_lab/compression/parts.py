@@ -192,11 +192,12 @@ def parts_of(model: OmniModel, batch: OmniBatch) -> list[Part]:
     with torch.no_grad():
         for modality in model.space.modalities:
             given, encoder = batch.inputs[modality], model.encoders[modality.value]
-            example, axis = (given.values[:2], given.mask[:2]), f"{modality}_length"
+            axis, example = f"{modality}_length", (given.values[:2], given.mask[:2])
             lengths = (None, None) if modality is Modality.IMAGE else (axis, axis)
             tokens = encoder(*example)
             if modality is Modality.AUDIO:
-                example = tuple(_cut(x, _samples_per_token(model), least=2) for x in example)
+                each = _samples_per_token(model)
+                example = (_cut(example[0], each, least=2), _cut(example[1], each, least=2))
             for light in (False, True)[: len(model.space.choices(modality)) - 1]:
                 name = f"encoder.{modality}" + ".light" * light
                 parts.append(Part(name, _Encode(encoder, light), modality, example, ("values", "mask"), lengths))

@@ -4,7 +4,7 @@ taken out, which makes it smaller and faster."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,7 +37,7 @@ def zero_smallest(model: nn.Module, share: float) -> dict[str, Bool[Tensor, ...]
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, many)}
     chosen = [(layer, "weight") for layer in layers.values()]
     prune.global_unstructured(chosen, pruning_method=prune.L1Unstructured, amount=share)
-    kept = {f"{name}.weight": layer.weight_mask.bool() for name, layer in layers.items()}
+    kept = {f"{name}.weight": cast(Tensor, layer.weight_mask).bool() for name, layer in layers.items()}
     for layer, weight in chosen:
         prune.remove(layer, weight)
     return kept
@@ -69,7 +69,7 @@ def groups_of(model: nn.Module) -> Iterator[Group]:
         if isinstance(module, MultiHeadAttention):
             yield Group(name, _relative(_head_energy(module)), 4 * module.head_dim * module.dim, 1, _keep_heads(module))
         elif isinstance(module, Mlp):
-            up, down = module.fc1.weight, module.fc2.weight  # type: ignore[union-attr]
+            up, down = module.fc1.weight, module.fc2.weight
             energy = up.square().sum(1) + down.square().sum(0)
             least = min(LEAST_UNITS, len(energy))
             yield Group(name, _relative(energy), up.shape[1] + down.shape[0], least, _keep_units(module))

@@ -159,7 +159,7 @@ def get_compression(name: str, profile: Profile, *, seed: int = 0) -> Compressio
     config = profile.world.compression
     exact, int8 = (PrecisionPolicy.everywhere(p) for p in (Precision.FP32, Precision.INT8))
     int4, mixed = PrecisionPolicy.everywhere(Precision.INT4), PrecisionPolicy.mixed()
-    known = {
+    known: dict[str, tuple[PrecisionPolicy, str, bool, Pruning | None]] = {
         "float": (exact, "dynamic", False, None),
         "weights_int4": (int4, "dynamic", False, None),
         "ptq_dynamic": (int8, "dynamic", False, None),
