@@ -219,15 +219,16 @@ class OmniDataModule(L.LightningDataModule):
             )
         return self._datasets[split]
 
-    def redrawn(self, config: DataConfig, *, seed: int, **scenes: int) -> OmniDataModule:
+    def redrawn(self, config: DataConfig, *, seed: int, raw: bool = False, **scenes: int) -> OmniDataModule:
         """The same questions, drawn by another configuration and seed; of the splits named, only those about so many of
-        their first scenes. What was encoded stays encoded."""
+        their first scenes. What was encoded stays encoded, unless `raw` media are wanted of those splits."""
         other = copy.copy(self)
         other.config, other.seed, other._datasets = config, seed, dict(self._datasets)
         for split, count in scenes.items():
             whole = self.dataset(split)
             few = QuestionDataset(self.store, split, modalities=self.modalities, max_scenes=count)
-            few.encoded, few.encoded_light = whole.encoded, whole.encoded_light
+            if not raw:
+                few.encoded, few.encoded_light = whole.encoded, whole.encoded_light
             other._datasets[split] = few
         return other
 

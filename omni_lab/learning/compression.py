@@ -200,7 +200,7 @@ def compress(
     fake = FakeQuantization(parts, recipe.policy, ranges=recipe.ranges).eval()
     config = recipe.config
     scenes = {"train": config.scenes, "validation": config.validation_scenes}
-    data = network.data.redrawn(network.data.config, seed=recipe.seed, **scenes)
+    data = network.data.redrawn(network.data.config, seed=recipe.seed, raw=True, **scenes)
     if recipe.ranges != "dynamic":
         carried, deciding = assemble(frame, fake.run), assemble_controller(frame, fake.run)
         batches = islice(data.loader("train"), config.calibration)

@@ -16,6 +16,7 @@ from omni_lab.learning import Recipe, Trained
 from omni_lab.learning import compression as rooms
 from omni_lab.learning.checkpoints import weights_digest
 from omni_lab.learning.compression import CompressionRecipe, Pruning, compress, get_compression
+from omni_lab.learning.controllers import encode_for_routing
 from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.routing.controller import Controller
 
@@ -73,6 +74,14 @@ def test_a_training_happens_once(made: Made, monkeypatch: pytest.MonkeyPatch, ra
     monkeypatch.setattr(rooms, "_round", lambda *args, **kwargs: pytest.fail("trained again"))
     again = compress(recipe, network, controller, batch)
     assert all(torch.equal(w, trained[n]) for n, w in weights(again).items()) and again.ranges == first.ranges
+
+
+def test_encoders_are_trained_whatever_was_encoded_before(made: Made) -> None:
+    network, controller, batch = made
+    encode_for_routing(network)  # as training a controller does
+    trained = weights(compress(CompressionRecipe("int8", INT8, "average", CONFIG, True), network, controller, batch))
+    before = dict(network.model.named_parameters())["encoders.image.project.weight"]
+    assert not torch.equal(trained["encoder.image.encoder.project.weight"], before)
 
 
 def test_calibration_alone_changes_no_weight(made: Made) -> None:
