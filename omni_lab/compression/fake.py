@@ -16,7 +16,7 @@ from omni_lab.compression.parts import Part
 from omni_lab.compression.policy import Precision, PrecisionPolicy
 from omni_lab.modalities import OmniBatch
 from omni_lab.model import OmniModel
-from omni_lab.routing.controller import Controller, penalties, question_means
+from omni_lab.routing.controller import Controller, nearness, penalties
 
 RANGES = ("average", "learned", "dynamic")
 
@@ -172,9 +172,11 @@ def calibrate(
             for route in (model.space.dense(batch.present), model.space.random(batch.present, generator=generator)):
                 model(batch, route=route)
             if controller is not None:
-                means = question_means(model.questions(batch), model.space.carriers(batch.present))
-                drawn = knots[torch.randint(len(knots), (len(batch),), generator=generator)]
-                controller(means, batch.present, drawn if controller.conditioned else None)
+                for modality, tokens in model.encode(batch).items():  # as if each carried the question
+                    some = tokens.present.nonzero().squeeze(1)
+                    drawn = knots[torch.randint(len(knots), (len(some),), generator=generator)]
+                    told = nearness(drawn) if controller.conditioned else None
+                    controller.heard(modality, tokens.pooled()[some], batch.present[some].float(), told)
             count += 1
     if not count:
         raise ValueError("calibration wants batches: got none")

@@ -192,7 +192,8 @@ def parts_of(model: OmniModel, batch: OmniBatch) -> list[Part]:
     with torch.no_grad():
         for modality in model.space.modalities:
             given, encoder = batch.inputs[modality], model.encoders[modality.value]
-            axis, example = f"{modality}_length", (given.values[:2], given.mask[:2])
+            two = torch.arange(2) % len(given.values)
+            axis, example = f"{modality}_length", (given.values[two], given.mask[two])
             lengths = (None, None) if modality is Modality.IMAGE else (axis, axis)
             tokens = encoder(*example)
             if modality is Modality.AUDIO:
@@ -201,8 +202,7 @@ def parts_of(model: OmniModel, batch: OmniBatch) -> list[Part]:
             for light in (False, True)[: len(model.space.choices(modality)) - 1]:
                 name = f"encoder.{modality}" + ".light" * light
                 parts.append(Part(name, _Encode(encoder, light), modality, example, ("values", "mask"), lengths))
-            entries = torch.arange(2) % len(tokens.values)
-            streams[modality] = Tokens(tokens.values[entries], tokens.mask[entries])
+            streams[modality] = Tokens(tokens.values, tokens.mask)
     for depth, layer in enumerate(cast(Any, model.fusion).layers):
         for path in layer.paths:
             ends = [t for m in path for t in (streams[m].values, streams[m].mask)]

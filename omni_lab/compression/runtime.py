@@ -44,6 +44,8 @@ class ExportedOmniModel:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 3  # errors
+        # threads that wait for one graph would take the processor from the one that runs
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # without this, sums of int8 products overflow on processors that have AVX2 but no VNNI
         options.add_session_config_entry("session.x64quantprecision", "1")
         self.inputs = {name: part["inputs"] for name, part in manifest["parts"].items()}

@@ -104,7 +104,7 @@ class Controller(nn.Module):
                 if self.conditioned
                 else "this controller was trained under one penalty: it cannot follow another, nor a budget"
             )
-        near = None if penalty is None else _nearness(penalty)
+        near = None if penalty is None else nearness(penalty)
         carriers = self.space.carriers(present)
         wishes = self.wish.weight.new_zeros(len(present), self.wish.out_features)
         for modality, summary in question.items():
@@ -180,7 +180,7 @@ def decision(
     return wish(hidden if gain is None else hidden * (1 + gain))
 
 
-def _nearness(penalty: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
+def nearness(penalty: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
     """How near a penalty lies to each knot, on a logarithmic scale: linear in between."""
     place = (penalty.log() - math.log(LEAST)) / math.log(MOST / LEAST) * (KNOTS - 1)
     knots = torch.arange(KNOTS, device=place.device)
