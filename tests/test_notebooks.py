@@ -77,6 +77,14 @@ EXPECTED = {
         "fusion/early_gain",
         "fusion/late_accuracy",
     },
+    "08_ablation_quantization": {
+        "export/max_abs_diff",
+        "quantization/ptq_static/size_saved",
+        "quantization/ptq_static_routed/accuracy_kept",
+        "quantization/ptq_dynamic/speedup_vs_eager_b1",
+        "quantization/ptq_static/speedup_vs_same_runtime_fp32_b32",
+        "compression/latency_times_less_b1",
+    },
     "90_solutions": {"solutions/accuracy_without_picture"},
 }
 BOUNDS = {
@@ -87,6 +95,8 @@ BOUNDS = {
     "difference_to_torch": (0.0, 1e-5),
     "difference_fused_explicit": (0.0, 1e-5),
     "gradient_difference": (0.0, 1e-5),
+    "max_abs_diff": (0.0, 1e-4),
+    "size_saved": (0.0, 1.0),
 }
 
 
