@@ -22,7 +22,7 @@ from omni_lab.compression.parts import Part
 from omni_lab.compression.policy import Precision
 
 OPSET = 20
-OPSETS = range(18, 24)  # those that the exporter was tried with
+OPSETS = range(18, 24)  # those that torch's exporter writes; tested with `OPSET`
 INTEGERS = "com.microsoft"  # ONNX Runtime's own operators
 
 
@@ -53,7 +53,7 @@ class _Open(nn.Module):
 
 def open_graph(part: Part, *, opset: int = OPSET) -> OpenGraph:
     """Exports a part; the axis of samples and the axes named in `lengths` stay free. Raises ExportError for an opset
-    that the exporter was not tried with."""
+    that torch's exporter does not write."""
     if opset not in OPSETS:
         raise ExportError(f"opset must be from {OPSETS.start} to {OPSETS.stop - 1}: got {opset}")
     weights = {name: w.detach() for name, w in part.module.named_parameters()}
