@@ -157,6 +157,17 @@ class OmniModel(nn.Module):
             if isinstance(part, nn.ModuleDict) and part is not self.encoders and {lender, borrower} <= {*part.keys()}:
                 part[borrower.value].load_state_dict(part[lender.value].state_dict())
 
+    def take_out(self, paths: Collection[tuple[int, Path]]) -> None:
+        """Takes paths out of their layers for good, weights and all; no route opens them any more. Raises ValueError
+        for one that is not there."""
+        for depth, path in paths:
+            layer = cast(Any, self.fusion).layers[depth]
+            if path not in layer.paths:
+                raise ValueError(f"layer {depth} has no path {path}: it has {[str(p) for p in layer.paths]}")
+            layer.paths.remove(path)
+            del layer.cross[str(path)]
+        self.space = replace(self.space, taken_out=(*self.space.taken_out, *paths))
+
     def fuse(
         self,
         encoded: Mapping[Modality, Tokens],

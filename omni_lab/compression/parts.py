@@ -25,6 +25,12 @@ from omni_lab.routing.controller import KNOTS, Controller, decision
 Run = Callable[..., tuple[Tensor, ...]]
 
 
+def layers_of(module: nn.Module) -> dict[str, Any]:
+    """What holds many weights, by name: linear layers, convolutions and embeddings."""
+    many = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, many)}
+
+
 @dataclass(frozen=True)
 class Part:
     """One graph: tensors in, a tuple of tensors out; the first axis of each is that of samples.
@@ -50,9 +56,8 @@ class Part:
         return (type(self.module), own, self.inputs, shapes)
 
     def layers(self) -> dict[str, str]:
-        """The weights that are many, of linear layers, convolutions and embeddings: from their name to the layer's."""
-        many = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
-        return {f"{name}.weight": name for name, layer in self.module.named_modules() if isinstance(layer, many)}
+        """The weights of `layers_of` its module: from their name to the layer's."""
+        return {f"{name}.weight": name for name in layers_of(self.module)}
 
 
 class _Encode(nn.Module):
@@ -295,8 +300,8 @@ def assemble(frame: Frame, run: Run) -> OmniModel:
     fusion = CrossModalFusion(paths=[], dim=1, depth=space.depth, heads=1)
     fusion.paths = list(paths)
     for depth, layer in enumerate(cast(Any, fusion.layers)):
-        layer.paths = list(paths)
-        layer.cross = nn.ModuleDict({str(p): _RunCross(run, f"path.{depth}.{p}") for p in paths})
+        layer.paths = [p for p in paths if (depth, p) not in space.taken_out]
+        layer.cross = nn.ModuleDict({str(p): _RunCross(run, f"path.{depth}.{p}") for p in layer.paths})
         layer.blocks = nn.ModuleDict({p.query: _RunBlock(run, f"block.{depth}.{p.query}") for p in paths})
     answer = AnswerHead(modalities=[], dim=1, answers=1, pool=frame.pool)
     answer.summary = nn.ModuleDict({m: _RunVectors(run, f"answer.summary.{m}") for m in space.modalities})

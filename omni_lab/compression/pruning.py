@@ -4,7 +4,7 @@ taken out, which makes it smaller and faster."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from omni_lab.attention import MultiHeadAttention
+from omni_lab.compression.parts import layers_of
+from omni_lab.routing import Path, RouteSpace
 
 LEAST_UNITS = 8  # of a feed-forward network
 
@@ -29,18 +31,19 @@ def check_share(share: float) -> None:
         raise ValueError(f"the share to prune must be at least 0 and less than 1: got {share}")
 
 
-def zero_smallest(model: nn.Module, share: float) -> dict[str, Bool[Tensor, ...]]:
+def zero_smallest(model: nn.Module, share: float) -> None:
     """Sets that share of the weights of all linear layers, convolutions and embeddings to zero, the smallest of the
-    whole model; returns by name which weights stay."""
+    whole model."""
     check_share(share)
-    many = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, many)}
-    chosen = [(layer, "weight") for layer in layers.values()]
+    chosen = [(layer, "weight") for layer in layers_of(model).values()]
     prune.global_unstructured(chosen, pruning_method=prune.L1Unstructured, amount=share)
-    kept = {f"{name}.weight": cast(Tensor, layer.weight_mask).bool() for name, layer in layers.items()}
     for layer, weight in chosen:
         prune.remove(layer, weight)
-    return kept
+
+
+def still_there(model: nn.Module) -> dict[str, Bool[Tensor, ...]]:
+    """Which of these weights are not zero, by name."""
+    return {f"{name}.weight": layer.weight != 0 for name, layer in layers_of(model).items()}
 
 
 def zero_again(model: nn.Module, kept: Mapping[str, Bool[Tensor, ...]]) -> None:
@@ -75,10 +78,23 @@ def groups_of(model: nn.Module) -> Iterator[Group]:
             yield Group(name, _relative(energy), up.shape[1] + down.shape[0], least, _keep_units(module))
 
 
+def rarest_paths(space: RouteSpace, rates: Float[Tensor, "l p"], count: int) -> list[tuple[int, Path]]:
+    """So many of the paths that layers still have, those that are open for the fewest questions; but the last one
+    between two modalities stays, since nothing could take its place. rates: see `open_rates`."""
+    there = [(layer, path) for layer in range(space.depth) for path in space.paths]
+    left = [known for known in there if known not in space.taken_out]
+    gone: list[tuple[int, Path]] = []
+    for layer, path in sorted(left, key=lambda known: float(rates[known[0], space.paths.index(known[1])])):
+        if len(gone) < count and sum(other == path for _, other in left) > 1:
+            left.remove((layer, path))
+            gone.append((layer, path))
+    return gone
+
+
 def take_out(model: nn.Module, share: float) -> dict[str, list[int]]:
     """Takes out heads and hidden units that together have that share of the weights of all of them, those of the least
     weight relative to others of their module first, however unevenly that falls; returns which stay, by module. Every
-    attention keeps a head, every feed-forward network eight units."""
+    attention keeps a head, every feed-forward network eight units. Paths are taken out by `OmniModel.take_out`."""
     check_share(share)
     groups = list(groups_of(model))
     order = sorted(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
@@ -28,7 +29,15 @@ from omni_lab.compression import (
     parts_of,
 )
 from omni_lab.compression.artefact import Ranges
-from omni_lab.compression.pruning import cubic_share, keep_only, take_out, zero_again, zero_smallest
+from omni_lab.compression.pruning import (
+    cubic_share,
+    keep_only,
+    rarest_paths,
+    still_there,
+    take_out,
+    zero_again,
+    zero_smallest,
+)
 from omni_lab.config import CompressionConfig, Profile, TrainingConfig, nearest, project_root
 from omni_lab.data import Family, OmniDataModule
 from omni_lab.learning.checkpoints import (
@@ -46,7 +55,8 @@ from omni_lab.learning.progress import ProgressTable
 from omni_lab.learning.recipes import Meter, Trained, device_name, make_trainer
 from omni_lab.modalities import OmniBatch
 from omni_lab.model import OmniModel
-from omni_lab.routing import Route
+from omni_lab.routing import Path as Interaction
+from omni_lab.routing import Route, open_rates
 from omni_lab.routing.controller import Controller
 
 log = logging.getLogger(__name__)
@@ -89,20 +99,36 @@ class QuantizedTraining(MultitaskTraining):
 
 @dataclass(frozen=True)
 class Pruning:
-    """share: of the weights that go, after all `rounds`, each of which is followed by a training. structured: whole
-    heads and hidden units (`take_out`), else single weights (`zero_smallest`)."""
+    """share: of the weights that go, after all `rounds`, each of which is followed by a training on questions about
+    `scenes` scenes. structured: that share of the paths, the least used, and then whole heads and hidden units
+    (`take_out`), else single weights (`zero_smallest`)."""
 
     share: float
     structured: bool
     rounds: int = 3
+    scenes: int = 1000
 
-    def prune(self, model: OmniModel, done: int) -> tuple[Mapping[str, Tensor], dict[str, list[int]]]:
-        """The round after so many: which single weights stay, and which heads and units."""
+    def prune(self, model: OmniModel, done: int, rates: Tensor) -> dict[str, Any]:
+        """The round after so many; returns what `again` wants, as JSON keeps it. rates: see `rarest_paths`."""
         share = cubic_share(self.share, done + 1, self.rounds)
         if not self.structured:
-            return zero_smallest(model, share), {}
+            zero_smallest(model, share)
+            return {}
+        space, before = model.space, sum(p.numel() for p in model.parameters())
+        wanted = round(share * space.depth * len(space.paths)) - len(space.taken_out)
+        paths = rarest_paths(space, rates, wanted)
+        model.take_out(paths)
         gone = cubic_share(self.share, done, self.rounds)
-        return {}, take_out(model, (share - gone) / (1 - gone))
+        went = 1 - sum(p.numel() for p in model.parameters()) / before
+        units = take_out(model, max(0.0, 1 - (1 - share) / (1 - gone) / (1 - went)))
+        return {"paths": [[layer, str(path)] for layer, path in paths], "units": units}
+
+    @staticmethod
+    def again(model: OmniModel, gone: Mapping[str, Any]) -> None:
+        """Takes out what an earlier call of `prune` did."""
+        if gone:
+            model.take_out([(layer, Interaction.named(path)) for layer, path in gone["paths"]])
+            keep_only(model, gone["units"])
 
 
 @dataclass(frozen=True)
@@ -110,19 +136,21 @@ class CompressionRecipe:
     """Everything that determines a compressed model, but for the model and the controller that it begins with.
 
     trained: whether with quantization-aware training; else only calibrated. ranges: see `FakeQuantization`. pruning: in
-    rounds, each followed by a training.
+    rounds, each followed by a training. after: the recipe whose model it begins with, in place of the given one.
     """
 
     name: str
     policy: PrecisionPolicy
     ranges: str
-    config: CompressionConfig
     trained: bool
+    config: CompressionConfig
     seed: int = 0
     pruning: Pruning | None = None
+    after: CompressionRecipe | None = None
 
     def identity(self, network: Trained, controller: Controller) -> dict[str, Any]:
         """What a checkpoint must agree with to be loaded."""
+        after = {} if self.after is None else {"after": self.after.identity(network, controller)}
         return {
             "network_weights": weights_digest(network.model),
             "controller_weights": weights_digest(controller),
@@ -132,6 +160,7 @@ class CompressionRecipe:
             "trained": self.trained,
             "pruning": self.pruning,
             "seed": self.seed,
+            **after,
         }
 
     def work_folder(self, network: Trained, controller: Controller) -> Path:
@@ -144,6 +173,13 @@ class CompressionRecipe:
         """How many trainings it takes."""
         return int(self.trained) if self.pruning is None else self.pruning.rounds
 
+    @property
+    def sparse(self) -> bool:
+        """Whether single weights are zero, and to stay so."""
+        if self.pruning is None:
+            return self.after is not None and self.after.sparse
+        return not self.pruning.structured
+
 
 SHARES = (30, 50, 70, 90)  # per cent of the weights
 
@@ -154,39 +190,42 @@ def get_compression(name: str, profile: Profile, *, seed: int = 0) -> Compressio
     "float" and "weights_int4": nothing is calibrated or trained. "ptq_dynamic" and "ptq_static": post-training int8,
     each input's own range or a calibrated one. "qat_int8", "qat_learned" (its ranges are trained too) and "qat_mixed".
     "pruned_30" to "pruned_90": so many per cent of the single weights are zero; "smaller_30" to "smaller_90": of the
-    weights in heads and hidden units are taken out, whole ones; with "_int8", quantization-aware at that.
+    weights are taken out, as whole paths, heads and hidden units; with "_int8", quantization-aware training after that.
     """
     config = profile.world.compression
     exact, int8 = (PrecisionPolicy.everywhere(p) for p in (Precision.FP32, Precision.INT8))
     int4, mixed = PrecisionPolicy.everywhere(Precision.INT4), PrecisionPolicy.mixed()
-    known: dict[str, tuple[PrecisionPolicy, str, bool, Pruning | None]] = {
-        "float": (exact, "dynamic", False, None),
-        "weights_int4": (int4, "dynamic", False, None),
-        "ptq_dynamic": (int8, "dynamic", False, None),
-        "ptq_static": (int8, "average", False, None),
-        "qat_int8": (int8, "average", True, None),
-        "qat_learned": (int8, "learned", True, None),
-        "qat_mixed": (mixed, "average", True, None),
+    known: dict[str, tuple[PrecisionPolicy, str, bool]] = {
+        "float": (exact, "dynamic", False),
+        "weights_int4": (int4, "dynamic", False),
+        "ptq_dynamic": (int8, "dynamic", False),
+        "ptq_static": (int8, "average", False),
+        "qat_int8": (int8, "average", True),
+        "qat_learned": (int8, "learned", True),
+        "qat_mixed": (mixed, "average", True),
     }
+    recipes = {n: CompressionRecipe(n, *known[n], config=config, seed=seed) for n in known}
     for share in SHARES:
         for kind, structured in (("pruned", False), ("smaller", True)):
-            pruning = Pruning(share / 100, structured, config.pruning_rounds)
-            known[f"{kind}_{share}"] = (exact, "dynamic", True, pruning)
-            known[f"{kind}_{share}_int8"] = (int8, "average", True, pruning)
-    if name not in known:
-        raise ValueError(f"unknown compression {name!r}; the nearest of {[*known]} is {nearest(name, known)!r}")
-    policy, ranges, trained, chosen = known[name]
-    return CompressionRecipe(name, policy, ranges, config, trained, seed, chosen)
+            n, pruning = f"{kind}_{share}", Pruning(share / 100, structured, config.pruning_rounds, config.scenes // 2)
+            recipes[n] = CompressionRecipe(n, exact, "dynamic", True, config, seed, pruning)
+            recipes[f"{n}_int8"] = replace(recipes["qat_int8"], name=f"{n}_int8", after=recipes[n])
+    if name not in recipes:
+        raise ValueError(f"unknown compression {name!r}; the nearest of {[*recipes]} is {nearest(name, recipes)!r}")
+    return recipes[name]
 
 
 class Compressed(NamedTuple):
-    """What `Exporter.write` wants. facts: how it was made, a dict per training."""
+    """What `Exporter.write` wants, and the model and the controller in PyTorch, in float32. facts: how it was made, a
+    dict per training."""
 
     parts: list[Part]
     frame: Frame
     policy: PrecisionPolicy
     ranges: Ranges | None
     facts: list[dict[str, Any]]
+    model: OmniModel
+    controller: Controller
 
 
 def compress(
@@ -194,28 +233,28 @@ def compress(
 ) -> Compressed:
     """Calibrates, prunes and trains a copy of the model, which stays as it is. A training that was stopped continues
     from its last checkpoint; what was finished is loaded, unless `afresh`. example: see `parts_of`."""
-    model, decides = copy.deepcopy(network.model), copy.deepcopy(controller)
-    parts = [*parts_of(model, example), *controller_parts(decides)]
-    frame = Frame.of(model, decides)
-    fake = FakeQuantization(parts, recipe.policy, ranges=recipe.ranges).eval()
+    if recipe.after is None:
+        model, decides, facts = copy.deepcopy(network.model), copy.deepcopy(controller), []
+    else:
+        start = compress(recipe.after, network, controller, example, afresh=afresh)
+        model, decides, facts = start.model, start.controller, start.facts
     config = recipe.config
-    scenes = {"train": config.scenes, "validation": config.validation_scenes}
-    data = network.data.redrawn(network.data.config, seed=recipe.seed, raw=True, **scenes)
-    if recipe.ranges != "dynamic":
-        carried, deciding = assemble(frame, fake.run), assemble_controller(frame, fake.run)
-        batches = islice(data.loader("train"), config.calibration)
-        calibrate(fake, carried, batches, controller=deciding, seed=recipe.seed)
+    scenes = config.scenes if recipe.pruning is None else recipe.pruning.scenes
+    data = network.data.redrawn(
+        network.data.config, seed=recipe.seed, raw=True, train=scenes, validation=config.validation_scenes
+    )
     folder, identity = recipe.work_folder(network, controller), recipe.identity(network, controller)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    facts = []
+    making = _Making(recipe, data, model, decides, example)
     with FileLock(f"{folder}.lock"):
         if afresh:
             shutil.rmtree(folder, ignore_errors=True)
         for done in range(recipe.rounds):
-            held, place = _Held(model, fake), folder / f"round{done + 1}"
-            found = _found(place, held, identity)
-            facts.append(found or _round(recipe, done, data, held, decides, place, identity))
-    return Compressed(parts, frame, recipe.policy, fake.known_ranges(), facts)
+            place = folder / f"round{done + 1}"
+            facts.append(making.found(place, identity) or making.round(done, place, identity))
+    if not recipe.rounds:
+        making.prepare()
+    return Compressed(making.parts, making.frame, recipe.policy, making.fake.known_ranges(), facts, model, decides)
 
 
 class _Held(nn.Module):
@@ -227,54 +266,87 @@ class _Held(nn.Module):
         self.fake = fake
 
 
-def _found(folder: Path, held: _Held, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """A round that was finished before, with its heads and units."""
-    if not recent(folder / FACTS):
-        return None
-    try:
-        facts = read_facts(folder, identity=identity)
-        if facts["units"]:
-            keep_only(held.model, facts["units"])
-        return load_model(folder, held, identity=identity)
-    except CheckpointError as error:
-        log.warning("not using a checkpoint: %s", error)
-        return None
+class _Making:
+    """A model while it is compressed; its parts are those of the last round."""
 
+    parts: list[Part]
+    frame: Frame
+    fake: FakeQuantization
 
-def _round(
-    recipe: CompressionRecipe,
-    done: int,
-    data: OmniDataModule,
-    held: _Held,
-    decides: Controller,
-    folder: Path,
-    identity: dict[str, Any],
-) -> dict[str, Any]:
-    """Prunes once, if at all, and trains."""
-    last = folder / "last.ckpt"
-    if not recent(last):
-        shutil.rmtree(folder, ignore_errors=True)
-    kept, units = ({}, {}) if recipe.pruning is None else recipe.pruning.prune(held.model, done)
-    module = QuantizedTraining(
-        held.model,
-        decides,
-        held.fake,
-        recipe.config.training,
-        answers=len(data.store.answers),
-        families=data.store.families,
-        kept=kept,
-        seed=recipe.seed,
-    )
-    table, meter = ProgressTable(module.columns), Meter()
-    trainer = make_trainer(recipe.config.training, folder, callbacks=[meter, table])
-    trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=False)
-    held.eval()
-    facts = {
-        "history": table.rows,
-        "units": units,
-        "seconds": meter.totals["seconds"],
-        "device": device_name(),
-    }
-    save_model(folder, held, identity=identity, facts=facts, exact=True)
-    last.unlink(missing_ok=True)
-    return facts
+    def __init__(
+        self,
+        recipe: CompressionRecipe,
+        data: OmniDataModule,
+        model: OmniModel,
+        controller: Controller,
+        example: OmniBatch,
+    ) -> None:
+        self.recipe = recipe
+        self.data = data
+        self.model = model
+        self.controller = controller
+        self.example = example
+
+    def prepare(self, *, calibrated: bool = True) -> None:
+        """Takes the model apart as it is now."""
+        if hasattr(self, "fake"):
+            self.fake.remove()
+        self.controller.space = self.model.space
+        self.parts = [*parts_of(self.model, self.example), *controller_parts(self.controller)]
+        self.frame = Frame.of(self.model, self.controller)
+        self.fake = FakeQuantization(self.parts, self.recipe.policy, ranges=self.recipe.ranges).eval()
+        if calibrated and self.recipe.ranges != "dynamic":
+            carried, deciding = assemble(self.frame, self.fake.run), assemble_controller(self.frame, self.fake.run)
+            calibrate(self.fake, carried, self._batches(), controller=deciding, seed=self.recipe.seed)
+
+    def found(self, folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+        """A round that was finished before."""
+        if not recent(folder / FACTS):
+            return None
+        try:
+            Pruning.again(self.model, read_facts(folder, identity=identity)["gone"])
+            self.prepare(calibrated=False)
+            return load_model(folder, _Held(self.model, self.fake), identity=identity)
+        except CheckpointError as error:
+            log.warning("not using a checkpoint: %s", error)
+            return None
+
+    def round(self, done: int, folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
+        """Prunes once, if at all, and trains."""
+        last, recipe = folder / "last.ckpt", self.recipe
+        if not recent(last):
+            shutil.rmtree(folder, ignore_errors=True)
+        gone = {} if recipe.pruning is None else recipe.pruning.prune(self.model, done, self._rates())
+        self.prepare()
+        module = QuantizedTraining(
+            self.model,
+            self.controller,
+            self.fake,
+            recipe.config.training,
+            answers=len(self.data.store.answers),
+            families=self.data.store.families,
+            kept=still_there(self.model) if recipe.sparse else {},
+            seed=recipe.seed,
+        )
+        table, meter = ProgressTable(module.columns), Meter()
+        trainer = make_trainer(recipe.config.training, folder, callbacks=[meter, table])
+        trainer.fit(module, self.data, ckpt_path=last if last.exists() else None, weights_only=False)
+        held = _Held(self.model, self.fake).eval()
+        facts = {
+            "history": table.rows,
+            "gone": gone,
+            "seconds": meter.totals["seconds"],
+            "device": device_name(),
+        }
+        save_model(folder, held, identity=identity, facts=facts, exact=True)
+        last.unlink(missing_ok=True)
+        return facts
+
+    def _batches(self) -> Iterator[OmniBatch]:
+        return islice(self.data.loader("train"), self.recipe.config.calibration)
+
+    @torch.inference_mode()
+    def _rates(self) -> Tensor:
+        """How often each path is open."""
+        routes = [self.model.decide(self.controller, batch)[0] for batch in self._batches()]
+        return open_rates(Route.cat(routes), self.model.space)

@@ -24,6 +24,11 @@ class Path(NamedTuple):
     def __str__(self) -> str:
         return f"{self.query}_from_{self.key}"
 
+    @classmethod
+    def named(cls, name: str) -> Path:
+        """The path that is written so."""
+        return cls(*map(Modality, name.split("_from_")))
+
 
 def all_paths(modalities: Sequence[Modality]) -> list[Path]:
     """Every directed pair of different modalities."""
@@ -83,14 +88,16 @@ class RouteSpace:
     """Every legal route of a model.
 
     modalities: those with an encoder. paths: of each of `depth` layers. levels: what may be chosen for a modality;
-    those not named have no early exit, and are skipped or run in full. What carries the question (the text, or without
-    one the sound, or else the first modality present) is always encoded in full.
+    those not named have no early exit, and are skipped or run in full. taken_out: paths that a layer does not have any
+    more; they are never open. What carries the question (the text, or without one the sound, or else the first modality
+    present) is always encoded in full.
     """
 
     modalities: tuple[Modality, ...]
     paths: tuple[Path, ...]
     depth: int
     levels: Mapping[Modality, tuple[Level, ...]] = field(default_factory=dict)
+    taken_out: tuple[tuple[int, Path], ...] = ()
 
     def choices(self, modality: Modality) -> tuple[Level, ...]:
         return self.levels.get(modality, (Level.SKIP, Level.FULL))
@@ -112,6 +119,8 @@ class RouteSpace:
         queries, keys = (column.to(device) for column in self._ends)
         interactions = torch.diag_embed(encoded)[:, None].repeat(1, self.depth, 1, 1)
         interactions[:, :, queries, keys] = opened & (encoded[:, queries] & encoded[:, keys])[:, None]
+        for layer, path in self.taken_out:
+            interactions[:, layer, path.query.column, path.key.column] = False
         return Route(levels, interactions)
 
     @cached_property
@@ -174,12 +183,14 @@ class RouteSpace:
         )
 
     def identity(self) -> dict[str, object]:
-        """What a controller's weights depend on."""
+        """What a controller's weights depend on, as JSON keeps it."""
+        gone = {"taken_out": [[layer, str(path)] for layer, path in self.taken_out]} if self.taken_out else {}
         return {
             "modalities": [m.value for m in self.modalities],
             "paths": [str(path) for path in self.paths],
             "depth": self.depth,
             "levels": {m.value: [level.name for level in self.choices(m)] for m in self.modalities},
+            **gone,
         }
 
     @classmethod
@@ -187,9 +198,10 @@ class RouteSpace:
         """The space that has this `identity`."""
         return cls(
             modalities=tuple(Modality(m) for m in identity["modalities"]),
-            paths=tuple(Path(*map(Modality, path.split("_from_"))) for path in identity["paths"]),
+            paths=tuple(Path.named(path) for path in identity["paths"]),
             depth=identity["depth"],
             levels={Modality(m): tuple(Level[name] for name in levels) for m, levels in identity["levels"].items()},
+            taken_out=tuple((layer, Path.named(path)) for layer, path in identity.get("taken_out", ())),
         )
 
 

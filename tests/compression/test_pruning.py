@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 from omni_lab.attention import MultiHeadAttention
-from omni_lab.compression.pruning import cubic_share, groups_of, keep_only, take_out, zero_again, zero_smallest
+from omni_lab.compression.pruning import (
+    cubic_share,
+    groups_of,
+    keep_only,
+    rarest_paths,
+    still_there,
+    take_out,
+    zero_again,
+    zero_smallest,
+)
 from omni_lab.modalities import Tokens
 from omni_lab.model import OmniModel
 from tests.routing.conftest import MakeBatch, make_batch, routed
@@ -29,11 +38,12 @@ def test_much_goes_at_first() -> None:
 def test_the_smallest_weights_go_and_stay_away(routed: OmniModel, share: float) -> None:
     model = copy.deepcopy(routed)
     before = dict(routed.named_parameters())
-    kept = zero_smallest(model, share)
+    zero_smallest(model, share)
+    kept = still_there(model)
     total, zero = sum(m.numel() for m in kept.values()), sum(int((~m).sum()) for m in kept.values())
     assert zero / total == pytest.approx(share, abs=1e-3)
-    largest_gone = max(float(before[n].abs()[~m].max()) for n, m in kept.items() if not m.all())
-    smallest_left = min(float(before[n].abs()[m].min()) for n, m in kept.items() if m.any())
+    largest_gone = max(float(before[n].detach().abs()[~m].max()) for n, m in kept.items() if not m.all())
+    smallest_left = min(float(before[n].detach().abs()[m].min()) for n, m in kept.items() if m.any())
     assert largest_gone <= smallest_left
     with torch.no_grad():
         for weight in model.parameters():
@@ -72,6 +82,36 @@ def test_what_weighs_nothing_is_not_missed() -> None:
     assert take_out(nn.ModuleDict({"a": attention}), 0.25) == {"a": [0, 2, 3]}
     assert attention.heads == 3 and attention.query.out_features == attention.out.in_features == 12
     assert torch.allclose(attention(tokens.values, tokens).values, expected, atol=1e-6)
+
+
+def test_the_least_used_paths_go_and_no_route_opens_them(routed: OmniModel, make_batch: MakeBatch) -> None:
+    model, batch = copy.deepcopy(routed), make_batch(5)
+    space = routed.space
+    rates = torch.rand(space.depth, len(space.paths), generator=torch.Generator().manual_seed(1))
+    gone = rarest_paths(space, rates, 3)
+    used = [float(rates[layer, space.paths.index(path)]) for layer, path in gone]
+    assert len({*gone}) == 3 and used == sorted(used) and used[0] == float(rates.min())
+    model.take_out(gone)
+    assert not {*gone} & {*rarest_paths(model.space, rates, 1)}
+    dense = model.space.dense(batch.present)
+    assert all(not dense.opened(layer, path).any() for layer, path in gone)
+    closed = routed.space.dense(batch.present)
+    for layer, path in gone:
+        closed.interactions[:, layer, path.query.column, path.key.column] = False
+    with torch.inference_mode():
+        assert torch.equal(model(batch).heads["answer"], model(batch, route=dense).heads["answer"])
+        assert torch.equal(model(batch, route=dense).heads["answer"], routed(batch, route=closed).heads["answer"])
+    with pytest.raises(ValueError, match="has no path"):
+        model.take_out(gone[:1])
+
+
+def test_some_way_between_two_modalities_is_always_left(routed: OmniModel) -> None:
+    model, space = copy.deepcopy(routed), routed.space
+    rates = torch.rand(space.depth, len(space.paths), generator=torch.Generator().manual_seed(2))
+    model.take_out(rarest_paths(space, rates, 1))
+    model.take_out(rarest_paths(model.space, rates, 1000))
+    left = [path for layer in model.fusion.layers for path in layer.paths]
+    assert sorted(left) == sorted(space.paths)
 
 
 def test_something_is_always_left(routed: OmniModel) -> None:

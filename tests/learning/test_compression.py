@@ -27,7 +27,7 @@ CONFIG = CompressionConfig(
     validation_scenes=2,
     training=TrainingConfig(epochs=1, learning_rate=1e-2, augment=False, random_routes=0.5, checkpoint_every=1),
 )
-INT8 = PrecisionPolicy.everywhere(Precision.INT8)
+FLOAT, INT8 = (PrecisionPolicy.everywhere(p) for p in (Precision.FP32, Precision.INT8))
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def made(world_recipe: Recipe) -> Made:
         tiny,
         vision=replace(tiny.vision, early_exit=True),
         audio=replace(tiny.audio, early_exit=True),
-        fusion=replace(tiny.fusion, gated=True),
+        fusion=replace(tiny.fusion, gated=True, depth=2),
     )
     recipe = replace(world_recipe, name="routed", model=model)
     data = recipe.data_module()
@@ -63,7 +63,7 @@ def weights(result: rooms.Compressed) -> dict[str, torch.Tensor]:
 def test_a_training_happens_once(made: Made, monkeypatch: pytest.MonkeyPatch, ranges: str) -> None:
     network, controller, batch = made
     before = weights_digest(network.model)
-    recipe = CompressionRecipe("int8", INT8, ranges, CONFIG, True)
+    recipe = CompressionRecipe("int8", INT8, ranges, True, CONFIG)
     first = compress(recipe, network, controller, batch)
     assert weights_digest(network.model) == before, "a copy is trained"
     untrained = weights(compress(replace(recipe, trained=False), network, controller, batch))
@@ -71,7 +71,7 @@ def test_a_training_happens_once(made: Made, monkeypatch: pytest.MonkeyPatch, ra
     changed = {name for name, w in trained.items() if not torch.equal(w, untrained[name])}
     assert any(n.startswith("encoder.image") for n in changed) and any(n.startswith("path.0") for n in changed)
     assert not any(n.startswith("controller") for n in changed), "the controller stays"
-    monkeypatch.setattr(rooms, "_round", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(rooms._Making, "round", lambda *args, **kwargs: pytest.fail("trained again"))
     again = compress(recipe, network, controller, batch)
     assert all(torch.equal(w, trained[n]) for n, w in weights(again).items()) and again.ranges == first.ranges
 
@@ -79,14 +79,14 @@ def test_a_training_happens_once(made: Made, monkeypatch: pytest.MonkeyPatch, ra
 def test_encoders_are_trained_whatever_was_encoded_before(made: Made) -> None:
     network, controller, batch = made
     encode_for_routing(network)  # as training a controller does
-    trained = weights(compress(CompressionRecipe("int8", INT8, "average", CONFIG, True), network, controller, batch))
+    trained = weights(compress(CompressionRecipe("int8", INT8, "average", True, CONFIG), network, controller, batch))
     before = dict(network.model.named_parameters())["encoders.image.project.weight"]
     assert not torch.equal(trained["encoder.image.encoder.project.weight"], before)
 
 
 def test_calibration_alone_changes_no_weight(made: Made) -> None:
     network, controller, batch = made
-    result = compress(CompressionRecipe("int8", INT8, "average", CONFIG, False), network, controller, batch)
+    result = compress(CompressionRecipe("int8", INT8, "average", False, CONFIG), network, controller, batch)
     expected = {id(w) for w in network.model.parameters()}
     assert result.ranges and all(id(w) not in expected for w in weights(result).values())
     model = dict(network.model.named_parameters())
@@ -95,7 +95,7 @@ def test_calibration_alone_changes_no_weight(made: Made) -> None:
 
 def test_an_interrupted_training_ends_alike(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     network, controller, batch = made
-    recipe = CompressionRecipe("int8", INT8, "average", CONFIG, True)
+    recipe = CompressionRecipe("int8", INT8, "average", True, CONFIG)
     whole = weights(compress(recipe, network, controller, batch))
 
     class Stop(rooms.Meter):
@@ -116,7 +116,9 @@ def test_an_interrupted_training_ends_alike(made: Made, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("structured", [False, True])
 def test_pruning_goes_on_where_it_stopped(made: Made, monkeypatch: pytest.MonkeyPatch, structured: bool) -> None:
     network, controller, batch = made
-    recipe = CompressionRecipe("p", INT8, "average", CONFIG, True, pruning=Pruning(0.5, structured, rounds=2))
+    recipe = CompressionRecipe(
+        "p", FLOAT, "dynamic", True, CONFIG, pruning=Pruning(0.5, structured, rounds=2, scenes=8)
+    )
     whole = weights(compress(recipe, network, controller, batch))
     held = {w.data_ptr(): w for n, w in whole.items() if not n.startswith("controller")}.values()
     if structured:
@@ -125,6 +127,15 @@ def test_pruning_goes_on_where_it_stopped(made: Made, monkeypatch: pytest.Monkey
         many = [w for w in held if w.ndim > 1 and (w == 0).any()]
         zeros = sum(int((w == 0).sum()) for w in many) / sum(w.numel() for w in many)
         assert zeros == pytest.approx(0.5, abs=0.02)
+    after = CompressionRecipe("q", INT8, "average", True, CONFIG, after=recipe)
+    quantized = compress(after, network, controller, batch)
+    assert quantized.ranges and quantized.frame.space.taken_out == quantized.model.space.taken_out
+    assert len(quantized.facts) == 3 and bool(quantized.frame.space.taken_out) == structured
+    for name, w in weights(quantized).items():
+        assert w.shape == whole[name].shape
+        if not structured and w.ndim > 1:
+            assert not w[whole[name] == 0].any(), "what was pruned stays so"
+    assert any(not torch.equal(w, whole[name]) for name, w in weights(quantized).items())
     shutil.rmtree(recipe.work_folder(network, controller) / "round2")
     first = recipe.work_folder(network, controller) / "round1" / "model.safetensors"
     written = first.stat().st_mtime_ns
@@ -137,6 +148,8 @@ def test_recipes_go_by_name(tiny_profile: Profile) -> None:
     assert not get_compression("ptq_static", tiny_profile).trained
     assert get_compression("qat_mixed", tiny_profile, seed=3).policy.of("encoder.audio") is Precision.FP16
     pruned = get_compression("smaller_70_int8", tiny_profile)
-    assert pruned.pruning == Pruning(0.7, True) and pruned.rounds == 3 and pruned.policy == INT8
+    assert pruned.rounds == 1 and pruned.policy == INT8
+    assert pruned.after is not None and pruned.after.pruning is not None and pruned.after.rounds == 3
+    assert pruned.after.pruning.share == 0.7 and pruned.after.pruning.structured
     with pytest.raises(ValueError, match="unknown compression 'qat_int'; the nearest .* is 'qat_int8'"):
         get_compression("qat_int", tiny_profile)
