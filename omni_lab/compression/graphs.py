@@ -100,6 +100,9 @@ def close_graph(
         for output in node.outputs:
             if not output.is_graph_output():
                 output.shape = output.type = None
+    for constant in model.graph.initializers.values():
+        constant.shape = constant.type = None
+        constant.metadata_props.clear()
     if precision is Precision.INT4:
         model.opset_imports[INTEGERS] = 1
     return model
