@@ -80,6 +80,7 @@ EXPECTED = {
     "08_ablation_quantization": {
         "export/max_abs_diff",
         "quantization/ptq_static/size_saved",
+        "quantization/ptq_static/zip_size_saved",
         "quantization/ptq_static_routed/accuracy_kept",
         "quantization/ptq_dynamic/speedup_vs_eager_b1",
         "quantization/ptq_static/speedup_vs_same_runtime_fp32_b32",

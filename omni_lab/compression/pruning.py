@@ -3,8 +3,9 @@ taken out, which makes it smaller and faster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,7 +15,8 @@ from torch.nn.utils import prune
 
 from omni_lab.attention import MultiHeadAttention
 from omni_lab.compression.parts import layers_of
-from omni_lab.routing import Path, RouteSpace
+from omni_lab.model import OmniModel
+from omni_lab.routing import Path
 
 LEAST_UNITS = 8  # of a feed-forward network
 
@@ -55,13 +57,14 @@ def zero_again(model: nn.Module, kept: Mapping[str, Bool[Tensor, ...]]) -> None:
 
 
 class Group(NamedTuple):
-    """Parts of a module that can be taken out one by one. scores: of each, how much weight it has, on average 1 in
-    each module. size: how many weights each has. least: how many must stay. remove: leaves only those named."""
+    """What can be taken out of a module one by one, so many `parts`. size: how many weights each has. least: how
+    many must stay. out: the weight whose columns carry what they say. remove: leaves only those named."""
 
     name: str
-    scores: Float[Tensor, " g"]
+    parts: int
     size: int
     least: int
+    out: Tensor
     remove: Callable[[Int[Tensor, " k"]], None]
 
 
@@ -70,67 +73,80 @@ def groups_of(model: nn.Module) -> Iterator[Group]:
     the picture encoder keeps its heads."""
     for name, module in model.named_modules():
         if isinstance(module, MultiHeadAttention):
-            yield Group(name, _relative(_head_energy(module)), 4 * module.head_dim * module.dim, 1, _keep_heads(module))
+            size = 4 * module.head_dim * module.dim
+            yield Group(name, module.heads, size, 1, module.out.weight, _keep_heads(module))
         elif isinstance(module, Mlp):
-            up, down = module.fc1.weight, module.fc2.weight
-            energy = up.square().sum(1) + down.square().sum(0)
-            least = min(LEAST_UNITS, len(energy))
-            yield Group(name, _relative(energy), up.shape[1] + down.shape[0], least, _keep_units(module))
+            (units, width), out = module.fc1.weight.shape, module.fc2.weight
+            yield Group(name, units, width + len(out), min(LEAST_UNITS, units), out, _keep_units(module))
 
 
-def rarest_paths(space: RouteSpace, rates: Float[Tensor, "l p"], count: int) -> list[tuple[int, Path]]:
-    """So many of the paths that layers still have, those that are open for the fewest questions; but the last one
-    between two modalities stays, since nothing could take its place. rates: see `open_rates`."""
-    there = [(layer, path) for layer in range(space.depth) for path in space.paths]
-    left = [known for known in there if known not in space.taken_out]
-    gone: list[tuple[int, Path]] = []
-    for layer, path in sorted(left, key=lambda known: float(rates[known[0], space.paths.index(known[1])])):
-        if len(gone) < count and sum(other == path for _, other in left) > 1:
-            left.remove((layer, path))
-            gone.append((layer, path))
-    return gone
+def importance(model: nn.Module, losses: Iterable[Float[Tensor, ""]]) -> dict[str, Float[Tensor, " g"]]:
+    """How much worse each loss would become, to first order, if a head or unit said nothing: the sum over the losses of
+    (sum of gradient * weight)^2, over the weights that carry what it says, by module (Molchanov et al. 2019, eq. 8, in
+    its variant with gates). Magnitude does not do here: a unit of small weights may be the only one that knows
+    something."""
+    found = {group.name: torch.zeros(group.parts) for group in groups_of(model)}
+    for loss in losses:
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        for group in groups_of(model):
+            if group.out.grad is not None:
+                said = (group.out * group.out.grad).detach().sum(0)
+                found[group.name] += said.unflatten(0, (group.parts, -1)).sum(1).square().cpu()
+    model.zero_grad(set_to_none=True)
+    return found
 
 
-def take_out(model: nn.Module, share: float) -> dict[str, list[int]]:
-    """Takes out heads and hidden units that together have that share of the weights of all of them, those of the least
-    weight relative to others of their module first, however unevenly that falls; returns which stay, by module. Every
-    attention keeps a head, every feed-forward network eight units. Paths are taken out by `OmniModel.take_out`."""
+def take_out(model: OmniModel, share: float, worth: Mapping[str, Float[Tensor, " g"]]) -> dict[str, Any]:
+    """Takes out heads and hidden units that together have that share of the weights of all of them, those worth least
+    for their size first, however unevenly that falls; returns what `take_out_again` wants, as JSON keeps it.
+
+    Every attention of a block keeps a head, every feed-forward network eight units. A path that has no head left is
+    taken out whole, but for the last one between two modalities: nothing could take its place. worth: see `importance`;
+    it is divided by the root of its mean over the module, half way between one threshold for the whole model, which
+    empties whole modules, and one for each.
+    """
     check_share(share)
     groups = list(groups_of(model))
+    paths = {
+        f"fusion.layers.{depth}.cross.{path}.attention": (depth, path)
+        for depth, layer in enumerate(cast(Any, model.fusion).layers)
+        for path in layer.paths
+    }
+    scale = {name: float(scores.mean()) ** 0.5 or 1.0 for name, scores in worth.items()}
     order = sorted(
-        (float(score), place, unit) for place, group in enumerate(groups) for unit, score in enumerate(group.scores)
+        (float(score) / scale[group.name] / group.size, place, unit)
+        for place, group in enumerate(groups)
+        for unit, score in enumerate(worth[group.name])
     )
-    stays = [[True] * len(group.scores) for group in groups]
-    left = share * sum(group.size * len(group.scores) for group in groups)
+    stays = [[True] * group.parts for group in groups]
+    layers = Counter(path for _, path in paths.values())
+    left = share * sum(group.size * group.parts for group in groups)
     for _, place, unit in order:
         if left <= 0:
             break
-        if sum(stays[place]) > groups[place].least:
+        group, known, now = groups[place], paths.get(groups[place].name), sum(stays[place])
+        if now > group.least or (known is not None and layers[known[1]] > 1):
             stays[place][unit] = False
-            left -= groups[place].size
+            left -= group.size
+            if known is not None and now == 1:
+                layers[known[1]] -= 1
     kept = {group.name: [i for i, stay in enumerate(s) if stay] for group, s in zip(groups, stays, strict=True)}
-    keep_only(model, kept)
-    return kept
+    gone = {
+        "paths": [[depth, str(path)] for name, (depth, path) in paths.items() if not kept[name]],
+        "kept": {name: units for name, units in kept.items() if units},
+    }
+    take_out_again(model, gone)
+    return gone
 
 
-def keep_only(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
-    """Takes out all heads and hidden units but these, by module."""
+def take_out_again(model: OmniModel, gone: Mapping[str, Any]) -> None:
+    """Takes out what `take_out` took out of another copy."""
+    model.take_out([(depth, Path.named(path)) for depth, path in gone["paths"]])
     for group in list(groups_of(model)):
-        if len(kept[group.name]) < len(group.scores):
-            group.remove(torch.tensor(kept[group.name]))
-
-
-def _relative(energy: Float[Tensor, " g"]) -> Float[Tensor, " g"]:
-    norms = energy.detach().sqrt()
-    return norms / norms.mean().clamp(min=1e-12)
-
-
-def _head_energy(attention: MultiHeadAttention) -> Float[Tensor, " h"]:
-    def per_head(weight: Tensor) -> Tensor:
-        return weight.square().unflatten(0, (attention.heads, -1)).sum((1, 2))
-
-    rows = sum(per_head(layer.weight) for layer in (attention.query, attention.key, attention.value))
-    return rows + per_head(attention.out.weight.T)
+        units = gone["kept"][group.name]
+        if len(units) < group.parts:
+            group.remove(torch.tensor(units))
 
 
 def _keep_heads(attention: MultiHeadAttention) -> Callable[[Int[Tensor, " k"]], None]:

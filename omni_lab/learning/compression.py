@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -31,10 +31,10 @@ from omni_lab.compression import (
 from omni_lab.compression.artefact import Ranges
 from omni_lab.compression.pruning import (
     cubic_share,
-    keep_only,
-    rarest_paths,
+    importance,
     still_there,
     take_out,
+    take_out_again,
     zero_again,
     zero_smallest,
 )
@@ -50,13 +50,12 @@ from omni_lab.learning.checkpoints import (
     save_model,
     weights_digest,
 )
-from omni_lab.learning.multitask import MultitaskTraining
+from omni_lab.learning.multitask import MultitaskTraining, answer_loss
 from omni_lab.learning.progress import ProgressTable
 from omni_lab.learning.recipes import Meter, Trained, device_name, make_trainer
 from omni_lab.modalities import OmniBatch
 from omni_lab.model import OmniModel
-from omni_lab.routing import Path as Interaction
-from omni_lab.routing import Route, open_rates
+from omni_lab.routing import Route
 from omni_lab.routing.controller import Controller
 
 log = logging.getLogger(__name__)
@@ -100,35 +99,22 @@ class QuantizedTraining(MultitaskTraining):
 @dataclass(frozen=True)
 class Pruning:
     """share: of the weights that go, after all `rounds`, each of which is followed by a training on questions about
-    `scenes` scenes. structured: that share of the paths, the least used, and then whole heads and hidden units
-    (`take_out`), else single weights (`zero_smallest`)."""
+    `scenes` scenes, at a `learning_rate` that lets what is left take over. structured: whole paths, heads and
+    hidden units (`take_out`), else single weights (`zero_smallest`)."""
 
     share: float
     structured: bool
     rounds: int = 3
     scenes: int = 1000
+    learning_rate: float = 1e-4
 
-    def prune(self, model: OmniModel, done: int, rates: Tensor) -> dict[str, Any]:
-        """The round after so many; returns what `again` wants, as JSON keeps it. rates: see `rarest_paths`."""
-        share = cubic_share(self.share, done + 1, self.rounds)
-        if not self.structured:
-            zero_smallest(model, share)
-            return {}
-        space, before = model.space, sum(p.numel() for p in model.parameters())
-        wanted = round(share * space.depth * len(space.paths)) - len(space.taken_out)
-        paths = rarest_paths(space, rates, wanted)
-        model.take_out(paths)
-        gone = cubic_share(self.share, done, self.rounds)
-        went = 1 - sum(p.numel() for p in model.parameters()) / before
-        units = take_out(model, max(0.0, 1 - (1 - share) / (1 - gone) / (1 - went)))
-        return {"paths": [[layer, str(path)] for layer, path in paths], "units": units}
-
-    @staticmethod
-    def again(model: OmniModel, gone: Mapping[str, Any]) -> None:
-        """Takes out what an earlier call of `prune` did."""
-        if gone:
-            model.take_out([(layer, Interaction.named(path)) for layer, path in gone["paths"]])
-            keep_only(model, gone["units"])
+    def prune(self, model: OmniModel, done: int, losses: Iterable[Tensor]) -> dict[str, Any]:
+        """The round after so many; returns what `take_out_again` wants. losses: see `importance`."""
+        share, gone = (cubic_share(self.share, step, self.rounds) for step in (done + 1, done))
+        if self.structured:
+            return take_out(model, (share - gone) / (1 - gone), importance(model, losses))
+        zero_smallest(model, share)
+        return {}
 
 
 @dataclass(frozen=True)
@@ -304,7 +290,9 @@ class _Making:
         if not recent(folder / FACTS):
             return None
         try:
-            Pruning.again(self.model, read_facts(folder, identity=identity)["gone"])
+            gone = read_facts(folder, identity=identity)["gone"]
+            if gone:
+                take_out_again(self.model, gone)
             self.prepare(calibrated=False)
             return load_model(folder, _Held(self.model, self.fake), identity=identity)
         except CheckpointError as error:
@@ -316,20 +304,23 @@ class _Making:
         last, recipe = folder / "last.ckpt", self.recipe
         if not recent(last):
             shutil.rmtree(folder, ignore_errors=True)
-        gone = {} if recipe.pruning is None else recipe.pruning.prune(self.model, done, self._rates())
+        gone = {} if recipe.pruning is None else recipe.pruning.prune(self.model, done, self._losses())
         self.prepare()
+        training = recipe.config.training
+        if recipe.pruning is not None:
+            training = replace(training, learning_rate=recipe.pruning.learning_rate)
         module = QuantizedTraining(
             self.model,
             self.controller,
             self.fake,
-            recipe.config.training,
+            training,
             answers=len(self.data.store.answers),
             families=self.data.store.families,
             kept=still_there(self.model) if recipe.sparse else {},
             seed=recipe.seed,
         )
         table, meter = ProgressTable(module.columns), Meter()
-        trainer = make_trainer(recipe.config.training, folder, callbacks=[meter, table])
+        trainer = make_trainer(training, folder, callbacks=[meter, table])
         trainer.fit(module, self.data, ckpt_path=last if last.exists() else None, weights_only=False)
         held = _Held(self.model, self.fake).eval()
         facts = {
@@ -345,8 +336,11 @@ class _Making:
     def _batches(self) -> Iterator[OmniBatch]:
         return islice(self.data.loader("train"), self.recipe.config.calibration)
 
-    @torch.inference_mode()
-    def _rates(self) -> Tensor:
-        """How often each path is open."""
-        routes = [self.model.decide(self.controller, batch)[0] for batch in self._batches()]
-        return open_rates(Route.cat(routes), self.model.space)
+    def _losses(self) -> Iterator[Tensor]:
+        """Of answers to the same questions in full, and under the routes that the controller decides on."""
+        for batch in self._batches():
+            with torch.no_grad():
+                decided = self.model.decide(self.controller, batch)[0]
+            for route in (None, decided):
+                said = self.model(batch, heads=["answer"], route=route).heads["answer"]
+                yield answer_loss(said, batch.targets["answer_scores"])

@@ -89,8 +89,8 @@ class RouteSpace:
 
     modalities: those with an encoder. paths: of each of `depth` layers. levels: what may be chosen for a modality;
     those not named have no early exit, and are skipped or run in full. taken_out: paths that a layer does not have any
-    more; they are never open. What carries the question (the text, or without one the sound, or else the first modality
-    present) is always encoded in full.
+    more; who wishes one gets the same path of the nearest layer that has it. What carries the question (the text, or
+    without one the sound, or else the first modality present) is always encoded in full.
     """
 
     modalities: tuple[Modality, ...]
@@ -120,7 +120,11 @@ class RouteSpace:
         interactions = torch.diag_embed(encoded)[:, None].repeat(1, self.depth, 1, 1)
         interactions[:, :, queries, keys] = opened & (encoded[:, queries] & encoded[:, keys])[:, None]
         for layer, path in self.taken_out:
-            interactions[:, layer, path.query.column, path.key.column] = False
+            at = interactions[:, :, path.query.column, path.key.column]
+            left = [other for other in range(self.depth) if (other, path) not in self.taken_out]
+            if left:
+                at[:, min(left, key=lambda other: abs(other - layer))] |= at[:, layer]
+            at[:, layer] = False
         return Route(levels, interactions)
 
     @cached_property

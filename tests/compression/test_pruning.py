@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import copy
+import json
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
 
-from omni_lab.attention import MultiHeadAttention
 from omni_lab.compression.pruning import (
     cubic_share,
     groups_of,
-    keep_only,
-    rarest_paths,
+    importance,
     still_there,
     take_out,
+    take_out_again,
     zero_again,
     zero_smallest,
 )
-from omni_lab.modalities import Tokens
 from omni_lab.model import OmniModel
+from omni_lab.routing import RouteSpace
 from tests.routing.conftest import MakeBatch, make_batch, routed
 
 __all__ = ["make_batch", "routed"]
@@ -54,74 +54,89 @@ def test_the_smallest_weights_go_and_stay_away(routed: OmniModel, share: float) 
     assert {*after} == {*before}, "no mask is left behind"
 
 
+def worth_of(model: OmniModel, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {group.name: torch.rand(group.parts, generator=generator) for group in groups_of(model)}
+
+
 def test_whole_heads_and_units_go(routed: OmniModel, make_batch: MakeBatch) -> None:
     model, batch = copy.deepcopy(routed), make_batch(5)
-    before = {g.name: g for g in groups_of(routed)}
-    held = sum(g.size * len(g.scores) for g in before.values())
-    kept = take_out(model, 0.4)
-    gone = sum((len(g.scores) - len(kept[n])) * g.size for n, g in before.items())
-    assert 0.4 <= gone / held < 0.4 + max(g.size for g in before.values()) / held
+    before, worth = {g.name: g for g in groups_of(routed)}, worth_of(routed)
+    held = sum(g.size * g.parts for g in before.values())
+    gone = take_out(model, 0.4, worth)
+    left = {name: gone["kept"].get(name, []) for name in before}
+    went = sum((g.parts - len(left[n])) * g.size for n, g in before.items())
+    assert 0.4 <= went / held < 0.4 + max(g.size for g in before.values()) / held
     lost = sum(p.numel() for p in routed.parameters()) - sum(p.numel() for p in model.parameters())
-    assert gone <= lost < 1.1 * gone, "and a few biases"
+    assert went <= lost < 1.1 * went, "and a few biases"
+    for name, units in left.items():
+        if len(units) > before[name].least:
+            dropped = [float(worth[name][i]) for i in range(before[name].parts) if i not in units]
+            assert max(dropped, default=0) <= float(worth[name][units].min()), name
     with torch.inference_mode():
         assert model(batch).heads["answer"].isfinite().all()
     again = copy.deepcopy(routed)
-    keep_only(again, kept)
+    take_out_again(again, gone)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
 
 
-def test_what_weighs_nothing_is_not_missed() -> None:
-    torch.manual_seed(0)
-    attention = MultiHeadAttention(dim=16, heads=4)
-    with torch.no_grad():
-        attention.out.weight[:, 4:8] = 0
-        for layer in (attention.query, attention.key, attention.value):
-            layer.weight[4:8] = 0
-    tokens = Tokens(torch.randn(3, 5, 16), torch.ones(3, 5).bool())
-    expected = attention(tokens.values, tokens).values
-    assert take_out(nn.ModuleDict({"a": attention}), 0.25) == {"a": [0, 2, 3]}
-    assert attention.heads == 3 and attention.query.out_features == attention.out.in_features == 12
-    assert torch.allclose(attention(tokens.values, tokens).values, expected, atol=1e-6)
-
-
-def test_the_least_used_paths_go_and_no_route_opens_them(routed: OmniModel, make_batch: MakeBatch) -> None:
+def test_what_is_not_missed_is_worth_nothing(routed: OmniModel, make_batch: MakeBatch) -> None:
     model, batch = copy.deepcopy(routed), make_batch(5)
-    space = routed.space
-    rates = torch.rand(space.depth, len(space.paths), generator=torch.Generator().manual_seed(1))
-    gone = rarest_paths(space, rates, 3)
-    used = [float(rates[layer, space.paths.index(path)]) for layer, path in gone]
-    assert len({*gone}) == 3 and used == sorted(used) and used[0] == float(rates.min())
-    model.take_out(gone)
-    assert not {*gone} & {*rarest_paths(model.space, rates, 1)}
+    groups = {g.name: g for g in groups_of(model)}
+    silent = {name: 1 for name, group in groups.items() if group.parts > group.least}
+    with torch.no_grad():
+        for name, unit in silent.items():
+            columns = groups[name].out.unflatten(1, (groups[name].parts, -1))
+            columns[:, unit] = 0
+    expected = model(batch).heads["answer"].detach()
+    worth = importance(model, (model(batch).heads["answer"].square().mean() for _ in range(2)))
+    assert all(float(worth[name][unit]) == 0 for name, unit in silent.items())
+    assert sum(float(w.sum()) for w in worth.values()) > 0 and all(p.grad is None for p in model.parameters())
+    for name, unit in silent.items():
+        worth[name] = torch.ones_like(worth[name])
+        worth[name][unit] = 0
+    gone = take_out(model, 1e-9, worth)
+    assert sum(g.parts for g in groups.values()) - sum(map(len, gone["kept"].values())) == 1
+    assert torch.allclose(model(batch).heads["answer"], expected, atol=1e-5)
+
+
+def test_an_empty_path_goes_and_another_layer_takes_its_wishes(routed: OmniModel, make_batch: MakeBatch) -> None:
+    model, batch, space = copy.deepcopy(routed), make_batch(5), routed.space
+    path, worth = space.paths[0], {g.name: torch.ones(g.parts) for g in groups_of(routed)}
+    name = f"fusion.layers.1.cross.{path}.attention"
+    worth[name] = torch.zeros_like(worth[name])
+    size = next(g.size * g.parts for g in groups_of(routed) if g.name == name)
+    gone = take_out(model, 0.999 * size / sum(g.size * g.parts for g in groups_of(routed)), worth)
+    assert gone["paths"] == [[1, str(path)]] and name not in gone["kept"] and model.space.taken_out == ((1, path),)
     dense = model.space.dense(batch.present)
-    assert all(not dense.opened(layer, path).any() for layer, path in gone)
+    assert not dense.opened(1, path).any()
     closed = routed.space.dense(batch.present)
-    for layer, path in gone:
-        closed.interactions[:, layer, path.query.column, path.key.column] = False
+    closed.interactions[:, 1, path.query.column, path.key.column] = False
     with torch.inference_mode():
-        assert torch.equal(model(batch).heads["answer"], model(batch, route=dense).heads["answer"])
-        assert torch.equal(model(batch, route=dense).heads["answer"], routed(batch, route=closed).heads["answer"])
+        whole = model(batch, route=dense).heads["answer"]
+        assert torch.equal(whole, model(batch).heads["answer"])
+        assert torch.equal(whole, routed(batch, route=closed).heads["answer"])
+    wished = torch.zeros(len(batch.present), space.depth, len(space.paths), dtype=torch.bool)
+    wished[:, 1, 0] = True
+    before, after = (s.route(dense.encoders, wished, batch.present) for s in (space, model.space))
+    assert before.opened(1, path).any() and not after.opened(1, path).any()
+    assert torch.equal(after.opened(0, path), before.opened(1, path))
+    known = json.loads(json.dumps(model.space.identity()))
+    assert RouteSpace.of_identity(known).taken_out == ((1, path),)
     with pytest.raises(ValueError, match="has no path"):
-        model.take_out(gone[:1])
-
-
-def test_some_way_between_two_modalities_is_always_left(routed: OmniModel) -> None:
-    model, space = copy.deepcopy(routed), routed.space
-    rates = torch.rand(space.depth, len(space.paths), generator=torch.Generator().manual_seed(2))
-    model.take_out(rarest_paths(space, rates, 1))
-    model.take_out(rarest_paths(model.space, rates, 1000))
-    left = [path for layer in model.fusion.layers for path in layer.paths]
-    assert sorted(left) == sorted(space.paths)
+        model.take_out([(1, path)])
 
 
 def test_something_is_always_left(routed: OmniModel) -> None:
     model = copy.deepcopy(routed)
-    kept = take_out(model, 0.99)
-    assert all(len(kept[g.name]) == min(g.least, len(g.scores)) for g in groups_of(routed))
+    take_out(model, 0.99, worth_of(routed))
+    assert all(g.parts == min(g.least, {h.name: h.parts for h in groups_of(routed)}[g.name]) for g in groups_of(model))
+    left = [path for layer in model.fusion.layers for path in layer.paths]
+    assert sorted(left) == sorted(routed.space.paths), "of every path, one layer keeps it"
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_impossible_shares_are_refused(routed: OmniModel, share: float) -> None:
-    for change in (zero_smallest, take_out):
+    for change in (zero_smallest, partial(take_out, worth=worth_of(routed))):
         with pytest.raises(ValueError, match=r"at least 0 and less than 1: got"):
-            change(routed, share)
+            change(routed, share=share)
