@@ -218,7 +218,8 @@ def compress(
     recipe: CompressionRecipe, network: Trained, controller: Controller, example: OmniBatch, *, afresh: bool = False
 ) -> Compressed:
     """Calibrates, prunes and trains a copy of the model, which stays as it is. A training that was stopped continues
-    from its last checkpoint; what was finished is loaded, unless `afresh`. example: see `parts_of`."""
+    from its last checkpoint; what was finished is loaded, unless `afresh`. Dropout is off, and
+    ranges that are averages stay as calibration finds them. example: see `parts_of`."""
     if recipe.after is None:
         model, decides, facts = copy.deepcopy(network.model), copy.deepcopy(controller), []
     else:
