@@ -174,7 +174,7 @@ def get_compression(name: str, profile: Profile, *, seed: int = 0) -> Compressio
     """The recipe of that name. Raises ValueError for another one. seed: of the data that it sees.
 
     "float" and "weights_int4": nothing is calibrated or trained. "ptq_dynamic" and "ptq_static": post-training int8,
-    each input's own range or a calibrated one. "qat_int8", "qat_learned" (its ranges are trained too) and "qat_mixed".
+    each input's own range or a calibrated one. "float_tuned": only trained, as long as the next. "qat_int8", "qat_learned" (its ranges are trained too) and "qat_mixed".
     "pruned_30" to "pruned_90": so many per cent of the single weights are zero; "smaller_30" to "smaller_90": of the
     weights are taken out, as whole paths, heads and hidden units; with "_int8", quantization-aware training after that.
     """
@@ -186,6 +186,7 @@ def get_compression(name: str, profile: Profile, *, seed: int = 0) -> Compressio
         "weights_int4": (int4, "dynamic", False),
         "ptq_dynamic": (int8, "dynamic", False),
         "ptq_static": (int8, "average", False),
+        "float_tuned": (exact, "dynamic", True),
         "qat_int8": (int8, "average", True),
         "qat_learned": (int8, "learned", True),
         "qat_mixed": (mixed, "average", True),
@@ -218,10 +219,9 @@ def compress(
     recipe: CompressionRecipe, network: Trained, controller: Controller, example: OmniBatch, *, afresh: bool = False
 ) -> Compressed:
     """Calibrates, prunes and trains a copy of the model, which stays as it is. A training that was stopped continues
-    from its last checkpoint; what was finished is loaded, unless `afresh`. Dropout is off, and
-    ranges that are averages stay as calibration finds them. example: see `parts_of`."""
+    from its last checkpoint; what was finished is loaded, unless `afresh`. example: see `parts_of`."""
     if recipe.after is None:
-        model, decides, facts = copy.deepcopy(network.model), copy.deepcopy(controller), []
+        model, decides, facts = copy.deepcopy(network.model).eval(), copy.deepcopy(controller).eval(), []
     else:
         start = compress(recipe.after, network, controller, example, afresh=afresh)
         model, decides, facts = start.model, start.controller, start.facts
@@ -322,7 +322,7 @@ class _Making:
         )
         table, meter = ProgressTable(module.columns), Meter()
         trainer = make_trainer(training, folder, callbacks=[meter, table])
-        trainer.fit(module, self.data, ckpt_path=last if last.exists() else None, weights_only=False)
+        trainer.fit(module.train(), self.data, ckpt_path=last if last.exists() else None, weights_only=False)
         held = _Held(self.model, self.fake).eval()
         facts = {
             "history": table.rows,

@@ -66,9 +66,10 @@ def test_a_training_happens_once(made: Made, monkeypatch: pytest.MonkeyPatch, ra
     recipe = CompressionRecipe("int8", INT8, ranges, True, CONFIG)
     first = compress(recipe, network, controller, batch)
     assert weights_digest(network.model) == before, "a copy is trained"
-    untrained = weights(compress(replace(recipe, trained=False), network, controller, batch))
-    trained = weights(first)
+    calibrated = compress(replace(recipe, trained=False), network, controller, batch)
+    trained, untrained = weights(first), weights(calibrated)
     changed = {name for name, w in trained.items() if not torch.equal(w, untrained[name])}
+    assert first.ranges != calibrated.ranges, "ranges move with the weights, averages as well"
     assert any(n.startswith("encoder.image") for n in changed) and any(n.startswith("path.0") for n in changed)
     assert not any(n.startswith("controller") for n in changed), "the controller stays"
     monkeypatch.setattr(rooms._Making, "round", lambda *args, **kwargs: pytest.fail("trained again"))
