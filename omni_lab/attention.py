@@ -45,7 +45,7 @@ class MultiHeadAttention(nn.Module):
         self.key.load_state_dict(self.query.state_dict())  # at first, like attends to like
 
     def _split(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n e"]:
-        return x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # [B, H, N, D/H]
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, N, D/H]
 
     def forward(self, query: Float[Tensor, "b q d"], context: Tokens, *, need_weights: bool = False) -> AttentionOutput:
         """Each sample's query attends to its own context tokens, which several samples may share.
@@ -70,7 +70,7 @@ class MultiHeadAttention(nn.Module):
             mixed = weights @ v  # [B, H, Nq, D/H]
             weights = weights * alive[:, None, None, None]
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=open_keys)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=open_keys, scale=self.head_dim**-0.5)
         values = self.out(mixed.transpose(1, 2).flatten(2))  # [B, Nq, D]: heads side by side, then mixed
         return AttentionOutput(torch.where(alive[:, None, None], values, 0.0), weights)
 

@@ -99,8 +99,9 @@ class FusionLayer(nn.Module):
         need_weights: bool,
     ) -> tuple[dict[Modality, Tokens], dict[Path, Float[Tensor, "b h q k"]]]:
         """opened: [B] each, for which samples each path is open (all of them); if it is masked, how far."""
-        if execution == "packed" and opened is not None and not need_weights and packed_works(streams):
-            return self._packed(streams, opened), {}
+        packed = execution == "packed" and opened is not None and not need_weights
+        if packed and packed_works(streams, self.cross.values()):  # type: ignore[arg-type]
+            return self._packed(streams, opened), {}  # type: ignore[arg-type]
         updated = dict(streams)
         weights: dict[Path, Tensor] = {}
         for query, stream in streams.items():

@@ -9,7 +9,7 @@ anew for each routing, and has no backward on a CPU.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,19 +40,21 @@ class Ragged(NamedTuple):
 Kernel = Callable[[Tensor, Tensor, Tensor, Int[Tensor, " s"], Int[Tensor, " s"]], Tensor]
 
 
-def packed_works(streams: Mapping[Modality, Tokens]) -> bool:
-    """Whether there is a kernel for these tokens; says so once where there is none."""
+def packed_works(streams: Mapping[Modality, Tokens], cross: Iterable[CrossModalAttention]) -> bool:
+    """Whether there is a kernel for these tokens and these paths; says so once where there is none."""
     values = next(iter(streams.values())).values
     half = torch.is_autocast_enabled(values.device.type) or values.dtype in (torch.float16, torch.bfloat16)
-    works = values.is_cuda and half
+    attention = [path.attention for path in cross]
+    alike = len({(a.heads, a.query.out_features, a.value.out_features) for a in attention}) <= 1
+    works = values.is_cuda and half and alike
     if not works:
-        _say_once("CUDA device" if not values.is_cuda else "half precision")
+        _say_once("a CUDA device" if not values.is_cuda else "paths of one width" if half else "half precision")
     return works
 
 
 @cache
 def _say_once(lacking: str) -> None:
-    log.warning("packed execution wants variable-length attention, and that a %s: gathering instead", lacking)
+    log.warning("packed execution wants variable-length attention, and that %s: gathering instead", lacking)
 
 
 def packed_layer(

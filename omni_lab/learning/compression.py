@@ -29,6 +29,7 @@ from omni_lab.compression import (
     parts_of,
 )
 from omni_lab.compression.artefact import Ranges
+from omni_lab.compression.narrowing import narrow, narrow_again
 from omni_lab.compression.pruning import (
     cubic_share,
     importance,
@@ -96,25 +97,43 @@ class QuantizedTraining(MultitaskTraining):
         zero_again(self.model, self.kept)
 
 
+PRUNED = ("weights", "heads", "channels")
+
+
 @dataclass(frozen=True)
 class Pruning:
     """share: of the weights that go, after all `rounds`, each of which is followed by a training on questions about
-    `scenes` scenes, at a `learning_rate` that lets what is left take over. structured: whole paths, heads and
-    hidden units (`take_out`), else single weights (`zero_smallest`)."""
+    `scenes` scenes, at a `learning_rate` that lets what is left take over. what: single "weights" (`zero_smallest`),
+    whole "heads", hidden units and paths (`take_out`), or "channels" within heads, and hidden units (`narrow`). Raises
+    ValueError for something else."""
 
     share: float
-    structured: bool
+    what: str
     rounds: int = 3
     scenes: int = 1000
     learning_rate: float = 1e-4
 
+    def __post_init__(self) -> None:
+        if self.what not in PRUNED:
+            raise ValueError(f"what to prune must be one of {PRUNED}: got {self.what!r}")
+
     def prune(self, model: OmniModel, done: int, losses: Iterable[Tensor]) -> dict[str, Any]:
-        """The round after so many; returns what `take_out_again` wants. losses: see `importance`."""
+        """The round after so many; returns what `again` wants. losses: see `importance`."""
         share, gone = (cubic_share(self.share, step, self.rounds) for step in (done + 1, done))
-        if self.structured:
-            return take_out(model, (share - gone) / (1 - gone), importance(model, losses))
-        zero_smallest(model, share)
-        return {}
+        if self.what == "weights":
+            zero_smallest(model, share)
+            return {}
+        more = (share - gone) / (1 - gone)
+        if self.what == "heads":
+            return take_out(model, more, importance(model, losses))
+        return narrow(model, more, losses)
+
+    def again(self, model: OmniModel, gone: dict[str, Any]) -> None:
+        """Gives another copy the same shapes."""
+        if self.what == "heads":
+            take_out_again(model, gone)
+        elif self.what == "channels":
+            narrow_again(model, gone)
 
 
 @dataclass(frozen=True)
@@ -156,7 +175,7 @@ class CompressionRecipe:
 
     @property
     def rounds(self) -> int:
-        """How many trainings it takes."""
+        """How many rounds of pruning, training or both it takes."""
         return int(self.trained) if self.pruning is None else self.pruning.rounds
 
     @property
@@ -164,7 +183,7 @@ class CompressionRecipe:
         """Whether single weights are zero, and to stay so."""
         if self.pruning is None:
             return self.after is not None and self.after.sparse
-        return not self.pruning.structured
+        return self.pruning.what == "weights"
 
 
 SHARES = (30, 50, 70, 90)  # per cent of the weights
@@ -173,10 +192,12 @@ SHARES = (30, 50, 70, 90)  # per cent of the weights
 def get_compression(name: str, profile: Profile, *, seed: int = 0) -> CompressionRecipe:
     """The recipe of that name. Raises ValueError for another one. seed: of the data that it sees.
 
-    "float" and "weights_int4": nothing is calibrated or trained. "ptq_dynamic" and "ptq_static": post-training int8,
-    each input's own range or a calibrated one. "float_tuned": only trained, as long as the next. "qat_int8", "qat_learned" (its ranges are trained too) and "qat_mixed".
-    "pruned_30" to "pruned_90": so many per cent of the single weights are zero; "smaller_30" to "smaller_90": of the
-    weights are taken out, as whole paths, heads and hidden units; with "_int8", quantization-aware training after that.
+    "float" and "weights_int4": nothing is calibrated or trained. "float_tuned": only trained, as long as those that
+    follow. "ptq_dynamic" and "ptq_static": post-training int8, each input's own range or a calibrated one. "qat_int8",
+    "qat_learned" (its ranges are trained too) and "qat_mixed". "pruned_30" to "pruned_90": so many per cent of the
+    single weights are zero. "heads_30" to "heads_90": of the weights are taken out, as whole paths, heads and hidden
+    units. "smaller_30" to "smaller_90": as channels of heads, and hidden units. With "_int8", quantization-aware
+    training after that; with "_once", all goes in one round, without training.
     """
     config = profile.world.compression
     exact, int8 = (PrecisionPolicy.everywhere(p) for p in (Precision.FP32, Precision.INT8))
@@ -193,9 +214,11 @@ def get_compression(name: str, profile: Profile, *, seed: int = 0) -> Compressio
     }
     recipes = {n: CompressionRecipe(n, *known[n], config=config, seed=seed) for n in known}
     for share in SHARES:
-        for kind, structured in (("pruned", False), ("smaller", True)):
-            n, pruning = f"{kind}_{share}", Pruning(share / 100, structured, config.pruning_rounds, config.scenes // 2)
+        for kind, what in (("pruned", "weights"), ("heads", "heads"), ("smaller", "channels")):
+            n, pruning = f"{kind}_{share}", Pruning(share / 100, what, config.pruning_rounds, config.scenes // 2)
             recipes[n] = CompressionRecipe(n, exact, "dynamic", True, config, seed, pruning)
+            once = replace(pruning, rounds=1)
+            recipes[f"{n}_once"] = replace(recipes[n], name=f"{n}_once", trained=False, pruning=once)
             recipes[f"{n}_int8"] = replace(recipes["qat_int8"], name=f"{n}_int8", after=recipes[n])
     if name not in recipes:
         raise ValueError(f"unknown compression {name!r}; the nearest of {[*recipes]} is {nearest(name, recipes)!r}")
@@ -292,8 +315,8 @@ class _Making:
             return None
         try:
             gone = read_facts(folder, identity=identity)["gone"]
-            if gone:
-                take_out_again(self.model, gone)
+            if self.recipe.pruning is not None:
+                self.recipe.pruning.again(self.model, gone)
             self.prepare(calibrated=False)
             return load_model(folder, _Held(self.model, self.fake), identity=identity)
         except CheckpointError as error:
@@ -301,13 +324,19 @@ class _Making:
             return None
 
     def round(self, done: int, folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
-        """Prunes once, if at all, and trains."""
-        last, recipe = folder / "last.ckpt", self.recipe
-        if not recent(last):
+        """Prunes and trains once, as far as the recipe wants either."""
+        if not recent(folder / "last.ckpt"):
             shutil.rmtree(folder, ignore_errors=True)
-        gone = {} if recipe.pruning is None else recipe.pruning.prune(self.model, done, self._losses())
+        pruning = self.recipe.pruning
+        gone = {} if pruning is None else pruning.prune(self.model, done, self._losses())
         self.prepare()
-        training = recipe.config.training
+        facts = {"gone": gone, "device": device_name(), **(self._train(folder) if self.recipe.trained else {})}
+        save_model(folder, _Held(self.model, self.fake).eval(), identity=identity, facts=facts, exact=True)
+        (folder / "last.ckpt").unlink(missing_ok=True)
+        return facts
+
+    def _train(self, folder: Path) -> dict[str, Any]:
+        last, recipe, training = folder / "last.ckpt", self.recipe, self.recipe.config.training
         if recipe.pruning is not None:
             training = replace(training, learning_rate=recipe.pruning.learning_rate)
         module = QuantizedTraining(
@@ -323,16 +352,7 @@ class _Making:
         table, meter = ProgressTable(module.columns), Meter()
         trainer = make_trainer(training, folder, callbacks=[meter, table])
         trainer.fit(module.train(), self.data, ckpt_path=last if last.exists() else None, weights_only=False)
-        held = _Held(self.model, self.fake).eval()
-        facts = {
-            "history": table.rows,
-            "gone": gone,
-            "seconds": meter.totals["seconds"],
-            "device": device_name(),
-        }
-        save_model(folder, held, identity=identity, facts=facts, exact=True)
-        last.unlink(missing_ok=True)
-        return facts
+        return {"history": table.rows, "seconds": meter.totals["seconds"]}
 
     def _batches(self) -> Iterator[OmniBatch]:
         return islice(self.data.loader("train"), self.recipe.config.calibration)

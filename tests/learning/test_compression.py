@@ -15,7 +15,7 @@ from omni_lab.data import collate
 from omni_lab.learning import Recipe, Trained
 from omni_lab.learning import compression as rooms
 from omni_lab.learning.checkpoints import weights_digest
-from omni_lab.learning.compression import CompressionRecipe, Pruning, compress, get_compression
+from omni_lab.learning.compression import PRUNED, CompressionRecipe, Pruning, compress, get_compression
 from omni_lab.learning.controllers import encode_for_routing
 from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.routing.controller import Controller
@@ -114,15 +114,13 @@ def test_an_interrupted_training_ends_alike(made: Made, monkeypatch: pytest.Monk
     assert all(torch.equal(w, whole[name]) for name, w in again.items())
 
 
-@pytest.mark.parametrize("structured", [False, True])
-def test_pruning_goes_on_where_it_stopped(made: Made, monkeypatch: pytest.MonkeyPatch, structured: bool) -> None:
+@pytest.mark.parametrize("what", PRUNED)
+def test_pruning_goes_on_where_it_stopped(made: Made, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     network, controller, batch = made
-    recipe = CompressionRecipe(
-        "p", FLOAT, "dynamic", True, CONFIG, pruning=Pruning(0.5, structured, rounds=2, scenes=8)
-    )
+    recipe = CompressionRecipe("p", FLOAT, "dynamic", True, CONFIG, pruning=Pruning(0.5, what, rounds=2, scenes=8))
     whole = weights(compress(recipe, network, controller, batch))
     held = {w.data_ptr(): w for n, w in whole.items() if not n.startswith("controller")}.values()
-    if structured:
+    if what != "weights":
         assert sum(w.numel() for w in held) < 0.8 * sum(w.numel() for w in network.model.parameters())
     else:
         many = [w for w in held if w.ndim > 1 and (w == 0).any()]
@@ -134,7 +132,7 @@ def test_pruning_goes_on_where_it_stopped(made: Made, monkeypatch: pytest.Monkey
     assert len(quantized.facts) == 3
     for name, w in weights(quantized).items():
         assert w.shape == whole[name].shape
-        if not structured and w.ndim > 1:
+        if what == "weights" and w.ndim > 1:
             assert not w[whole[name] == 0].any(), "what was pruned stays so"
     assert any(not torch.equal(w, whole[name]) for name, w in weights(quantized).items())
     shutil.rmtree(recipe.work_folder(network, controller) / "round2")
@@ -145,12 +143,27 @@ def test_pruning_goes_on_where_it_stopped(made: Made, monkeypatch: pytest.Monkey
     assert all(torch.equal(w, whole[name]) for name, w in again.items())
 
 
+def test_pruning_once_trains_nothing(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, controller, batch = made
+    monkeypatch.setattr(rooms, "QuantizedTraining", lambda *args, **kwargs: pytest.fail("trained"))
+    once = CompressionRecipe("o", FLOAT, "dynamic", False, CONFIG, pruning=Pruning(0.5, "channels", rounds=1, scenes=8))
+    first = compress(once, network, controller, batch)
+    assert "history" not in first.facts[0] and first.facts[0]["gone"]["shapes"]
+    monkeypatch.setattr(Pruning, "prune", lambda *args: pytest.fail("pruned again"))
+    again = compress(once, network, controller, batch)
+    assert same(first.model, again.model)
+
+
 def test_recipes_go_by_name(tiny_profile: Profile) -> None:
     assert not get_compression("ptq_static", tiny_profile).trained
     assert get_compression("qat_mixed", tiny_profile, seed=3).policy.of("encoder.audio") is Precision.FP16
     pruned = get_compression("smaller_70_int8", tiny_profile)
     assert pruned.rounds == 1 and pruned.policy == INT8
     assert pruned.after is not None and pruned.after.pruning is not None and pruned.after.rounds == 3
-    assert pruned.after.pruning.share == 0.7 and pruned.after.pruning.structured
+    assert pruned.after.pruning.share == 0.7 and pruned.after.pruning.what == "channels"
+    once = get_compression("heads_30_once", tiny_profile)
+    assert once.rounds == 1 and not once.trained and once.pruning is not None and once.pruning.what == "heads"
+    with pytest.raises(ValueError, match="must be one of .*: got 'head'"):
+        Pruning(0.5, "head")
     with pytest.raises(ValueError, match="unknown compression 'qat_int'; the nearest .* is 'qat_int8'"):
         get_compression("qat_int", tiny_profile)

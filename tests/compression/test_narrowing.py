@@ -1,0 +1,130 @@
+"""Narrower models: of the size that was asked for, and as like the whole one as their width allows."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from omni_lab.attention import MultiHeadAttention
+from omni_lab.compression.narrowing import STEP, narrow, narrow_again
+from omni_lab.modalities import Tokens
+from omni_lab.model import OmniModel
+from tests.routing.conftest import MakeBatch, make_batch, routed
+
+__all__ = ["make_batch", "routed"]
+
+Block = nn.ModuleDict
+
+
+def runs(model: OmniModel, make_batch: MakeBatch) -> Iterator[object]:
+    return (model(make_batch(12, seed=seed)) for seed in range(4))
+
+
+def prunable(model: nn.Module) -> int:
+    """Weights of the matrices that can be narrowed."""
+    found = [m for m in model.modules() if isinstance(m, MultiHeadAttention | Mlp)]
+    return sum(w.numel() for m in found for w in m.parameters() if w.ndim == 2)
+
+
+def test_as_much_goes_as_was_asked_for(routed: OmniModel, make_batch: MakeBatch) -> None:
+    answers = {}
+    for share in (0.0, 0.3, 0.6):
+        model = copy.deepcopy(routed)
+        gone = narrow(model, share, runs(model, make_batch))
+        assert prunable(model) <= (1 - share) * prunable(routed)
+        assert prunable(model) > (1 - share - 0.15) * prunable(routed), "and little more"
+        assert bool(gone["shapes"]) == (share > 0)
+        for module in model.modules():
+            if isinstance(module, MultiHeadAttention):
+                each = [layer.out_features // module.heads for layer in (module.query, module.key, module.value)]
+                assert each[0] == each[1] and all(n % STEP == 0 or n == module.head_dim for n in each)
+                assert module.out.in_features == module.value.out_features
+        with torch.inference_mode():
+            answers[share] = model(make_batch(9)).heads["answer"]
+        again = copy.deepcopy(routed)
+        narrow_again(again, json.loads(json.dumps(gone)))
+        again.load_state_dict(model.state_dict())
+        with torch.inference_mode():
+            assert torch.equal(again(make_batch(9)).heads["answer"], answers[share])
+    assert torch.equal(answers[0.0], routed(make_batch(9)).heads["answer"].detach())
+    error = {share: float((said - answers[0.0]).square().mean()) for share, said in answers.items()}
+    assert error[0.3] < error[0.6] < float(answers[0.0].var())
+
+
+def simple_block(width: int, rank: int) -> tuple[Any, Tensor]:
+    """An attention whose inputs vary in `rank` directions alone, and such inputs."""
+    torch.manual_seed(1)
+    attention = MultiHeadAttention(dim=width, heads=2)
+    for layer in attention.children():
+        nn.init.normal_(layer.bias)  # type: ignore[arg-type]
+    inputs = torch.randn(64, 9, rank) @ torch.randn(rank, width) + torch.randn(width)
+    return attention, inputs
+
+
+def test_what_no_input_reaches_goes_without_loss() -> None:
+    attention, inputs = simple_block(width=32, rank=4)
+    mask = torch.ones(64, 9, dtype=torch.bool)
+
+    def said(module: nn.Module) -> Tensor:
+        return module(inputs, Tokens(inputs, mask)).values
+
+    whole = nn.ModuleDict({"attention": attention})
+    expected = said(attention).detach()
+    for share in (0.5, 0.75):  # four directions need four of sixteen channels
+        smaller = copy.deepcopy(whole)
+        narrow(smaller, share, (said(smaller["attention"]) for _ in range(1)))
+        assert prunable(smaller) == (1 - share) * prunable(whole)
+        assert torch.allclose(said(smaller["attention"]), expected, atol=1e-3), share
+
+
+def test_units_that_others_can_replace_go_first() -> None:
+    torch.manual_seed(0)
+    network = Mlp(16, hidden_features=24).eval()
+    with torch.no_grad():
+        network.fc1.weight[12:] = network.fc1.weight[:12]  # each unit has a twin
+        network.fc1.bias[12:] = network.fc1.bias[:12]
+    x = torch.randn(500, 16)
+    expected = network(x).detach()
+    smaller = nn.ModuleDict({"mlp": copy.deepcopy(network)})
+    narrow(smaller, 0.5, (smaller["mlp"](x) for _ in range(1)))
+    first: Any = smaller["mlp"].fc1
+    assert first.out_features == 12
+    assert len({tuple(row) for row in first.weight.tolist()}) == 12, "one of each pair stays"
+    assert torch.allclose(smaller["mlp"](x), expected, atol=1e-2)
+    plain = copy.deepcopy(network)
+    with torch.no_grad():
+        plain.fc2.weight[:, 12:] = 0
+    assert (plain(x) - expected).abs().max() > 0.1, "what is left makes up for it"
+
+
+def test_what_was_not_run_stays(routed: OmniModel, make_batch: MakeBatch) -> None:
+    model, batch = copy.deepcopy(routed), make_batch(5)
+    closed = model.space.dense(batch.present)
+    closed.interactions[:] = False
+    gone = narrow(model, 0.5, (model(batch, route=closed) for _ in range(2)))
+    assert gone["shapes"] and not any(".cross." in name for name in gone["shapes"])
+    with pytest.raises(ValueError, match="narrowing wants data"):
+        narrow(model, 0.5, iter(()))
+
+
+def test_hooks_are_gone_after_an_error(routed: OmniModel) -> None:
+    def broken() -> Iterator[object]:
+        yield None
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        narrow(routed, 0.5, broken())
+    assert not any(module._forward_hooks for module in routed.modules())
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_impossible_shares_are_refused(routed: OmniModel, share: float) -> None:
+    with pytest.raises(ValueError, match=r"at least 0 and less than 1: got"):
+        narrow(routed, share, iter(()))
