@@ -72,7 +72,7 @@ class VideoEncoder(nn.Module):
 
     def times(self, mask: Bool[Tensor, "u f"]) -> Float[Tensor, "u f"]:
         """The middle of each frame's span, in seconds."""
-        span = self.seconds / mask.sum(1, keepdim=True).clamp(min=1)
+        span = self.seconds / mask.sum(1, keepdim=True).clamp(min=1).float()
         return (torch.arange(mask.shape[1], device=mask.device) + 0.5) * span
 
     def _check(self, clips: UInt8[Tensor, "u f 3 h w"]) -> None:

@@ -65,7 +65,10 @@ log = logging.getLogger(__name__)
 class QuantizedTraining(MultitaskTraining):
     """Trains a model as it will answer once it is exported: in the precision of `fake`, under the routes that its
     controller, in that precision too, decides on; with the chance `config.random_routes`, under random ones. The
-    controller itself stays as it is."""
+    controller itself stays as it is.
+
+    With a teacher, answers are to be as that says them in full (distillation, Hinton et al. 2015, section 2, at
+    temperature one), and dense routes take the place of random ones, under which nobody can be as sure."""
 
     def __init__(
         self,
@@ -77,12 +80,14 @@ class QuantizedTraining(MultitaskTraining):
         answers: int,
         families: Mapping[str, Family] = MappingProxyType({}),
         kept: Mapping[str, Tensor] = MappingProxyType({}),
+        teacher: OmniModel | None = None,
         seed: int = 0,
     ) -> None:
         """kept: which weights of `model` are not pruned, by name."""
         super().__init__(model, config, answers=answers, families=families, seed=seed)
         self.fake = fake
         self.kept = kept
+        self._teacher = () if teacher is None else (teacher.eval(),)  # not a module of this one: it is not trained
         frame = Frame.of(model, controller.requires_grad_(False))
         self._carried: Any = (assemble(frame, fake.run), assemble_controller(frame, fake.run))
 
@@ -92,6 +97,17 @@ class QuantizedTraining(MultitaskTraining):
         if route is None:
             route, known = carried.decide(controller, batch)
         return carried(batch, heads=["answer"], route=route, known=known).heads["answer"]
+
+    def training_step(self, batch: OmniBatch, batch_idx: int) -> Tensor:
+        for teacher in self._teacher:
+            with torch.no_grad():
+                said = teacher.to(self.device)(batch, heads=["answer"]).heads["answer"].softmax(1)
+            batch = replace(batch, targets={**batch.targets, "answer_scores": said})
+        return super().training_step(batch, batch_idx)
+
+    def other_route(self, batch: OmniBatch) -> Route:
+        """What takes the place of the learned route now and then."""
+        return self.model.space.dense(batch.present) if self._teacher else super().other_route(batch)
 
     def on_train_batch_end(self, *args: Any) -> None:
         zero_again(self.model, self.kept)
@@ -104,8 +120,8 @@ PRUNED = ("weights", "heads", "channels")
 class Pruning:
     """share: of the weights that go, after all `rounds`, each of which is followed by a training on questions about
     `scenes` scenes, at a `learning_rate` that lets what is left take over. what: single "weights" (`zero_smallest`),
-    whole "heads", hidden units and paths (`take_out`), or "channels" within heads, and hidden units (`narrow`). Raises
-    ValueError for something else."""
+    whole "heads", hidden units and paths (`take_out`), or "channels" within heads, and hidden units (`narrow`). The
+    model as it was before is the teacher. Raises ValueError for something else."""
 
     share: float
     what: str
@@ -294,6 +310,7 @@ class _Making:
         self.recipe = recipe
         self.data = data
         self.model = model
+        self.whole = copy.deepcopy(model)  # as it is now
         self.controller = controller
         self.example = example
 
@@ -347,6 +364,7 @@ class _Making:
             answers=len(self.data.store.answers),
             families=self.data.store.families,
             kept=still_there(self.model) if recipe.sparse else {},
+            teacher=None if recipe.pruning is None else self.whole,
             seed=recipe.seed,
         )
         table, meter = ProgressTable(module.columns), Meter()

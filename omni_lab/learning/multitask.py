@@ -111,8 +111,12 @@ class MultitaskTraining(L.LightningModule):
             batch = batch.without(lost)
         route = None
         if self.config.random_routes > 0 and torch.rand(()) < self.config.random_routes:
-            route = self.model.space.random(batch.present)
+            route = self.other_route(batch)
         return self._step(batch, "train", route)[0]
+
+    def other_route(self, batch: OmniBatch) -> Route:
+        """What runs with the chance `config.random_routes`."""
+        return self.model.space.random(batch.present)
 
     def _quietened(self, batch: OmniBatch, chance: float) -> OmniBatch:
         """Some of the questions without what their family does not need."""

@@ -9,15 +9,23 @@ from typing import Any
 import pytest
 import torch
 
-from omni_lab.compression import Precision, PrecisionPolicy
+from omni_lab.compression import FakeQuantization, Precision, PrecisionPolicy
 from omni_lab.config import CompressionConfig, Profile, TrainingConfig
 from omni_lab.data import collate
 from omni_lab.learning import Recipe, Trained
 from omni_lab.learning import compression as rooms
 from omni_lab.learning.checkpoints import weights_digest
-from omni_lab.learning.compression import PRUNED, CompressionRecipe, Pruning, compress, get_compression
+from omni_lab.learning.compression import (
+    PRUNED,
+    CompressionRecipe,
+    Pruning,
+    QuantizedTraining,
+    compress,
+    get_compression,
+)
 from omni_lab.learning.controllers import encode_for_routing
 from omni_lab.modalities import Modality, OmniBatch
+from omni_lab.model import OmniModel
 from omni_lab.routing.controller import Controller
 
 Made = tuple[Trained, Controller, OmniBatch]
@@ -152,6 +160,27 @@ def test_pruning_once_trains_nothing(made: Made, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Pruning, "prune", lambda *args: pytest.fail("pruned again"))
     again = compress(once, network, controller, batch)
     assert same(first.model, again.model)
+
+
+def test_what_is_left_learns_from_the_whole_model(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, controller, batch = made
+    untrained = CompressionRecipe("t", FLOAT, "dynamic", False, CONFIG)
+    ready = compress(untrained, network, controller, batch)
+    fake = FakeQuantization(ready.parts, FLOAT, ranges="dynamic")
+    answers = len(network.data.store.answers)
+
+    def loss(teacher: OmniModel | None, scores: torch.Tensor, chance: float = 0.0) -> torch.Tensor:
+        config = replace(CONFIG.training, random_routes=chance)
+        module = QuantizedTraining(ready.model, ready.controller, fake, config, answers=answers, teacher=teacher)
+        monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
+        return module.eval().training_step(replace(batch, targets={"answer_scores": scores}), 0).detach()
+
+    right, wrong = (torch.eye(answers)[torch.full((len(batch),), place)] for place in (0, 1))
+    assert loss(None, right) != loss(None, wrong)
+    assert loss(network.model, right) == loss(network.model, wrong), "labels say nothing"
+    said = network.model(batch).heads["answer"].detach()
+    entropy = -(said.softmax(1) * said.log_softmax(1)).sum(1).mean()
+    assert torch.allclose(loss(network.model, right, chance=1.0), entropy, atol=1e-4), "dense, it is its own teacher"
 
 
 def test_recipes_go_by_name(tiny_profile: Profile) -> None:

@@ -1,0 +1,97 @@
+"""Parts as LiteRT files of fixed shapes, for phones and small boards. Wants the packages of the extra `edge`, which do
+not go together with those for development: they belong in an environment of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omni_lab.compression.graphs import ExportError
+from omni_lab.compression.parts import Part
+
+PACKAGES = ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")
+
+
+def missing_packages() -> list[str]:
+    """Those of the extra `edge` that are not installed."""
+    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+
+
+def export_litert(part: Part, file: Path, *, int8: bool = False) -> int:
+    """Writes a part for one sample of the shapes of its example; returns how many bytes. int8: the weights of linear
+    layers, a scale per channel, and what they are given on a grid of its own each time (the recipe "dynamic_wi8_afp32"
+    of AI Edge Quantizer); else everything in float32. Raises ExportError for a part that LiteRT has no operators for,
+    and where packages are missing."""
+    missing = missing_packages()
+    if missing:
+        raise ExportError(f"LiteRT files want {', '.join(missing)}, not installed: see the extra 'edge' in the README")
+    import litert_torch
+    from ai_edge_quantizer import quantizer, recipe
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch, _quiet():
+        made = Path(scratch) / "float.tflite"
+        try:
+            litert_torch.convert(part.module.eval(), _one(part)).export(str(made))
+        except Exception as error:  # the converter's own are many, all derived from Exception alone
+            raise ExportError(f"{part.name}: LiteRT cannot carry it out ({error})") from error
+        if int8:
+            work = quantizer.Quantizer(str(made))
+            work.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+            work.update_quantization_recipe(".*LogMel.*", "*", algorithm_key="no_quantize")  # no weights: a transform
+            made = Path(scratch) / "int8.tflite"
+            work.quantize().export_model(str(made))
+        made.replace(file)
+    return file.stat().st_size
+
+
+class LiteRTPart:
+    """Carries out what `export_litert` wrote: tensors of one sample in, a tuple of tensors out. Raises ExportError for
+    a file that LiteRT cannot read, and for inputs of other shapes."""
+
+    def __init__(self, file: Path, *, threads: int | None = None) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        try:
+            interpreter = Interpreter(model_path=str(file), num_threads=threads or torch.get_num_threads())
+            interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise ExportError(f"{file}: LiteRT cannot read it ({error})") from error
+        self._run: Any = interpreter.get_signature_runner()
+        self._wanted = dict(self._run.get_input_details())
+        self._given = len(self._run.get_output_details())
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        given = {}
+        for place, x in enumerate(inputs):
+            wanted = self._wanted[f"args_{place}"]
+            if list(x.shape) != [*wanted["shape"]]:
+                raise ExportError(f"input {place} must be of shape {[*map(int, wanted['shape'])]}: got {[*x.shape]}")
+            given[f"args_{place}"] = x.numpy().astype(wanted["dtype"], copy=False)
+        said = self._run(**given)
+        return tuple(torch.from_numpy(said[f"output_{place}"]) for place in range(self._given))
+
+
+def _one(part: Part) -> tuple[Tensor, ...]:
+    """The example's first sample."""
+    return tuple(x[:1] for x in part.example)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """The converter and the quantizer report every step."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,61 @@
+"""LiteRT files: they say what the part says, for the shapes that they were made for; skipped without the packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from omni_lab.compression import parts_of
+from omni_lab.compression.edge import LiteRTPart, export_litert, missing_packages
+from omni_lab.compression.graphs import ExportError
+from omni_lab.compression.parts import Part
+from omni_lab.model import OmniModel
+from tests.routing.conftest import MakeBatch, make_batch, routed
+
+__all__ = ["make_batch", "routed"]
+
+needs_litert = pytest.mark.skipif(bool(missing_packages()), reason="the extra 'edge' is not installed")
+
+
+@pytest.fixture
+def parts(routed: OmniModel, make_batch: MakeBatch) -> dict[str, Part]:
+    return {part.name: part for part in parts_of(routed, make_batch(3))}
+
+
+def test_what_is_missing_is_named(parts: dict[str, Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omni_lab.compression.edge.PACKAGES", ("litert_of_tomorrow",))
+    with pytest.raises(ExportError, match="litert_of_tomorrow, not installed: see the extra 'edge'"):
+        export_litert(parts["block.0.text"], tmp_path / "block.tflite")
+    assert not [*tmp_path.iterdir()]
+
+
+@needs_litert
+@pytest.mark.parametrize(
+    "name",
+    ["encoder.text", "encoder.image", "encoder.audio", "encoder.video", "path.0.text_from_image", "answer.classify"],
+)
+def test_a_file_says_what_the_part_says(parts: dict[str, Part], tmp_path: Path, name: str) -> None:
+    part, sizes = parts[name], {}
+    given = tuple(x[:1] for x in part.example)
+    for int8, tolerance in ((False, 1e-4), (True, 0.5)):
+        file = tmp_path / f"{name}{8 * int8}.tflite"
+        sizes[int8] = export_litert(part, file, int8=int8)
+        assert sizes[int8] == file.stat().st_size
+        with torch.no_grad():
+            expected, found = part.module(*given), LiteRTPart(file)(*given)
+        for a, b in zip(found, expected, strict=True):
+            assert a.shape == b.shape and (a.float() - b.float()).abs().max() < tolerance
+    assert [*tmp_path.iterdir()] and not [*tmp_path.glob("tmp*")]
+
+
+@needs_litert
+def test_other_shapes_are_refused(parts: dict[str, Part], tmp_path: Path) -> None:
+    part = parts["answer.classify"]
+    export_litert(part, tmp_path / "a.tflite")
+    with pytest.raises(ExportError, match=r"input 0 must be of shape \[1, \d+\]: got \[2, \d+\]"):
+        LiteRTPart(tmp_path / "a.tflite")(part.example[0][:2])
+    (tmp_path / "b.tflite").write_bytes((tmp_path / "a.tflite").read_bytes()[:100])
+    with pytest.raises(ExportError, match=r"b\.tflite: LiteRT cannot read it"):
+        LiteRTPart(tmp_path / "b.tflite")
