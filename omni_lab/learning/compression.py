@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -126,7 +126,7 @@ class Pruning:
     share: float
     what: str
     rounds: int = 3
-    scenes: int = 1000
+    scenes: int = 500
     learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -202,7 +202,10 @@ class CompressionRecipe:
         return self.pruning.what == "weights"
 
 
+KINDS = {"pruned": "weights", "heads": "heads", "smaller": "channels"}
 SHARES = (30, 50, 70, 90)  # per cent of the weights
+# of each share: what is lost has to be learned again, and what is not is easily spoiled
+RATES = {"weights": (3e-5, 3e-5, 1e-4, 1e-4), "heads": (1e-4,) * 4, "channels": (3e-5, 3e-5, 3e-5, 1e-4)}
 
 
 def get_compression(name: str, profile: Profile, *, seed: int = 0) -> CompressionRecipe:
@@ -213,7 +216,7 @@ def get_compression(name: str, profile: Profile, *, seed: int = 0) -> Compressio
     "qat_learned" (its ranges are trained too) and "qat_mixed". "pruned_30" to "pruned_90": so many per cent of the
     single weights are zero. "heads_30" to "heads_90": of the weights are taken out, as whole paths, heads and hidden
     units. "smaller_30" to "smaller_90": as channels of heads, and hidden units. With "_int8", quantization-aware
-    training after that; with "_once", all goes in one round, without training.
+    training after that. With "_once", all goes in one round, without training; with "_once_int8", as "ptq_dynamic".
     """
     config = profile.world.compression
     exact, int8 = (PrecisionPolicy.everywhere(p) for p in (Precision.FP32, Precision.INT8))
@@ -229,13 +232,14 @@ def get_compression(name: str, profile: Profile, *, seed: int = 0) -> Compressio
         "qat_mixed": (mixed, "average", True),
     }
     recipes = {n: CompressionRecipe(n, *known[n], config=config, seed=seed) for n in known}
-    for share in SHARES:
-        for kind, what in (("pruned", "weights"), ("heads", "heads"), ("smaller", "channels")):
-            n, pruning = f"{kind}_{share}", Pruning(share / 100, what, config.pruning_rounds, config.scenes // 2)
-            recipes[n] = CompressionRecipe(n, exact, "dynamic", True, config, seed, pruning)
-            once = replace(pruning, rounds=1)
-            recipes[f"{n}_once"] = replace(recipes[n], name=f"{n}_once", trained=False, pruning=once)
-            recipes[f"{n}_int8"] = replace(recipes["qat_int8"], name=f"{n}_int8", after=recipes[n])
+    for (place, share), (kind, what) in product(enumerate(SHARES), KINDS.items()):
+        n, scenes, rate = f"{kind}_{share}", config.scenes // 4, RATES[what][place]
+        pruning = Pruning(share / 100, what, config.pruning_rounds, scenes, rate)
+        rounds = CompressionRecipe(n, exact, "dynamic", True, config, seed, pruning)
+        once = replace(rounds, name=f"{n}_once", trained=False, pruning=replace(pruning, rounds=1))
+        recipes |= {n: rounds, once.name: once}
+        for start, then in ((rounds, "qat_int8"), (once, "ptq_dynamic")):
+            recipes[f"{start.name}_int8"] = replace(recipes[then], name=f"{start.name}_int8", after=start)
     if name not in recipes:
         raise ValueError(f"unknown compression {name!r}; the nearest of {[*recipes]} is {nearest(name, recipes)!r}")
     return recipes[name]
