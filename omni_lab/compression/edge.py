@@ -57,11 +57,11 @@ class LiteRTPart:
     """Carries out what `export_litert` wrote: tensors of one sample in, a tuple of tensors out. Raises ExportError for
     a file that LiteRT cannot read, and for inputs of other shapes."""
 
-    def __init__(self, file: Path, *, threads: int | None = None) -> None:
+    def __init__(self, file: Path, *, threads: int = 1) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
         try:
-            interpreter = Interpreter(model_path=str(file), num_threads=threads or torch.get_num_threads())
+            interpreter = Interpreter(model_path=str(file), num_threads=threads)
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ExportError(f"{file}: LiteRT cannot read it ({error})") from error

@@ -23,8 +23,9 @@ class ExportedOmniModel:
     """Called as an `OmniModel` is; routes decide at run time which graphs are called.
 
     folder: what `Exporter.write` wrote. source: the digest of the weights that it must have been made from. threads: of
-    each graph. provider: of ONNX Runtime. Raises ArtefactError for files that are broken or made from other weights,
-    ValueError for a provider that is not there, or that does not multiply the integers of an int8 model.
+    each graph; these are too small to be shared, so one is fastest. provider: of ONNX Runtime. Raises ArtefactError for
+    files that are broken or made from other weights, ValueError for a provider that is not there, or that does not
+    multiply the integers of an int8 model.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class ExportedOmniModel:
         folder: Path,
         *,
         source: str | None = None,
-        threads: int | None = None,
+        threads: int = 1,
         provider: str = "CPUExecutionProvider",
     ) -> None:
         manifest = read_manifest(folder, source=source)
@@ -42,7 +43,7 @@ class ExportedOmniModel:
         if whole and provider not in INTEGER_PROVIDERS:
             raise ValueError(f"{provider} has no int8 products, which {whole[0]!r} wants: use {INTEGER_PROVIDERS[0]}")
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors
         # threads that wait for one graph would take the processor from the one that runs
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
