@@ -8,6 +8,7 @@ import importlib.util
 import io
 import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +26,58 @@ def missing_packages() -> list[str]:
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
-def export_litert(part: Part, file: Path, *, int8: bool = False) -> int:
-    """Writes a part for one sample of the shapes of its example; returns how many bytes. int8: the weights of linear
-    layers, a scale per channel, and what they are given on a grid of its own each time (the recipe "dynamic_wi8_afp32"
-    of AI Edge Quantizer); else everything in float32. Raises ExportError for a part that LiteRT has no operators for,
-    and where packages are missing."""
+def export_litert(part: Part, file: Path) -> int:
+    """Writes a part in float32 for one sample of the shapes of its example; returns how many bytes. Raises ExportError
+    for a part that LiteRT has no operators for, and where packages are missing."""
+    _demand_packages()
+    import litert_torch
+
+    with _scratch(file) as made:
+        try:
+            litert_torch.convert(part.module.eval(), tuple(x[:1] for x in part.example)).export(str(made))
+        except Exception as error:  # the converter's own are many, all derived from Exception alone
+            raise ExportError(f"{part.name}: LiteRT cannot carry it out ({error})") from error
+    return file.stat().st_size
+
+
+def quantize_litert(source: Path, file: Path) -> int:
+    """Writes the same with the weights of linear layers and convolutions in int8, a scale per channel, and what these
+    are given on a grid of its own each time (the recipe "dynamic_wi8_afp32" of AI Edge Quantizer); returns how many
+    bytes. Raises ExportError where packages are missing, and FileNotFoundError."""
+    _demand_packages()
+    from ai_edge_quantizer import quantizer, recipe
+
+    with _scratch(file) as made:
+        work = quantizer.Quantizer(source.read_bytes())
+        work.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+        work.update_quantization_recipe(".*LogMel.*", "*", algorithm_key="no_quantize")  # no weights: a transform
+        work.quantize().export_model(str(made))
+    return file.stat().st_size
+
+
+def _demand_packages() -> None:
     missing = missing_packages()
     if missing:
         raise ExportError(f"LiteRT files want {', '.join(missing)}, not installed: see the extra 'edge' in the README")
-    import litert_torch
-    from ai_edge_quantizer import quantizer, recipe
 
+
+@contextlib.contextmanager
+def _scratch(file: Path) -> Iterator[Path]:
+    """A place to write, quietly, that becomes `file` once it is whole: converter and quantizer report every step."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as scratch, _quiet():
-        made = Path(scratch) / "float.tflite"
-        try:
-            litert_torch.convert(part.module.eval(), _one(part)).export(str(made))
-        except Exception as error:  # the converter's own are many, all derived from Exception alone
-            raise ExportError(f"{part.name}: LiteRT cannot carry it out ({error})") from error
-        if int8:
-            work = quantizer.Quantizer(str(made))
-            work.load_quantization_recipe(recipe.dynamic_wi8_afp32())
-            work.update_quantization_recipe(".*LogMel.*", "*", algorithm_key="no_quantize")  # no weights: a transform
-            made = Path(scratch) / "int8.tflite"
-            work.quantize().export_model(str(made))
-        made.replace(file)
-    return file.stat().st_size
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            tempfile.TemporaryDirectory(dir=file.parent) as folder,
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            made = Path(folder) / "made.tflite"
+            yield made
+            made.replace(file)
+    finally:
+        logging.disable(before)
 
 
 class LiteRTPart:
@@ -78,20 +105,3 @@ class LiteRTPart:
             given[f"args_{place}"] = x.numpy().astype(wanted["dtype"], copy=False)
         said = self._run(**given)
         return tuple(torch.from_numpy(said[f"output_{place}"]) for place in range(self._given))
-
-
-def _one(part: Part) -> tuple[Tensor, ...]:
-    """The example's first sample."""
-    return tuple(x[:1] for x in part.example)
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """The converter and the quantizer report every step."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)

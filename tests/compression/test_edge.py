@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from omni_lab.compression import parts_of
-from omni_lab.compression.edge import LiteRTPart, export_litert, missing_packages
+from omni_lab.compression.edge import LiteRTPart, export_litert, missing_packages, quantize_litert
 from omni_lab.compression.graphs import ExportError
 from omni_lab.compression.parts import Part
 from omni_lab.model import OmniModel
@@ -37,17 +37,16 @@ def test_what_is_missing_is_named(parts: dict[str, Part], tmp_path: Path, monkey
     ["encoder.text", "encoder.image", "encoder.audio", "encoder.video", "path.0.text_from_image", "answer.classify"],
 )
 def test_a_file_says_what_the_part_says(parts: dict[str, Part], tmp_path: Path, name: str) -> None:
-    part, sizes = parts[name], {}
+    part, exact, rounded = parts[name], tmp_path / "float.tflite", tmp_path / "int8.tflite"
     given = tuple(x[:1] for x in part.example)
-    for int8, tolerance in ((False, 1e-4), (True, 0.5)):
-        file = tmp_path / f"{name}{8 * int8}.tflite"
-        sizes[int8] = export_litert(part, file, int8=int8)
-        assert sizes[int8] == file.stat().st_size
+    assert export_litert(part, exact) == exact.stat().st_size
+    assert quantize_litert(exact, rounded) == rounded.stat().st_size
+    for file, tolerance in ((exact, 1e-4), (rounded, 0.5)):
         with torch.no_grad():
             expected, found = part.module(*given), LiteRTPart(file)(*given)
         for a, b in zip(found, expected, strict=True):
             assert a.shape == b.shape and (a.float() - b.float()).abs().max() < tolerance
-    assert [*tmp_path.iterdir()] and not [*tmp_path.glob("tmp*")]
+    assert {*tmp_path.iterdir()} == {exact, rounded}, "nothing else is left behind"
 
 
 @needs_litert
