@@ -81,10 +81,11 @@ def _scratch(file: Path) -> Iterator[Path]:
 
 
 class LiteRTPart:
-    """Carries out what `export_litert` wrote: tensors of one sample in, a tuple of tensors out. Raises ExportError for
-    a file that LiteRT cannot read, and for inputs of other shapes."""
+    """Carries out what `export_litert` wrote: tensors of one sample in, a tuple of tensors out. Raises ExportError
+    where packages are missing, for a file that LiteRT cannot read, and for other inputs."""
 
     def __init__(self, file: Path, *, threads: int = 1) -> None:
+        _demand_packages()
         from ai_edge_litert.interpreter import Interpreter
 
         try:
@@ -97,6 +98,8 @@ class LiteRTPart:
         self._given = len(self._run.get_output_details())
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if len(inputs) != len(self._wanted):
+            raise ExportError(f"there must be {len(self._wanted)} inputs: got {len(inputs)}")
         given = {}
         for place, x in enumerate(inputs):
             wanted = self._wanted[f"args_{place}"]

@@ -16,7 +16,7 @@ from omni_lab.attention import MultiHeadAttention
 from omni_lab.compression.pruning import check_share
 
 STEP = 4  # widths are multiples of it, as processors like them
-RIDGE = 1e-4  # of the mean variance, where a matrix is inverted
+RIDGE = 1e-4  # of units' mean variance, added before a matrix is inverted
 
 
 class Moments:
@@ -49,8 +49,8 @@ class Moments:
 
 class Cut(NamedTuple):
     """A width that can be made smaller. error: [n + 1], by how many channels stay: of scores the mean square of what
-    is lost, of values and hidden units the share of the output's variance. size: how many weights a channel has.
-    leave: makes it that narrow."""
+    is lost, of values (each head by itself) and hidden units the share of the output's variance. size: how many weights
+    a channel has. leave: makes it that narrow."""
 
     error: Float[Tensor, " n"]
     size: int
@@ -71,13 +71,15 @@ def narrow(model: nn.Module, share: float, runs: Iterable[object]) -> dict[str, 
     of their weights (or are all as narrow as can be); returns what `narrow_again` wants, as JSON keeps it.
 
     Each becomes as narrow as it can with an error below a tolerance, the same for all; it is searched for. Queries and
-    keys of a head, turned together, agree on the directions that decide the scores (the singular vectors of the product
-    of the roots of their covariances); values are turned towards the principal directions of what the head says
-    (compare Ashkboos et al. 2024, who turn and slice whole transformers); hidden units cannot be turned and go one by
-    one, the one first whose loss the others can best make up for (Hassibi and Stork 1993, eq. 5 and 6, on the layer's
-    output). What stays is set so that outputs change least, in the mean square; nothing is trained.
+    keys of a head go over to the directions that decide its scores (the singular vectors of the product of the roots of
+    their second moments, those of keys about their mean: as if queries and keys were independent); values to the
+    principal directions of what the head says (compare Ashkboos et al. 2024, who slice whole transformers so). Hidden
+    units have no such directions and go one by one, the one first whose loss the others can best make up for in the
+    layer's output, in the mean square (optimal brain surgeon, Hassibi and Stork 1993; the inverse is kept up to date as
+    in Frantar and Alistarh 2022, here for whole columns). Nothing is trained.
 
-    runs: iterating over it runs the model on data; that is what outputs are compared on. What it does not reach stays.
+    runs: iterating over it runs the model on data; that is what outputs are compared on, padded tokens among them. What
+    it does not reach stays.
     Raises ValueError for a share that is not from 0 up to 1, or if nothing is reached.
     """
     check_share(share)
@@ -144,7 +146,8 @@ def _cuts(model: nn.Module, moments: Mapping[str, Moments]) -> Iterator[Cut]:
 
 
 def _cut_scores(attention: MultiHeadAttention, queries: Moments, keys: Moments) -> Cut:
-    """A constant added to all keys changes no score, as the softmax sees it: only how keys vary counts."""
+    """A constant added to all keys of a sample changes nothing in the softmax; here, keys vary about the mean of all
+    samples."""
     turns, error = [], torch.zeros(1, dtype=torch.double)
     for head in _heads(attention, len(queries.mean)):
         (query, query_inverse), (key, key_inverse) = (_roots(m[head, head]) for m in (queries.second, keys.covariance))
@@ -230,7 +233,7 @@ def _lost(variance: Float[Tensor, " n"]) -> Float[Tensor, n + 1]:
 def _roots(matrix: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
     """The root of a covariance, and its inverse."""
     values, vectors = torch.linalg.eigh(matrix)
-    values = values.clamp(min=max(float(values.max()) * RIDGE**2, 1e-12)).sqrt()
+    values = values.clamp(min=max(float(values.max()) * 1e-8, 1e-12)).sqrt()
     return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
 
 
@@ -244,5 +247,5 @@ def _turn(layer: nn.Linear, turn: Float[Tensor, "m n"]) -> None:
 
 def _set(layer: nn.Linear, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"]) -> None:
     layer.out_features, layer.in_features = weight.shape
-    layer.weight = nn.Parameter(weight.to(layer.weight).contiguous())
-    layer.bias = nn.Parameter(bias.to(layer.bias))
+    layer.weight = nn.Parameter(weight.to(layer.weight).contiguous(), layer.weight.requires_grad)
+    layer.bias = nn.Parameter(bias.to(layer.bias), layer.bias.requires_grad)

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from omni_lab.attention import AttentionOutput
+from omni_lab.attention import AttentionOutput, MultiHeadAttention
 from omni_lab.encoders import AudioEncoder
 from omni_lab.fusion import CrossModalFusion
 from omni_lab.heads import AnswerHead
@@ -52,8 +52,9 @@ class Part:
     def make(self) -> tuple[object, ...]:
         """Equal for parts that differ in nothing but their weights."""
         shapes = tuple((name, tuple(w.shape)) for name, w in self.module.named_parameters())
+        heads = tuple((m.heads, m.head_dim) for m in self.module.modules() if isinstance(m, MultiHeadAttention))
         own = self.name if isinstance(self.module, _Encode) else None
-        return (type(self.module), own, self.inputs, shapes)
+        return (type(self.module), own, self.inputs, shapes, heads)
 
     def layers(self) -> dict[str, str]:
         """The weights of `layers_of` its module: from their name to the layer's."""

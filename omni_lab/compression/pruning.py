@@ -53,7 +53,7 @@ def zero_again(model: nn.Module, kept: Mapping[str, Bool[Tensor, ...]]) -> None:
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for name, mask in kept.items():
-            weights[name].mul_(mask)
+            weights[name].mul_(mask.to(weights[name].device))
 
 
 class Group(NamedTuple):
@@ -73,7 +73,8 @@ def groups_of(model: nn.Module) -> Iterator[Group]:
     the picture encoder keeps its heads."""
     for name, module in model.named_modules():
         if isinstance(module, MultiHeadAttention):
-            size = 4 * module.head_dim * module.dim
+            widths = (module.query.out_features, module.key.out_features, 2 * module.value.out_features)
+            size = sum(widths) // module.heads * module.dim
             yield Group(name, module.heads, size, 1, module.out.weight, _keep_heads(module))
         elif isinstance(module, Mlp):
             (units, width), out = module.fc1.weight.shape, module.fc2.weight
@@ -151,10 +152,13 @@ def take_out_again(model: OmniModel, gone: Mapping[str, Any]) -> None:
 
 def _keep_heads(attention: MultiHeadAttention) -> Callable[[Int[Tensor, " k"]], None]:
     def remove(kept: Int[Tensor, " k"]) -> None:
-        channels = (kept[:, None] * attention.head_dim + torch.arange(attention.head_dim)).flatten()
+        def channels(width: int) -> Int[Tensor, " c"]:
+            each = width // attention.heads
+            return (kept[:, None] * each + torch.arange(each)).flatten()
+
+        _keep_columns(attention.out, channels(attention.out.in_features))
         for layer in (attention.query, attention.key, attention.value):
-            _keep_rows(layer, channels)
-        _keep_columns(attention.out, channels)
+            _keep_rows(layer, channels(layer.out_features))
         attention.heads = len(kept)
 
     return remove

@@ -23,9 +23,9 @@ class ExportedOmniModel:
     """Called as an `OmniModel` is; routes decide at run time which graphs are called.
 
     folder: what `Exporter.write` wrote. source: the digest of the weights that it must have been made from. threads: of
-    each graph; these are too small to be shared, so one is fastest. provider: of ONNX Runtime. Raises ArtefactError for
-    files that are broken or made from other weights, ValueError for a provider that is not there, or that does not
-    multiply the integers of an int8 model.
+    each graph; these are small, and one was fastest where it was measured. provider: of ONNX Runtime. Raises
+    ArtefactError for files that are broken or made from other weights, ValueError for a provider that is not there, or
+    that does not multiply the integers of an int8 model.
     """
 
     def __init__(

@@ -21,7 +21,9 @@ def time_features(
     So tokens of one moment look alike whichever encoder made them. dim must be even.
     """
     steps = max(1, dim // 2 - 1)  # listed here, so that exported models hold numbers in place of powers
-    periods = torch.tensor([SHORTEST * (LONGEST / SHORTEST) ** (i / steps) for i in range(dim // 2)]).to(times)
+    periods = torch.tensor(
+        [SHORTEST * (LONGEST / SHORTEST) ** (i / steps) for i in range(dim // 2)], device=times.device
+    )
     angles = 2 * math.pi * times.unsqueeze(-1) / periods
     return amplitude * torch.cat([angles.sin(), angles.cos()], dim=-1)
 

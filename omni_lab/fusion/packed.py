@@ -45,7 +45,8 @@ def packed_works(streams: Mapping[Modality, Tokens], cross: Iterable[CrossModalA
     values = next(iter(streams.values())).values
     half = torch.is_autocast_enabled(values.device.type) or values.dtype in (torch.float16, torch.bfloat16)
     attention = [path.attention for path in cross]
-    alike = len({(a.heads, a.query.out_features, a.value.out_features) for a in attention}) <= 1
+    whole = all(a.query.out_features == a.value.out_features == a.heads * a.head_dim for a in attention)
+    alike = whole and len({a.heads for a in attention}) <= 1  # the kernel takes one width, and scales by it
     works = values.is_cuda and half and alike
     if not works:
         _say_once("a CUDA device" if not values.is_cuda else "paths of one width" if half else "half precision")

@@ -87,7 +87,8 @@ class QuantizedTraining(MultitaskTraining):
         super().__init__(model, config, answers=answers, families=families, seed=seed)
         self.fake = fake
         self.kept = kept
-        self._teacher = () if teacher is None else (teacher.eval(),)  # not a module of this one: it is not trained
+        self._teacher = () if teacher is None else (teacher.eval(),)
+        self._still = (controller, *self._teacher)  # not trained, so not held as modules
         frame = Frame.of(model, controller.requires_grad_(False))
         self._carried: Any = (assemble(frame, fake.run), assemble_controller(frame, fake.run))
 
@@ -98,10 +99,14 @@ class QuantizedTraining(MultitaskTraining):
             route, known = carried.decide(controller, batch)
         return carried(batch, heads=["answer"], route=route, known=known).heads["answer"]
 
+    def on_fit_start(self) -> None:
+        for module in self._still:
+            module.to(self.device)
+
     def training_step(self, batch: OmniBatch, batch_idx: int) -> Tensor:
         for teacher in self._teacher:
             with torch.no_grad():
-                said = teacher.to(self.device)(batch, heads=["answer"]).heads["answer"].softmax(1)
+                said = teacher(batch, heads=["answer"]).heads["answer"].softmax(1)
             batch = replace(batch, targets={**batch.targets, "answer_scores": said})
         return super().training_step(batch, batch_idx)
 
@@ -284,7 +289,9 @@ def compress(
             facts.append(making.found(place, identity) or making.round(done, place, identity))
     if not recipe.rounds:
         making.prepare()
-    return Compressed(making.parts, making.frame, recipe.policy, making.fake.known_ranges(), facts, model, decides)
+    return Compressed(
+        making.parts, making.frame, recipe.policy, making.fake.known_ranges(), facts, making.model, decides
+    )
 
 
 class _Held(nn.Module):
@@ -334,6 +341,9 @@ class _Making:
         """A round that was finished before."""
         if not recent(folder / FACTS):
             return None
+        if hasattr(self, "fake"):
+            self.fake.remove()
+        before = copy.deepcopy(self.model)
         try:
             gone = read_facts(folder, identity=identity)["gone"]
             if self.recipe.pruning is not None:
@@ -342,6 +352,7 @@ class _Making:
             return load_model(folder, _Held(self.model, self.fake), identity=identity)
         except CheckpointError as error:
             log.warning("not using a checkpoint: %s", error)
+            self.model = before
             return None
 
     def round(self, done: int, folder: Path, identity: dict[str, Any]) -> dict[str, Any]:

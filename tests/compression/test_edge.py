@@ -46,6 +46,7 @@ def test_a_file_says_what_the_part_says(parts: dict[str, Part], tmp_path: Path, 
             expected, found = part.module(*given), LiteRTPart(file)(*given)
         for a, b in zip(found, expected, strict=True):
             assert a.shape == b.shape and (a.float() - b.float()).abs().max() < tolerance
+    assert rounded.read_bytes() != exact.read_bytes()
     assert {*tmp_path.iterdir()} == {exact, rounded}, "nothing else is left behind"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +14,11 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from omni_lab.attention import MultiHeadAttention
+from omni_lab.compression import Frame, assemble, parts_of
 from omni_lab.compression.narrowing import STEP, narrow, narrow_again
-from omni_lab.modalities import Tokens
+from omni_lab.compression.parts import Part
+from omni_lab.fusion.packed import packed_works
+from omni_lab.modalities import Modality, Tokens
 from omni_lab.model import OmniModel
 from tests.routing.conftest import MakeBatch, make_batch, routed
 
@@ -102,6 +106,63 @@ def test_units_that_others_can_replace_go_first() -> None:
     with torch.no_grad():
         plain.fc2.weight[:, 12:] = 0
     assert (plain(x) - expected).abs().max() > 0.1, "what is left makes up for it"
+
+
+def test_units_are_chosen_and_made_up_for_as_well_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    network = Mlp(4, hidden_features=6).eval()
+    with torch.no_grad():
+        network.fc1.bias.fill_(1.0)  # units whose mean is not zero
+    x = torch.randn(400, 4) @ torch.randn(4, 4)
+    expected = network(x).detach()
+    hidden = network.act(network.fc1(x)).detach()
+    ones = torch.ones(len(hidden), 1)
+
+    def best(stay: tuple[int, ...]) -> float:
+        known = torch.cat([hidden[:, list(stay)], ones], 1)
+        return float((known @ torch.linalg.lstsq(known, expected).solution - expected).square().sum())
+
+    monkeypatch.setattr("omni_lab.compression.narrowing.STEP", 1)
+    smaller = nn.ModuleDict({"mlp": copy.deepcopy(network)})
+    narrow(smaller, 0.16, (smaller["mlp"](x) for _ in range(1)))
+    assert smaller["mlp"].fc1.out_features == 5
+    found = float((smaller["mlp"](x).detach() - expected).square().sum())
+    errors = [best(stay) for stay in itertools.combinations(range(6), 5)]
+    assert found == pytest.approx(min(errors), rel=0.05) and min(errors) < 0.9 * sorted(errors)[1]
+
+
+@pytest.mark.parametrize("kind", ["parts", "need_weights", "masked"])
+def test_every_way_of_carrying_out_takes_narrow_paths(routed: OmniModel, make_batch: MakeBatch, kind: str) -> None:
+    model, batch = copy.deepcopy(routed), make_batch(6)
+    narrow(model, 0.4, runs(model, make_batch))
+    with torch.inference_mode():
+        expected = model(batch).heads["answer"]
+        if kind == "parts":
+            carried = assemble(Frame.of(model), lambda name, *given: parts[name].module(*given))
+            parts = {part.name: part for part in parts_of(model, batch)}
+            found = carried(batch).heads["answer"]
+        elif kind == "need_weights":
+            found = model(batch, need_weights=True).heads["answer"]
+        else:
+            found = model(batch, route=model.space.dense(batch.present), execution="masked").heads["answer"]
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_narrow_paths_are_not_packed(routed: OmniModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    halves = Tokens(torch.zeros(2, 3, 16).half(), torch.ones(2, 3).bool())
+    model = copy.deepcopy(routed)
+    narrow(model, 0.4, runs(model, make_batch))
+    before, after = ([*layer.cross.values()] for layer in (routed.fusion.layers[0], model.fusion.layers[0]))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    assert packed_works({Modality.TEXT: halves}, before) and not packed_works({Modality.TEXT: halves}, after)
+
+
+def test_parts_of_other_heads_are_of_another_make() -> None:
+    makes = []
+    for dim, heads in ((16, 2), (16, 4)):
+        attention = nn.ModuleDict({"attention": MultiHeadAttention(dim=dim, heads=heads)})
+        makes.append(Part("a", attention, None, (), (), ()).make)
+    assert makes[0] != makes[1], "the same shapes, but other graphs"
 
 
 def test_what_was_not_run_stays(routed: OmniModel, make_batch: MakeBatch) -> None:
