@@ -81,18 +81,24 @@ def _scratch(file: Path) -> Iterator[Path]:
 
 
 class LiteRTPart:
-    """Carries out what `export_litert` wrote: tensors of one sample in, a tuple of tensors out. Raises ExportError
-    where packages are missing, for a file that LiteRT cannot read, and for other inputs."""
+    """Carries out what `export_litert` wrote: tensors of one sample in, a tuple of tensors out. kernels: "XNNPACK", the
+    fast ones, or "reference" where those refuse the file. Raises ExportError where packages are missing, for a file
+    that LiteRT cannot read, and for other inputs."""
 
     def __init__(self, file: Path, *, threads: int = 1) -> None:
         _demand_packages()
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-        try:
-            interpreter = Interpreter(model_path=str(file), num_threads=threads)
-            interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise ExportError(f"{file}: LiteRT cannot read it ({error})") from error
+        kinds = {"XNNPACK": OpResolverType.AUTO, "reference": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES}
+        for self.kernels, kind in kinds.items():
+            try:
+                interpreter = Interpreter(str(file), num_threads=threads, experimental_op_resolver_type=kind)
+                interpreter.allocate_tensors()
+                break
+            except (ValueError, RuntimeError) as error:
+                refused = error
+        else:
+            raise ExportError(f"{file}: LiteRT cannot read it ({refused})") from refused
         self._run: Any = interpreter.get_signature_runner()
         self._wanted = dict(self._run.get_input_details())
         self._given = len(self._run.get_output_details())
