@@ -1,4 +1,4 @@
-"""The command line: `omni-lab run`, `omni-lab train`, `omni-lab list`, `omni-lab report`."""
+"""The command line: `omni-lab run`, `train`, `list`, `report` and `scorecard`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from omni_lab import runs
 from omni_lab.config import PROFILES, RETRAIN_SINCE, get_profile, project_root
-from omni_lab.results import print_results, read_results, write_index
+from omni_lab.results import read_results
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,6 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     commands.add_parser("list", parents=[where], help="show the notebooks, their parameters, their runs")
     commands.add_parser("report", parents=[where], help="print the recorded results and write the index page")
+    card = commands.add_parser("scorecard", parents=[where], help="what is claimed, beside what was recorded")
+    card.add_argument("--published", action="store_true", help="from the published runs alone")
+    card.add_argument("--markdown", action="store_true", help="as a Markdown table")
     return parser
 
 
@@ -106,18 +109,49 @@ def command_list(args: argparse.Namespace) -> int:
     return 0
 
 
+def _read(args: argparse.Namespace, *, published: bool) -> list[dict[str, Any]]:
+    """The published runs of the profile, and those of this machine; what is broken is named and left out."""
+    folders = [args.output / "published" / args.profile] + ([] if published else [args.output / args.profile])
+    warn = Console(stderr=True).print
+    return [
+        r for folder in folders if folder.is_dir() for r in read_results(folder, broken=lambda m: warn(m, "(left out)"))
+    ]
+
+
 def command_report(args: argparse.Namespace) -> int:
+    from omni_lab.evaluation.claims import load_claims, score  # takes seconds to import
+    from omni_lab.report import print_results, write_index
+
     folder = args.output / args.profile
-    results = read_results(folder) if folder.is_dir() else []
+    results = [r for r in _read(args, published=False) if folder in r["folder"].parents]
     print_results(results, title=f"recorded results, profile {args.profile}")
     if results:
-        print(f"report: {write_index(folder, results, title=f'omni-lab: {args.profile}')}")
+        scored = score(load_claims(), _read(args, published=False))
+        print(f"report: {write_index(folder, results, title=f'omni-lab: {args.profile}', scored=scored)}")
+    return 0
+
+
+def command_scorecard(args: argparse.Namespace) -> int:
+    from omni_lab.evaluation.claims import load_claims, score
+    from omni_lab.report import print_scorecard, scorecard_markdown
+
+    scored = score(load_claims(), _read(args, published=args.published))
+    if args.markdown:
+        print(scorecard_markdown(scored), end="")
+    else:
+        print_scorecard(scored)
     return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
-    commands = {"run": command_run, "train": command_train, "list": command_list, "report": command_report}
+    commands = {
+        "run": command_run,
+        "train": command_train,
+        "list": command_list,
+        "report": command_report,
+        "scorecard": command_scorecard,
+    }
     try:
         return commands[args.command](args)
     except (runs.UsageError, ValueError) as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -92,3 +94,28 @@ class TransformerBlock(nn.Module):
         h = self.norm_attention(x)
         x = x + self.dropout(self.attention(h, tokens.with_values(h)).values)
         return tokens.with_values(x + self.dropout(self.mlp(self.norm_mlp(x))))
+
+
+@contextmanager
+def recorded_attention(module: nn.Module) -> Iterator[dict[str, Float[Tensor, "b h q k"]]]:
+    """While it is open, every `MultiHeadAttention` inside `module` takes the explicit path, and the weights of its last
+    call stand under its name: those that made the output, with their gradients where there are any."""
+    weights: dict[str, Tensor] = {}
+    hooks = []
+    for name, part in module.named_modules():
+        if not isinstance(part, MultiHeadAttention):
+            continue
+
+        def ask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, kwargs | {"need_weights": True}
+
+        def keep(_: nn.Module, args: Any, output: AttentionOutput, name: str = name) -> None:
+            assert output.weights is not None
+            weights[name] = output.weights
+
+        hooks += [part.register_forward_pre_hook(ask, with_kwargs=True), part.register_forward_hook(keep)]
+    try:
+        yield weights
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,27 +1,23 @@
-"""What a notebook measured: `metrics.json`, figures, and the tables and the index page made from them."""
+"""What a notebook measured: `metrics.json` and figures, written as it goes and read back."""
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import os
 import platform
 import re
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from omni_lab.config import project_root
 
 SCHEMA = 1
+KEYS = ("notebook", "profile", "parameters", "seed", "device", "started", "seconds", "metrics")
 NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
 
 
@@ -111,89 +107,46 @@ def start_run(notebook: str, *, profile: str, seed: int, output_dir: str = "", *
     return run
 
 
-def read_results(root: Path, *, profile: str | None = None, notebook: str | None = None) -> list[dict[str, Any]]:
-    """The content of every `metrics.json` under `root`, in order of folder, each with its "folder" added."""
+def read_results(
+    root: Path,
+    *,
+    profile: str | None = None,
+    notebook: str | None = None,
+    broken: Callable[[str], object] | None = None,
+) -> list[dict[str, Any]]:
+    """The content of every `metrics.json` under `root`, in order of folder, each with its "folder" added.
+
+    broken: is told of every file that is damaged or of another schema, which is then left out; without it the first
+    of them raises ValueError.
+    """
     results = []
     for file in sorted(root.glob("**/metrics.json")):
         if any(part.startswith(".") for part in file.relative_to(root).parts):
             continue
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            schema = content["schema"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}: not a metrics file ({error})") from error
-        if schema != SCHEMA:
-            raise ValueError(f"{file}: schema {schema}: expected {SCHEMA}")
+            content = _checked(file)
+        except ValueError as error:
+            if broken is None:
+                raise
+            broken(str(error))
+            continue
         if profile in (None, content["profile"]) and notebook in (None, content["notebook"]):
             results.append(content | {"folder": file.parent})
     return results
 
 
-def format_value(metric: dict[str, Any]) -> str:
-    unit = f" {metric['unit']}" if metric["unit"] else ""
-    return f"{metric['value']:.4g}{unit}"
-
-
-def format_interval(metric: dict[str, Any]) -> str:
-    return "" if metric["interval"] is None else "{:.4g} to {:.4g}".format(*metric["interval"])
-
-
-def print_results(results: Sequence[dict[str, Any]], *, title: str) -> None:
-    """A table of everything recorded, in the terminal."""
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    if not results:
-        console.print("nothing recorded yet")
-        return
-    table = Table("metric", "value", "95 % interval", "", title=title)
-    for result in results:
-        minutes, seconds = divmod(round(result["seconds"]), 60)
-        table.add_row(
-            f"[bold]{result['notebook']}", f"[dim]{result['folder'].name}", f"[dim]{minutes}:{seconds:02d} min"
-        )
-        for metric in result["metrics"]:
-            cells = (f"  {metric['name']}", format_value(metric), format_interval(metric))
-            table.add_row(*cells, "control" if metric["control"] else "")
-        table.add_section()
-    console.print(table)
-
-
-def write_index(folder: Path, results: Sequence[dict[str, Any]], *, title: str) -> Path:
-    """`folder/index.html`: a section a run, with its numbers, its figures and a link to the executed notebook."""
-    sections = []
-    for result in results:
-        where = result["folder"].relative_to(folder).as_posix()
-        rows = "".join(
-            f"<tr><td>{m['name']}</td><td>{format_value(m)}</td><td>{format_interval(m)}</td>"
-            f"<td>{'control' if m['control'] else ''}</td></tr>"
-            for m in result["metrics"]
-        )
-        figures = "".join(
-            f'<a href="{where}/figures/{f.name}"><img src="{where}/figures/{f.name}" alt="{f.stem}"></a>'
-            for f in sorted((result["folder"] / "figures").glob("*.png"))
-        )
-        link = f'<a href="{where}/notebook.html">' if (result["folder"] / "notebook.html").exists() else "<a>"
-        sections.append(
-            f"<h2>{link}{result['notebook']}</a></h2><p>{result['folder'].name}, {html.escape(result['device'])}, "
-            f"{result['started']}, {result['seconds']:.0f} s</p><div>{figures}</div>"
-            f"<table><tr><th>metric</th><th>value</th><th>95 % interval</th><th></th></tr>{rows}</table>"
-        )
-    page = folder / "index.html"
-    part = folder / "index.html.part"
-    part.write_text(INDEX.format(title=html.escape(title), sections="\n".join(sections)), encoding="utf-8")
-    return part.replace(page)
-
-
-INDEX = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 16px/1.5 sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: .2rem .8rem; border-bottom: 1px solid #ddd; }}
-table {{ text-align: left; }}
-img {{ height: 14rem; max-width: 100%; object-fit: contain; margin: .5rem; border: 1px solid #eee; }}
-</style></head><body><h1>{title}</h1>
-{sections}
-</body></html>
-"""
+def _checked(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        schema = content["schema"]
+    except (ValueError, KeyError, TypeError) as error:  # bad JSON and bad UTF-8 are ValueErrors
+        raise ValueError(f"{file}: not a metrics file ({error})") from error
+    if schema != SCHEMA:
+        raise ValueError(f"{file}: schema {schema}: expected {SCHEMA}")
+    lacking = [key for key in KEYS if key not in content]
+    if lacking:
+        raise ValueError(f"{file}: not a metrics file ({lacking[0]!r} is missing)")
+    return content
 
 
 def _device() -> str:

@@ -86,6 +86,15 @@ EXPECTED = {
         "quantization/ptq_static/speedup_vs_same_runtime_fp32_b32",
         "compression/latency_times_less_b1",
     },
+    "09_attention_visualization": {
+        "maps/same_forward_max_diff",
+        "maps/pointing_game/image/attention",
+        "maps/pointing_game/audio/attention",
+        "maps/deletion_auc/image/integrated_gradients",
+        "maps/shuffled_rank_correlation/grad_cam",
+        "explorer/latency_ms",
+    },
+    "99_scorecard": {"scorecard/held", "scorecard/did_not_hold", "scorecard/not_measured_yet"},
     "90_solutions": {"solutions/accuracy_without_picture"},
 }
 BOUNDS = {

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pytest
 
-from omni_lab.results import Run, print_results, read_results, start_run, write_index
+from omni_lab.results import Run, read_results, start_run
 
 
 def new_run(folder: Path, **changes: Any) -> Run:
@@ -72,37 +72,29 @@ def test_in_jupyterlab_results_go_to_the_interactive_folder(
     assert "nn, profile smoke, seed 0" in capsys.readouterr().out
 
 
-def test_results_are_found_filtered_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_found_and_filtered(tmp_path: Path) -> None:
     for name, profile in (("one", "smoke"), ("two", "quick"), (".three.part", "quick")):
         run = new_run(tmp_path / name, profile=profile, notebook=name)
         run.record("room/what", 0.25, interval=(0.2, 0.3), control=name == "two")
     assert [r["notebook"] for r in read_results(tmp_path)] == ["one", "two"], "unfinished runs do not count"
     assert [r["notebook"] for r in read_results(tmp_path, profile="quick")] == ["two"]
     assert read_results(tmp_path, notebook="three") == []
-    print_results(read_results(tmp_path), title="the title")
-    shown = capsys.readouterr().out
-    assert all(word in shown for word in ("the title", "room/what", "0.25", "0.2 to 0.3", "control"))
-    print_results([], title="nothing")
-    assert "nothing recorded yet" in capsys.readouterr().out
 
 
-def test_a_broken_metrics_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "metrics.json").write_text("{")
-    with pytest.raises(ValueError, match="metrics.json: not a metrics file"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "metrics.json: not a metrics file"),
+        (b"\xff\xfe\x00", "metrics.json: not a metrics file"),
+        (b'{"schema": 99}', "schema 99: expected 1"),
+        (b'{"schema": 1, "profile": "quick"}', "not a metrics file \\('notebook' is missing\\)"),
+    ],
+)
+def test_a_broken_metrics_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    new_run(tmp_path / "whole").record("room/what", 0.5)
+    (tmp_path / "metrics.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
         read_results(tmp_path)
-    (tmp_path / "metrics.json").write_text('{"schema": 99}')
-    with pytest.raises(ValueError, match="schema 99: expected 1"):
-        read_results(tmp_path)
-
-
-def test_the_index_page_links_what_is_there(tmp_path: Path) -> None:
-    run = new_run(tmp_path / "nn" / "seed3")
-    run.record("room/what", 0.5)
-    figure, axis = plt.subplots()
-    axis.plot([0, 1])
-    assert run.save_figure(figure, "curve") is figure
-    plt.close(figure)
-    (run.folder / "notebook.html").write_text("<html></html>")
-    page = write_index(tmp_path, read_results(tmp_path), title="a <title>").read_text()
-    assert 'src="nn/seed3/figures/curve.png"' in page and 'href="nn/seed3/notebook.html"' in page
-    assert "a &lt;title&gt;" in page and "room/what" in page
+    told: list[str] = []
+    assert [r["folder"].name for r in read_results(tmp_path, broken=told.append)] == ["whole"], "the rest stands"
+    assert len(told) == 1 and re.search(message, told[0])

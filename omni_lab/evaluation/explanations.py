@@ -1,0 +1,303 @@
+"""What an answer rests on: a value for each token of a modality, by several methods, of one question at a time.
+
+Tokens are the common measure. A picture's are the cells of a grid, a sound's are spans of time, a clip's are tiles of
+its frames; what a method says of pixels or samples is added up over the token that covers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from captum.attr import LayerIntegratedGradients, Occlusion
+from jaxtyping import Float
+from pytorch_grad_cam import GradCAM, RandomCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import Tensor, nn
+
+from omni_lab.attention import recorded_attention
+from omni_lab.modalities import Modality, ModalityInput, OmniBatch
+from omni_lab.model import OmniModel
+from omni_lab.routing import Path, Route
+
+STEPS = 16  # of integrated gradients
+
+
+class ExplanationError(ValueError):
+    """What cannot be explained, or not so: the message says what and why."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one layer of fusion did with one question. cross: weights [H, Nq, Nk] of each path; own: [H, N, N] of each
+    modality that listens; both with their gradients, of the answer's logit."""
+
+    cross: Mapping[Path, tuple[Tensor, Tensor]]
+    own: Mapping[Modality, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One forward of one question, whole. logits: [A]. answer: the one explained. read: [N] of each modality, how much
+    the head's reading of each fused token speaks for the answer (gradient times value, where positive)."""
+
+    logits: Float[Tensor, " a"]
+    answer: int
+    layers: Sequence[Layer]
+    read: Mapping[Modality, Float[Tensor, " n"]]
+
+    def layer(self, place: int) -> Layer:
+        """Raises ExplanationError for a layer that does not exist."""
+        if not 0 <= place < len(self.layers):
+            raise ExplanationError(f"layer must be from 0 to {len(self.layers) - 1}: got {place}")
+        return self.layers[place]
+
+
+def observe(model: OmniModel, batch: OmniBatch, answer: int | None = None, *, route: Route | None = None) -> Observed:
+    """The forward of one question, with the attention weights that made its answer. answer: which to explain; the
+    model's own if not told. route: what runs (default everything). Raises ExplanationError for a batch of several."""
+    if len(batch) != 1:
+        raise ExplanationError(f"one question is explained at a time: got {len(batch)}")
+    with torch.no_grad():
+        encoded = model.encode(batch, route)
+    held = {m: t.with_values(t.values.detach().clone().requires_grad_()) for m, t in encoded.items()}
+    with torch.enable_grad(), recorded_attention(model.fusion) as weights:
+        output = model.fuse(held, heads=["answer"], route=route)
+        logits = output.heads["answer"][0]
+        answer = int(logits.argmax()) if answer is None else answer
+        read = {m: tokens.values for m, tokens in output.fusion.tokens.items()}
+        wanted = [*weights.values(), *read.values()]
+        gradients = torch.autograd.grad(logits[answer], wanted, allow_unused=True)
+    slopes = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, gradients, strict=True)]
+    both = {n: (w.detach()[0], g[0]) for (n, w), g in zip(weights.items(), slopes, strict=False)}
+    layers = []
+    for depth in range(len(cast(Any, model.fusion).layers)):
+        cross, own = f"layers.{depth}.cross.", f"layers.{depth}.blocks."
+        layers.append(
+            Layer(
+                {Path.named(n.split(".")[3]): both[n] for n in both if n.startswith(cross)},
+                {Modality(n.split(".")[3]): both[n] for n in both if n.startswith(own)},
+            )
+        )
+    spoken = {
+        m: (x.detach() * g).sum(-1).clamp(min=0)[0] * output.fusion.tokens[m].sample_mask[0]
+        for (m, x), g in zip(read.items(), slopes[len(weights) :], strict=True)
+    }
+    return Observed(logits.detach(), answer, layers, spoken)
+
+
+def attention_map(seen: Observed, modality: Modality, *, layer: int | None = None) -> Float[Tensor, " n"]:
+    """How much is listened to each token of a modality: the mean over paths that listen to it, heads and the tokens
+    that ask. layer: of that one alone (default: the mean over all)."""
+    layers = seen.layers if layer is None else [seen.layer(layer)]
+    maps = [w.mean((0, 1)) for one in layers for path, (w, _) in one.cross.items() if path.key is modality]
+    if not maps:
+        raise ExplanationError(f"nothing listens to {modality}: its tokens go to the head alone")
+    return torch.stack(maps).mean(0)
+
+
+def rollout_map(seen: Observed, modality: Modality) -> Float[Tensor, " n"]:
+    """Attention rollout (Abnar and Zuidema 2020, eq. 1): attention matrices, each with half of the identity for the
+    residual stream, multiplied through all layers, over the tokens of all modalities together; then the mean over what
+    the head reads."""
+    places, size = _places(seen)
+    rolled = torch.eye(size)
+    for layer in seen.layers:
+        for weights in (layer.cross, {Path(m, m): w for m, w in layer.own.items()}):
+            mixed = torch.zeros(size, size)
+            for path, (w, _) in weights.items():
+                mixed[places[path.query], places[path.key]] += w.mean(0)
+            mass = mixed.sum(1, keepdim=True)
+            rolled = (
+                torch.where(mass > 0, 0.5 * (torch.eye(size) + mixed / mass.clamp(min=1e-12)), torch.eye(size)) @ rolled
+            )
+    asking = [places[m] for m in seen.layers[-1].own] or list(places.values())
+    return torch.cat([rolled[place, places[modality]] for place in asking]).mean(0)
+
+
+def relevance_map(seen: Observed, modality: Modality) -> Float[Tensor, " n"]:
+    """Gradient-weighted relevance (Chefer et al. 2021). With A-bar the mean over heads of what of gradient times
+    attention is positive (eq. 5), self-attention adds A-bar R (eq. 6 and 7), co-attention of s over q adds
+    normed(R_ss)^T A-bar normed(R_qq) to R_sq (eq. 8 to 10) and A-bar R_qs to R_ss (eq. 11). The map is what reaches
+    the head: each stream's part in the answer, led back."""
+    sizes = {m: len(read) for m, read in seen.read.items()}
+    flow = {(s, q): torch.eye(n) if s is q else torch.zeros(n, sizes[q]) for s, n in sizes.items() for q in sizes}
+    for layer in seen.layers:
+        before = dict(flow)  # all paths of a layer listen to what was there before it
+        for path, both in layer.cross.items():
+            s, q = path
+            seen_by = _positive(*both)
+            flow[s, q] = flow[s, q] + _normed(before[s, s]).T @ seen_by @ _normed(before[q, q])
+            flow[s, s] = flow[s, s] + seen_by @ before[q, s]
+        for s, both in layer.own.items():
+            mixed = _positive(*both)
+            for q in sizes:
+                flow[s, q] = flow[s, q] + mixed @ flow[s, q]
+    return torch.stack([seen.read[s] @ flow[s, modality] for s in sizes]).sum(0)
+
+
+def _positive(weights: Tensor, slope: Tensor) -> Tensor:
+    return (weights * slope).clamp(min=0).mean(0)
+
+
+def _normed(relevance: Tensor) -> Tensor:
+    """Eq. 8 and 9: what was added to the identity, its rows summing to one, and the identity again."""
+    eye = torch.eye(len(relevance))
+    added = relevance - eye
+    return added / added.sum(1, keepdim=True).clamp(min=1e-12) + eye
+
+
+def _places(seen: Observed) -> tuple[dict[Modality, slice], int]:
+    """Where each modality's tokens stand if all stand in one row."""
+    places, start = {}, 0
+    for modality, read in seen.read.items():
+        places[modality] = slice(start, start + len(read))
+        start += len(read)
+    return places, start
+
+
+class Altered(nn.Module):
+    """Scores for variants of one modality's input, all else the same and encoded once: values [V, ...] to [V, A]."""
+
+    def __init__(self, model: OmniModel, batch: OmniBatch, modality: Modality) -> None:
+        super().__init__()
+        if len(batch) != 1:
+            raise ExplanationError(f"one question is explained at a time: got {len(batch)}")
+        demand(batch, modality)
+        self.model = model
+        self.modality = modality
+        with torch.no_grad():
+            encoded = model.encode(batch.without(modality)) if len(batch.inputs) > 1 else {}
+        zero = torch.zeros(1, dtype=torch.long)
+        kept = {m: ModalityInput(t.expanded().values, t.expanded().mask, zero) for m, t in encoded.items()}
+        given = batch.inputs[modality]
+        entry = int(given.rows[0])
+        self.values = given.values[entry : entry + 1]
+        self.mask = given.mask[entry : entry + 1]
+        self._batch = replace(batch, inputs={**kept, modality: replace(given, values=self.values, mask=self.mask)})
+
+    def forward(self, values: Tensor) -> Tensor:
+        count = len(values)
+        rows = {m: torch.zeros(count, dtype=torch.long) for m in self._batch.inputs}
+        rows[self.modality] = torch.arange(count)
+        inputs = {m: replace(given, rows=rows[m]) for m, given in self._batch.inputs.items()}
+        given = ModalityInput(values.to(self.values.dtype), self.mask.expand(count, -1), rows[self.modality])
+        batch = OmniBatch(
+            inputs={m: given if m is self.modality else inputs[m] for m in Modality if m in inputs},
+            tasks=list(self._batch.tasks) * count,
+            families=list(self._batch.families) * count,
+            ids=[f"{self._batch.ids[0]}-{i}" for i in range(count)],
+        )
+        return cast(Tensor, self.model(batch, heads=["answer"]).heads["answer"])
+
+
+def demand(batch: OmniBatch, modality: Modality) -> None:
+    """Raises ExplanationError for a question without the modality, naming what it has."""
+    if not bool(batch.present[0, modality.column]):
+        has = ", ".join(str(m) for m in Modality if bool(batch.present[0, m.column]))
+        raise ExplanationError(f"{batch.ids[0]!r} has no {modality}: it has {has}")
+
+
+def token_windows(model: OmniModel, modality: Modality, values: Tensor) -> list[tuple[slice, ...]]:
+    """Of each token of a picture [1, 3, H, W] or sound [1, S], the part of the input that it covers. Raises
+    ExplanationError for another modality."""
+    encoder: Any = model.encoders[modality.value]
+    if modality is Modality.IMAGE:
+        (down, across), stride = encoder.grid, encoder.stride
+        cuts = [slice(i * stride, (i + 1) * stride) for i in range(max(down, across))]
+        return [(slice(None), slice(None), cuts[i], cuts[j]) for i in range(down) for j in range(across)]
+    if modality is Modality.AUDIO:
+        span = round(encoder.seconds_per_token * encoder.input_rate)
+        return [(slice(None), slice(start, start + span)) for start in range(0, values.shape[1], span)]
+    raise ExplanationError(f"windows are known of pictures and sounds: got {modality}")
+
+
+def without_tokens(values: Tensor, windows: Sequence[tuple[slice, ...]], gone: Sequence[int]) -> Tensor:
+    """The input without some tokens: a picture's mean colour stands in their place, or silence."""
+    altered = values.clone()
+    filling = values.float().mean((2, 3)).round().to(values.dtype)[:, :, None, None] if values.ndim == 4 else 0
+    for place in gone:
+        altered[windows[place]] = filling
+    return altered
+
+
+def integrated_gradients_map(altered: Altered, answer: int) -> Float[Tensor, " n"]:
+    """Integrated gradients (Sundararajan et al. 2017, eq. 1), along a straight line of patch embeddings or mel spectra,
+    from the mean colour or silence; the magnitudes of what each token covers, added up."""
+    windows = token_windows(altered.model, altered.modality, altered.values)
+    encoder: Any = altered.model.encoders[altered.modality.value]
+    if altered.modality is Modality.IMAGE:
+        layer = encoder.swin.patch_embed
+    elif hasattr(encoder.front, "mel"):
+        layer = encoder.front.mel
+    else:
+        raise ExplanationError("integrated gradients of sounds want the mel front end")
+    baseline = without_tokens(altered.values, windows, range(len(windows)))
+    gradients = LayerIntegratedGradients(altered, layer)
+    found = gradients.attribute(altered.values, baseline, target=answer, n_steps=STEPS)
+    size = (found.abs().sum(-1) if altered.modality is Modality.IMAGE else found.abs().sum(1)).detach()  # [1, (h,) w]
+    if altered.modality is Modality.IMAGE:
+        return nn.functional.adaptive_avg_pool2d(size, encoder.grid).flatten()
+    span = round(encoder.seconds_per_token * 100)  # a mel spectrum every 10 ms
+    return torch.stack([part.sum() for part in size[0].split(span)])[: len(windows)]
+
+
+def occlusion_map(altered: Altered, answer: int) -> Float[Tensor, " n"]:
+    """What the answer's logit loses when a token is taken away (Zeiler and Fergus 2014)."""
+    windows = token_windows(altered.model, altered.modality, altered.values)
+    parts, whole = windows[0][1:], altered.values.shape[1:]
+    shape = tuple(size if part.stop is None else min(part.stop, size) for part, size in zip(parts, whole, strict=True))
+    baseline = without_tokens(altered.values, windows, range(len(windows))).float()
+    with torch.inference_mode():
+        found = Occlusion(altered).attribute(
+            altered.values.float(),
+            shape,
+            strides=shape,
+            baselines=baseline,
+            target=answer,
+            perturbations_per_eval=len(windows),
+        )
+    return torch.stack([found[window].mean() for window in windows])
+
+
+def cam_map(altered: Altered, answer: int, method: Callable[..., Any] = GradCAM) -> Float[Tensor, " n"]:
+    """Grad-CAM (Selvaraju et al. 2017) of the picture encoder's last stage; or another of the family."""
+    if altered.modality is not Modality.IMAGE:
+        raise ExplanationError(f"class activation maps are of pictures: got {altered.modality}")
+    encoder: Any = altered.model.encoders[Modality.IMAGE.value]
+
+    def channels_first(x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2)
+
+    with method(model=altered, target_layers=[encoder.swin.norm], reshape_transform=channels_first) as cam:
+        found = cam(input_tensor=altered.values.float(), targets=[ClassifierOutputTarget(answer)])
+    return nn.functional.adaptive_avg_pool2d(torch.from_numpy(found).float(), encoder.grid).flatten()
+
+
+METHODS = ("attention", "rollout", "relevance", "integrated gradients", "occlusion", "Grad-CAM", "random CAM")
+
+
+def explain(
+    model: OmniModel, batch: OmniBatch, modality: Modality, method: str, *, answer: int | None = None
+) -> Float[Tensor, " n"]:
+    """The map of one question by one of `METHODS`, a value per token, larger where more depends on it. answer: which to
+    explain (default: the model's own). Raises ExplanationError for an unknown method, a question that lacks the
+    modality, or a method that does not do it."""
+    if method not in METHODS:
+        raise ExplanationError(f"method must be one of {METHODS}: got {method!r}")
+    demand(batch, modality)
+    if method in ("attention", "rollout", "relevance"):
+        seen = observe(model, batch, answer)
+        maps = {"attention": attention_map, "rollout": rollout_map, "relevance": relevance_map}
+        return maps[method](seen, modality)
+    altered = Altered(model, batch, modality)
+    if answer is None:
+        with torch.inference_mode():
+            answer = int(altered(altered.values).argmax())
+    if method == "integrated gradients":
+        return integrated_gradients_map(altered, answer)
+    if method == "occlusion":
+        return occlusion_map(altered, answer)
+    return cam_map(altered, answer, GradCAM if method == "Grad-CAM" else RandomCAM)
