@@ -262,6 +262,13 @@ def occlusion_map(altered: Altered, answer: int) -> Float[Tensor, " n"]:
     return torch.stack([found[window].mean() for window in windows])
 
 
+class _RandomCAM(RandomCAM):
+    """Drawn from torch's random state, so that a seed repeats it; the package's own draws from NumPy's global one."""
+
+    def get_cam_weights(self, input_tensor: Any, target_layers: Any, targets: Any, activations: Any, grads: Any) -> Any:
+        return torch.empty(grads.shape[:2]).uniform_(-1, 1).numpy()
+
+
 def cam_map(altered: Altered, answer: int, method: Callable[..., Any] = GradCAM) -> Float[Tensor, " n"]:
     """Grad-CAM (Selvaraju et al. 2017) of the picture encoder's last stage; or another of the family."""
     if altered.modality is not Modality.IMAGE:
@@ -300,4 +307,4 @@ def explain(
         return integrated_gradients_map(altered, answer)
     if method == "occlusion":
         return occlusion_map(altered, answer)
-    return cam_map(altered, answer, GradCAM if method == "Grad-CAM" else RandomCAM)
+    return cam_map(altered, answer, GradCAM if method == "Grad-CAM" else _RandomCAM)
