@@ -194,6 +194,9 @@ small {{ color: #666; }}
   .scorecard, .scorecard tbody, .scorecard tr, .scorecard td {{ display: block; }}
   .scorecard th {{ display: none; }} .scorecard td {{ border: 0; padding: .1rem 0; }}
   .scorecard tr {{ border-bottom: 1px solid #bbb; padding: .6rem 0; }}
+  .scorecard td:first-child {{ font-weight: bold; }}
+  .scorecard td:nth-child(2):not(:empty)::before {{ content: "as described: "; }}
+  .scorecard td:nth-child(4):not(:empty)::before {{ content: "controls: "; }}
 }}
 @media print {{
   body {{ max-width: none; font-size: 11px; }} details, section {{ break-inside: avoid; }} a {{ color: inherit; }}
