@@ -68,9 +68,8 @@ class MultiHeadAttention(nn.Module):
         weights = None
         if need_weights:
             scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)  # [B, H, Nq, Nk]
-            weights = scores.masked_fill(~open_keys, float("-inf")).softmax(dim=-1)
-            mixed = weights @ v  # [B, H, Nq, D/H]
-            weights = weights * alive[:, None, None, None]
+            weights = scores.masked_fill(~open_keys, float("-inf")).softmax(dim=-1) * alive[:, None, None, None]
+            mixed = weights @ v  # [B, H, Nq, D/H]; these very weights, so that gradients with respect to them exist
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=open_keys, scale=self.head_dim**-0.5)
         values = self.out(mixed.transpose(1, 2).flatten(2))  # [B, Nq, D]: heads side by side, then mixed

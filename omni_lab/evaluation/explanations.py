@@ -40,13 +40,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Observed:
-    """One forward of one question, whole. logits: [A]. answer: the one explained. read: [N] of each modality, how much
-    the head's reading of each fused token speaks for the answer (gradient times value, where positive)."""
+    """One forward of one question, whole. logits: [A]. answer: the one explained. question: what carries the question.
+    sizes: how many tokens each modality has."""
 
     logits: Float[Tensor, " a"]
     answer: int
+    question: Modality
     layers: Sequence[Layer]
-    read: Mapping[Modality, Float[Tensor, " n"]]
+    sizes: Mapping[Modality, int]
 
     def layer(self, place: int) -> Layer:
         """Raises ExplanationError for a layer that does not exist."""
@@ -67,11 +68,11 @@ def observe(model: OmniModel, batch: OmniBatch, answer: int | None = None, *, ro
         output = model.fuse(held, heads=["answer"], route=route)
         logits = output.heads["answer"][0]
         answer = int(logits.argmax()) if answer is None else answer
-        read = {m: tokens.values for m, tokens in output.fusion.tokens.items()}
-        wanted = [*weights.values(), *read.values()]
-        gradients = torch.autograd.grad(logits[answer], wanted, allow_unused=True)
-    slopes = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, gradients, strict=True)]
-    both = {n: (w.detach()[0], g[0]) for (n, w), g in zip(weights.items(), slopes, strict=False)}
+        gradients = torch.autograd.grad(logits[answer], [*weights.values()], allow_unused=True)
+    both = {
+        name: (w.detach()[0], torch.zeros_like(w[0]) if g is None else g[0])  # what the head never hears of has none
+        for (name, w), g in zip(weights.items(), gradients, strict=True)
+    }
     layers = []
     for depth in range(len(cast(Any, model.fusion).layers)):
         cross, own = f"layers.{depth}.cross.", f"layers.{depth}.blocks."
@@ -81,11 +82,9 @@ def observe(model: OmniModel, batch: OmniBatch, answer: int | None = None, *, ro
                 {Modality(n.split(".")[3]): both[n] for n in both if n.startswith(own)},
             )
         )
-    spoken = {
-        m: (x.detach() * g).sum(-1).clamp(min=0)[0] * output.fusion.tokens[m].sample_mask[0]
-        for (m, x), g in zip(read.items(), slopes[len(weights) :], strict=True)
-    }
-    return Observed(logits.detach(), answer, layers, spoken)
+    carrier = next(m for m, carries in zip(Modality, model.space.carriers(batch.present)[0], strict=True) if carries)
+    sizes = {m: tokens.values.shape[1] for m, tokens in output.fusion.tokens.items()}
+    return Observed(logits.detach(), answer, carrier, layers, sizes)
 
 
 def attention_map(seen: Observed, modality: Modality, *, layer: int | None = None) -> Float[Tensor, " n"]:
@@ -120,9 +119,9 @@ def rollout_map(seen: Observed, modality: Modality) -> Float[Tensor, " n"]:
 def relevance_map(seen: Observed, modality: Modality) -> Float[Tensor, " n"]:
     """Gradient-weighted relevance (Chefer et al. 2021). With A-bar the mean over heads of what of gradient times
     attention is positive (eq. 5), self-attention adds A-bar R (eq. 6 and 7), co-attention of s over q adds
-    normed(R_ss)^T A-bar normed(R_qq) to R_sq (eq. 8 to 10) and A-bar R_qs to R_ss (eq. 11). The map is what reaches
-    the head: each stream's part in the answer, led back."""
-    sizes = {m: len(read) for m, read in seen.read.items()}
+    normed(R_ss)^T A-bar normed(R_qq) to R_sq (eq. 8 to 10) and A-bar R_qs to R_ss (eq. 11). The map is the mean over
+    the rows of the question's tokens, which stand for the paper's class token."""
+    sizes = seen.sizes
     flow = {(s, q): torch.eye(n) if s is q else torch.zeros(n, sizes[q]) for s, n in sizes.items() for q in sizes}
     for layer in seen.layers:
         before = dict(flow)  # all paths of a layer listen to what was there before it
@@ -135,7 +134,7 @@ def relevance_map(seen: Observed, modality: Modality) -> Float[Tensor, " n"]:
             mixed = _positive(*both)
             for q in sizes:
                 flow[s, q] = flow[s, q] + mixed @ flow[s, q]
-    return torch.stack([seen.read[s] @ flow[s, modality] for s in sizes]).sum(0)
+    return flow[seen.question, modality].mean(0)
 
 
 def _positive(weights: Tensor, slope: Tensor) -> Tensor:
@@ -152,9 +151,9 @@ def _normed(relevance: Tensor) -> Tensor:
 def _places(seen: Observed) -> tuple[dict[Modality, slice], int]:
     """Where each modality's tokens stand if all stand in one row."""
     places, start = {}, 0
-    for modality, read in seen.read.items():
-        places[modality] = slice(start, start + len(read))
-        start += len(read)
+    for modality, size in seen.sizes.items():
+        places[modality] = slice(start, start + size)
+        start += size
     return places, start
 
 

@@ -80,11 +80,13 @@ class Explorer:
         names = self.dataset.store.answers
         answers = {names[i]: p for p, i in zip(likely.values.tolist(), likely.indices.tolist(), strict=True)}
         maps = {}
-        for modality in seen.read:
+        for modality in seen.sizes:
             try:
-                maps[modality] = MAPS[kind](seen, modality)
+                heat = MAPS[kind](seen, modality)
             except ExplanationError:  # nothing listens to it
                 continue
+            if heat.any():
+                maps[modality] = heat
         everything = self.costs(self.model.space, self.model.space.dense(batch.present), counts).total
         return Explored(batch, route, answers, float(spent.sum() / everything.sum()), maps)
 

@@ -72,7 +72,42 @@ def test_what_is_observed_is_the_models_own_answer(routed: OmniModel, make_batch
     first = [w for path, w in output.fusion.attention[0].items() if path.key is IMAGE]
     expected = torch.stack([w[0].mean((0, 1)) for w in first]).mean(0)
     assert torch.allclose(attention_map(seen, IMAGE, layer=0), expected, atol=1e-6)
-    assert all((read >= 0).all() and read.sum() > 0 for read in seen.read.values())
+    assert seen.question is TEXT and seen.sizes == {TEXT: 6, IMAGE: 16, AUDIO: 6, VIDEO: 16}
+    assert observe(routed, batch.without(TEXT)).question is AUDIO
+
+
+def test_gradients_are_those_of_the_weights_that_were_used(
+    routed: OmniModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A little more weight on one key changes the logit by the gradient."""
+    batch = make_batch(1)
+    seen = observe(routed, batch)
+    path = next(path for path in seen.layers[1].cross if path.query is TEXT)
+    weights, slope = seen.layers[1].cross[path]
+    place = tuple(int(i) for i in np.unravel_index(int(slope.abs().argmax()), slope.shape))
+    assert abs(float(slope[place])) > 0
+    assert all(s.abs().sum() > 0 for one in seen.layers for _, s in (*one.cross.values(), *one.own.values()))
+    attention = routed.get_submodule(f"fusion.layers.1.cross.{path}.attention")
+    softmax, step = Tensor.softmax, 1e-2
+
+    def nudged(x: Tensor, dim: int) -> Tensor:
+        found = softmax(x, dim=dim)
+        if inside and found.shape[1:] == weights.shape:
+            found = found.clone()
+            found[(0, *place)] += step
+        return found
+
+    inside: list[bool] = []
+    hooks = [
+        attention.register_forward_pre_hook(lambda *_: inside.append(True)),
+        attention.register_forward_hook(lambda *_: inside.clear()),
+    ]
+    monkeypatch.setattr(Tensor, "softmax", nudged)
+    moved = observe(routed, batch, seen.answer).logits
+    for hook in hooks:
+        hook.remove()
+    change = float(moved[seen.answer] - seen.logits[seen.answer])
+    assert change == pytest.approx(step * float(slope[place]), rel=0.1)
 
 
 def test_rollout_shares_out_one_whole(routed: OmniModel, make_batch: MakeBatch) -> None:
@@ -82,8 +117,9 @@ def test_rollout_shares_out_one_whole(routed: OmniModel, make_batch: MakeBatch) 
     one = Observed(
         torch.zeros(2),
         0,
+        TEXT,
         [Layer({TI: (cells, cells)}, {TEXT: (words, words)})],
-        {TEXT: torch.ones(2), IMAGE: torch.ones(2)},
+        {TEXT: 2, IMAGE: 2},
     )
     own, cross = 0.5 * (torch.eye(2) + words[0]), 0.5 * cells[0]
     assert torch.allclose(rollout_map(one, IMAGE), (own @ cross).mean(0))
@@ -99,7 +135,6 @@ def test_relevance_follows_the_rules_of_the_paper() -> None:
         return torch.rand(2, rows, columns), torch.randn(2, rows, columns)
 
     layers = [Layer({TI: both(n, k)}, {TEXT: both(n, n)}) for _ in range(2)]
-    read = {TEXT: torch.rand(n), IMAGE: torch.rand(k)}
     tt, ti, ii = torch.eye(n), torch.zeros(n, k), torch.eye(k)
     for layer in layers:
         (a, g), (b, h) = layer.cross[TI], layer.own[TEXT]
@@ -108,9 +143,9 @@ def test_relevance_follows_the_rules_of_the_paper() -> None:
         normed = added / added.sum(1, keepdim=True).clamp(min=1e-12) + torch.eye(n)  # eq. 8 and 9
         ti = ti + normed.T @ cross @ ii  # eq. 10; eq. 11 adds nothing, as no picture listens to text
         tt, ti = tt + own @ tt, ti + own @ ti  # eq. 6 and 7
-    seen = Observed(torch.zeros(2), 0, layers, read)
-    assert torch.allclose(relevance_map(seen, IMAGE), read[TEXT] @ ti + read[IMAGE])
-    assert torch.allclose(relevance_map(seen, TEXT), read[TEXT] @ tt)
+    seen = Observed(torch.zeros(2), 0, TEXT, layers, {TEXT: n, IMAGE: k})
+    assert torch.allclose(relevance_map(seen, IMAGE), ti.mean(0))
+    assert torch.allclose(relevance_map(seen, TEXT), tt.mean(0))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,8 @@ def test_the_picture_follows_the_controls(explorer: Explorer) -> None:
     known["text"].value = known["audio"].value = False
     assert "both switched off" in known["said"].value and known["picture"].value != b""
     known["text"].value = True
-    broken = {"name": "a.png", "type": "image/png", "size": 3, "content": memoryview(b"no!"), "last_modified": None}
+    broken: dict[str, Any] = {"name": "a.png", "type": "image/png", "size": 3, "content": memoryview(b"no!")}
+    broken["last_modified"] = datetime.now(UTC)
     known["picture, GIF, sound"].value = (broken,)
     assert "a.png" in known["said"].value
 
