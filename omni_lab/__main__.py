@@ -1,4 +1,4 @@
-"""The command line: `omni-lab run`, `train`, `list`, `report` and `scorecard`."""
+"""The command line: `omni-lab run`, `train`, `list`, `report`, `scorecard` and `publish`."""
 
 from __future__ import annotations
 
@@ -50,6 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
     card = commands.add_parser("scorecard", parents=[where], help="what is claimed, beside what was recorded")
     card.add_argument("--published", action="store_true", help="from the published runs alone")
     card.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    keep = commands.add_parser("publish", parents=[where], help="copy a run's numbers and page to published/")
+    keep.add_argument("notebook", help="name or number, like 04_training or 04")
+    keep.add_argument("--run", default="seed0", help="which of its runs (default: seed0)")
+    keep.add_argument("--figures", nargs="*", default=[], metavar="NAME", help="figures to copy as files, too")
     return parser
 
 
@@ -143,6 +147,19 @@ def command_scorecard(args: argparse.Namespace) -> int:
     return 0
 
 
+def command_publish(args: argparse.Namespace) -> int:
+    from omni_lab.evaluation.claims import load_claims, score
+    from omni_lab.report import publish, write_index
+
+    place = Path(args.profile) / runs.find_notebook(args.notebook).name / args.run
+    publish(args.output / place, args.output / "published" / place, figures=args.figures)
+    results = _read(args, published=True)
+    whole = [r for r in results if (r["folder"] / "notebook.html").exists()]  # others are parts of grids
+    folder, title = args.output / "published" / args.profile, f"omni-lab: published, {args.profile}"
+    print(f"published: {write_index(folder, whole, title=title, scored=score(load_claims(), results))}")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     commands = {
@@ -151,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "list": command_list,
         "report": command_report,
         "scorecard": command_scorecard,
+        "publish": command_publish,
     }
     try:
         return commands[args.command](args)

@@ -46,7 +46,7 @@ class Live:
         if not force and time.monotonic() - self._last < 1.0:
             return
         self._last = time.monotonic()
-        line = f"{self.description}: {done:,} of {self.total:,} {self.unit}s{note and ', '}{note}"
+        line = f"{self.description}: {done:,} of {self.total:,} {plural(self.unit)}{note and ', '}{note}"
         if STATUS_VARIABLE in os.environ:
             Path(os.environ[STATUS_VARIABLE]).write_text(line, encoding="utf-8")
         if self._handle is not None:
@@ -58,6 +58,13 @@ class Live:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def plural(unit: str) -> str:
+    """Regular English: batch, penalty, update to batches, penalties, updates."""
+    if unit.endswith("y"):
+        return unit[:-1] + "ies"
+    return unit + ("es" if unit.endswith(("ch", "s", "x")) else "s")
 
 
 def track(items: Iterable[T], description: str, *, total: int, unit: str) -> Iterator[T]:

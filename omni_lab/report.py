@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import html
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from omni_lab.evaluation.claims import Scored, Verdict
+from omni_lab.pages import page
 
 MARKS = {Verdict.HELD: "✓", Verdict.NOT_HELD: "✗", Verdict.NOT_MEASURED: "–"}
 
@@ -117,11 +120,31 @@ def write_index(
     for notebook, some in groupby(results, key=lambda result: str(result["notebook"])):
         cards = "".join(_card(result, folder, wanted) for result in some)
         runs.append(f"<h2>{html.escape(notebook)}</h2>\n{cards}")
-    page = folder / "index.html"
     part = folder / "index.html.part"
-    body = _scorecard_html(scored) + "\n".join(runs)
-    part.write_text(INDEX.format(title=html.escape(title), body=body), encoding="utf-8")
-    return part.replace(page)
+    body = f"<h1>{html.escape(title)}</h1>\n{_scorecard_html(scored)}\n" + "\n".join(runs)
+    part.write_text(page(title, body, INDEX), encoding="utf-8")
+    return part.replace(folder / "index.html")
+
+
+def publish(run: Path, to: Path, *, figures: Sequence[str] = ()) -> None:
+    """Copies to the folder `to` what is worth keeping of a run: numbers, page, the named figures (in 256 colours).
+    Raises ValueError, and copies nothing, where one of them does not exist."""
+    pictures = [run / "figures" / f"{name}.png" for name in figures]
+    for file in (run / "metrics.json", run / "notebook.html", *pictures):
+        if not file.exists():
+            known = sorted(f.stem for f in (run / "figures").glob("*.png"))
+            raise ValueError(f"{file}: does not exist; the figures of this run are {known}")
+    part = to.with_name(f".{to.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for name in ("metrics.json", "notebook.html"):
+        shutil.copy(run / name, part)
+    for picture in pictures:
+        (part / "figures").mkdir(exist_ok=True)
+        few = Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(part / "figures" / picture.name, optimize=True)
+    shutil.rmtree(to, ignore_errors=True)
+    part.rename(to)
 
 
 def _scorecard_html(scored: Sequence[Scored]) -> str:
@@ -173,35 +196,24 @@ def _numbers(metrics: Sequence[Mapping[str, Any]]) -> str:
     return f'<div class="wide"><table>{head}{rows}</table></div>'
 
 
-INDEX = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-h2 {{ border-bottom: 2px solid #0072B2; margin-top: 3rem; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; text-align: left; font-size: .9rem; }}
-td, th {{ padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }}
-td {{ overflow-wrap: anywhere; }}
-.scorecard td:last-child {{ white-space: nowrap; font-weight: bold; }}
-.held td:last-child {{ color: #00664b; }} .did-not-hold td:last-child {{ color: #a04000; }}
-.not-measured-yet {{ color: #666; }}
-small {{ color: #666; }}
-.figures {{ display: flex; flex-wrap: wrap; gap: .5rem; margin: .5rem 0; }}
-.figures img {{ height: 11rem; max-width: 100%; object-fit: contain; border: 1px solid #eee; }}
-@media (max-width: 40rem) {{
-  body {{ margin: 1rem auto; }} .figures img {{ height: auto; width: 100%; }}
-  .scorecard, .scorecard tbody, .scorecard tr, .scorecard td {{ display: block; }}
-  .scorecard th {{ display: none; }} .scorecard td {{ border: 0; padding: .1rem 0; }}
-  .scorecard tr {{ border-bottom: 1px solid #bbb; padding: .6rem 0; }}
-  .scorecard td:first-child {{ font-weight: bold; }}
-  .scorecard td:nth-child(2):not(:empty)::before {{ content: "as described: "; }}
-  .scorecard td:nth-child(4):not(:empty)::before {{ content: "controls: "; }}
-}}
-@media print {{
-  body {{ max-width: none; font-size: 11px; }} details, section {{ break-inside: avoid; }} a {{ color: inherit; }}
-}}
-</style></head><body><h1>{title}</h1>
-{body}
-</body></html>
+INDEX = """
+h2 { border-bottom: 2px solid #0072B2; margin-top: 3rem; }
+.wide { overflow-x: auto; }
+td { overflow-wrap: anywhere; }
+.scorecard td:last-child { white-space: nowrap; font-weight: bold; }
+.held td:last-child { color: #00664b; } .did-not-hold td:last-child { color: #a04000; }
+.not-measured-yet { color: #666; }
+small { color: #666; }
+.figures { display: flex; flex-wrap: wrap; gap: .5rem; margin: .5rem 0; }
+.figures img { height: 11rem; max-width: 100%; object-fit: contain; border: 1px solid #eee; }
+@media (max-width: 40rem) {
+  .figures img { height: auto; width: 100%; }
+  .scorecard, .scorecard tbody, .scorecard tr, .scorecard td { display: block; }
+  .scorecard th { display: none; } .scorecard td { border: 0; padding: .1rem 0; }
+  .scorecard tr { border-bottom: 1px solid #bbb; padding: .6rem 0; }
+  .scorecard td:first-child { font-weight: bold; }
+  .scorecard td:nth-child(2):not(:empty)::before { content: "as described: "; }
+  .scorecard td:nth-child(4):not(:empty)::before { content: "controls: "; }
+}
+@media print { details, section { break-inside: avoid; } }
 """

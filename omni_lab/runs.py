@@ -151,8 +151,10 @@ def _parse_parameters(code: str, path: Path) -> dict[str, Parameter]:
 
 
 def list_notebooks() -> list[Notebook]:
-    """The numbered series, in order."""
-    return [read_notebook(path) for path in sorted((project_root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
+    """The numbered series, in order of numbers, whichever folder they stand in."""
+    found = (project_root() / "notebooks").rglob("[0-9][0-9]_*.ipynb")
+    paths = [path for path in found if ".ipynb_checkpoints" not in path.parts]
+    return [read_notebook(path) for path in sorted(paths, key=lambda path: path.name)]
 
 
 def find_notebook(name: str) -> Notebook:
@@ -256,6 +258,8 @@ def execute(job: Job, status: Path, threads: int | None) -> Outcome:
     import papermill
     from papermill.engines import NBClientEngine, papermill_engines
 
+    from omni_lab.pages import notebook_page
+
     class CellCounter(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> Any:
@@ -292,7 +296,7 @@ def execute(job: Job, status: Path, threads: int | None) -> Outcome:
             progress_bar=False,
             cwd=str(job.notebook.parent),
         )
-        _export(executed, part / "notebook.html")
+        (part / "notebook.html").write_text(notebook_page(executed), encoding="utf-8")
         _stamp(executed, job.fingerprint)
         _time(part / "metrics.json", time.monotonic() - start)
     except Exception as error:
@@ -307,13 +311,6 @@ def execute(job: Job, status: Path, threads: int | None) -> Outcome:
     shutil.rmtree(job.folder, ignore_errors=True)
     part.rename(job.folder)
     return Outcome(job, time.monotonic() - start, None)
-
-
-def _export(executed: Path, page: Path) -> None:
-    from nbconvert import HTMLExporter
-
-    body, _ = HTMLExporter().from_filename(str(executed))
-    page.write_text(body, encoding="utf-8")
 
 
 def _stamp(executed: Path, fingerprint: str) -> None:

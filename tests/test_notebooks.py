@@ -12,9 +12,9 @@ import nbformat
 import pytest
 
 from omni_lab import runs
-from omni_lab.config import RETRAIN_SINCE, project_root
+from omni_lab.config import RETRAIN_SINCE
 
-NOTEBOOKS = sorted((project_root() / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = [notebook.path for notebook in runs.list_notebooks()]
 IDS = [path.stem for path in NOTEBOOKS]
 EXPECTED = {
     "00_tour": {"tour/validation_accuracy", "tour/parameters"},

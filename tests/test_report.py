@@ -5,11 +5,12 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
+from PIL import Image
 
 from omni_lab.__main__ import main
 from omni_lab.config import project_root
 from omni_lab.evaluation.claims import Claim, load_claims, score
-from omni_lab.report import print_results, print_scorecard, scorecard_markdown, write_index
+from omni_lab.report import print_results, print_scorecard, publish, scorecard_markdown, write_index
 from omni_lab.results import Run, read_results
 
 
@@ -88,6 +89,33 @@ def test_the_command_line_prints_it_and_names_what_is_broken(
     assert "claims: " in said.out and "seed1/metrics.json: not a metrics file" in said.err.replace("\n", "")
     assert main(["report", "--profile", "smoke", "--output", str(recorded)]) == 0
     assert "Scorecard" in (recorded / "smoke" / "index.html").read_text()
+
+
+def test_what_is_published_is_numbers_page_and_the_figures_named(
+    recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = recorded / "published" / "smoke"
+    run, to = recorded / "smoke" / "nn" / "seed0", root / "nn" / "seed0"
+    with pytest.raises(ValueError, match=r"other.png: does not exist; the figures of this run are \['curve'\]"):
+        publish(run, to, figures=["curve", "other"])
+    assert not root.exists()
+    publish(run, to, figures=["curve"])
+    assert {p.relative_to(to).as_posix() for p in to.rglob("*.*")} == {
+        "metrics.json",
+        "notebook.html",
+        "figures/curve.png",
+    }
+    few, whole = Image.open(to / "figures" / "curve.png"), Image.open(run / "figures" / "curve.png")
+    assert few.mode == "P" and few.size == whole.size
+    assert (to / "figures/curve.png").stat().st_size < (run / "figures/curve.png").stat().st_size
+    publish(run, to)
+    assert not (to / "figures").exists(), "the earlier copy is replaced"
+    words = ["publish", "01", "--profile", "smoke", "--output", str(recorded)]
+    assert main(words) == 2 and "01_data_preparation/seed0/metrics.json: does not exist" in capsys.readouterr().err
+    run.parent.rename(run.parents[1] / "01_data_preparation")
+    assert main(words) == 0
+    index = (root / "index.html").read_text()
+    assert 'href="01_data_preparation/seed0/notebook.html"' in index and "Scorecard" in index
 
 
 def test_the_readme_shows_the_published_scorecard() -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+from functools import cache
+from pathlib import Path
+
 import seaborn
+from matplotlib.font_manager import FontProperties, fontManager
 
 from omni_lab.modalities import Modality
 
@@ -17,13 +22,27 @@ CONTROL = "#8C8C8C"
 HEAT = "magma"
 
 
+@cache
+def chinese_font() -> str | None:
+    """The name of a font that has Chinese characters (Noto Sans CJK, from the optional package `mplfonts`), known to
+    matplotlib from now on. None without the package."""
+    package = importlib.util.find_spec("mplfonts")  # not imported: it would change matplotlib's settings
+    if package is None or package.origin is None:
+        return None
+    file = Path(package.origin).parent / "fonts" / "NotoSansCJKsc-Regular.otf"
+    fontManager.addfont(file)
+    return FontProperties(fname=file).get_name()
+
+
 def use_style() -> None:
     """Sets the look of all figures that follow."""
+    fonts = ["DejaVu Sans", *filter(None, [chinese_font()])]  # the second for characters that the first lacks
     seaborn.set_theme(
         context="notebook",
         style="whitegrid",
         palette=list(COLOURS.values()),
         rc={
+            "font.family": fonts,
             "figure.dpi": 100,
             "figure.constrained_layout.use": True,
             "axes.titlesize": 12,

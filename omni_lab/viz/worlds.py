@@ -15,7 +15,7 @@ from omni_lab.data.speech import Mark, Utterance
 from omni_lab.data.worlds.talking_face import draw_faces, mouth
 from omni_lab.evaluation.answers import BlindRow
 from omni_lab.modalities import Modality
-from omni_lab.viz.style import COLOURS, CONTROL
+from omni_lab.viz.style import COLOURS, CONTROL, chinese_font
 
 
 def strip(clip: np.ndarray) -> np.ndarray:
@@ -27,8 +27,8 @@ def strip(clip: np.ndarray) -> np.ndarray:
 def show_scene(
     picture: np.ndarray, facts: Mapping[str, Any], clip: np.ndarray, sound: np.ndarray, words: Sequence[Sequence[Any]]
 ) -> Figure:
-    """A picture [3, H, W] with its boxes and captions, a clip [F, 3, h, w] as a strip, and a sound [S] at 16 kHz with
-    its words [label, start, end]."""
+    """A picture [3, H, W] with its boxes and captions (in Chinese too where there is a font for it), a clip
+    [F, 3, h, w] as a strip, and a sound [S] at 16 kHz with its words [label, start, end]."""
     figure, axes = plt.subplot_mosaic(
         [["picture", "clip"], ["picture", "sound"]], figsize=(12, 3.9), width_ratios=[1, 2.6], height_ratios=[1, 1.1]
     )
@@ -38,7 +38,8 @@ def show_scene(
         corner = (left - 0.5, top - 0.5)
         axes["picture"].add_patch(Rectangle(corner, right - left, bottom - top, fill=False, lw=1.5, ec="white"))
     axes["picture"].set_title("picture, with its boxes")
-    axes["picture"].set_xlabel("\n".join(facts["captions"][language] for language in ("en", "de")))
+    languages = ("en", "de", "zh") if chinese_font() else ("en", "de")
+    axes["picture"].set_xlabel("\n".join(facts["captions"][language] for language in languages))
     axes["clip"].imshow(strip(clip))
     axes["clip"].set_title("clip, frame by frame")
     for name in ("picture", "clip"):

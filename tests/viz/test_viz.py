@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import warnings
+from itertools import combinations
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,6 +12,7 @@ from matplotlib.figure import Figure
 from omni_lab import viz
 from omni_lab.data import collate
 from omni_lab.learning import Recipe
+from omni_lab.viz.style import chinese_font
 
 matplotlib.use("Agg")
 PICTURE = np.zeros((3, 16, 16), dtype=np.uint8)
@@ -72,3 +76,33 @@ def test_the_diagram_shows_the_shapes_that_ran(recipe: Recipe) -> None:
     model = recipe.new_model(data)
     shown = texts(viz.architecture(model, batch, model(batch)))
     assert "[1, 3, 16, 16]" in shown and "[4, 4]" in shown and "text listens to image" in shown
+
+
+def test_a_scene_has_its_captions_in_chinese_where_a_font_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    captions = {"en": "a drum", "de": "eine Trommel", "zh": "一面鼓"}
+    facts = {"objects": [{"box": [0, 0, 8, 8]}], "captions": captions}
+    scene = (
+        PICTURE,
+        facts,
+        np.zeros((2, 3, 8, 8), dtype=np.uint8),
+        np.ones(1600, dtype=np.float32),
+        [("drum", 0, 0.1)],
+    )
+    for font, shown in ((None, False), ("a font", True)):
+        monkeypatch.setattr(viz.worlds, "chinese_font", lambda font=font: font)
+        said = texts(viz.show_scene(*scene))
+        assert "eine Trommel" in said and ("一面鼓" in said) is shown
+
+
+@pytest.mark.skipif(chinese_font() is None, reason="needs the optional package mplfonts")
+def test_chinese_characters_are_drawn_beside_latin_ones() -> None:
+    def drawn(text: str) -> np.ndarray:
+        figure = plt.figure(figsize=(2, 1))
+        figure.text(0.1, 0.4, text)
+        figure.canvas.draw()
+        return np.asarray(figure.canvas.buffer_rgba())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a missing glyph is a warning and an empty box
+        pictures = [drawn(text) for text in ("a 鼓", "a 蝶", "a b")]
+    assert all((a != b).any() for a, b in combinations(pictures, 2))
