@@ -127,8 +127,8 @@ def write_index(
 
 
 def publish(run: Path, to: Path, *, figures: Sequence[str] = ()) -> None:
-    """Copies to the folder `to` what is worth keeping of a run: numbers, page, the named figures (in 256 colours).
-    Raises ValueError, and copies nothing, where one of them does not exist."""
+    """Copies to the folder `to` what is worth keeping of a run: numbers, page, what else it wrote, the named figures
+    (in 256 colours). Raises ValueError, and copies nothing, where one of them does not exist."""
     pictures = [run / "figures" / f"{name}.png" for name in figures]
     for file in (run / "metrics.json", run / "notebook.html", *pictures):
         if not file.exists():
@@ -137,8 +137,9 @@ def publish(run: Path, to: Path, *, figures: Sequence[str] = ()) -> None:
     part = to.with_name(f".{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for name in ("metrics.json", "notebook.html"):
-        shutil.copy(run / name, part)
+    for file in run.iterdir():
+        if file.is_file() and file.suffix != ".ipynb":
+            shutil.copy(file, part)
     for picture in pictures:
         (part / "figures").mkdir(exist_ok=True)
         few = Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE)

@@ -99,10 +99,13 @@ def test_what_is_published_is_numbers_page_and_the_figures_named(
     with pytest.raises(ValueError, match=r"other.png: does not exist; the figures of this run are \['curve'\]"):
         publish(run, to, figures=["curve", "other"])
     assert not root.exists()
+    for other in ("executed.ipynb", "answers.npz"):
+        (run / other).write_bytes(b"")
     publish(run, to, figures=["curve"])
     assert {p.relative_to(to).as_posix() for p in to.rglob("*.*")} == {
         "metrics.json",
         "notebook.html",
+        "answers.npz",
         "figures/curve.png",
     }
     few, whole = Image.open(to / "figures" / "curve.png"), Image.open(run / "figures" / "curve.png")
