@@ -18,6 +18,7 @@ from omni_lab.config import project_root
 
 SCHEMA = 1
 KEYS = ("notebook", "profile", "parameters", "seed", "device", "started", "seconds", "metrics")
+METRIC_KEYS = {"name", "value", "interval", "unit", "higher_is_better", "control"}
 NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
 
 
@@ -146,6 +147,12 @@ def _checked(file: Path) -> dict[str, Any]:
     lacking = [key for key in KEYS if key not in content]
     if lacking:
         raise ValueError(f"{file}: not a metrics file ({lacking[0]!r} is missing)")
+    if not isinstance(content["metrics"], list):
+        raise ValueError(f"{file}: not a metrics file (metrics must be a list: got {content['metrics']!r})")
+    for place, metric in enumerate(content["metrics"]):
+        if not isinstance(metric, dict) or not metric.keys() >= METRIC_KEYS:
+            wanted = sorted(METRIC_KEYS)
+            raise ValueError(f"{file}: not a metrics file (metric {place}: expected {wanted}, got {metric!r})")
     return content
 
 

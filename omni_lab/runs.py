@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import time
 import tokenize
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -74,6 +75,7 @@ class Notebook:
     title: str
     parameters: dict[str, Parameter]
     source: str
+    gathers: bool = False  # reads what other runs recorded: runs after them, and every time
 
     @property
     def name(self) -> str:
@@ -89,6 +91,7 @@ class Job:
     parameters: dict[str, Any]
     folder: Path
     fingerprint: str
+    gathers: bool = False
 
     @property
     def label(self) -> str:
@@ -96,7 +99,10 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the folder holds the results of exactly this notebook, library and parameters."""
+        """Whether the folder holds the results of exactly this notebook, library and parameters. What gathers results
+        of other runs is never finished."""
+        if self.gathers:
+            return False
         try:
             executed = json.loads((self.folder / "executed.ipynb").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
@@ -124,7 +130,8 @@ def read_notebook(path: Path) -> Notebook:
         raise UsageError(f"{path}: expected one cell tagged 'parameters', found {len(tagged)}")
     first = content.cells[0].source.splitlines()[0].lstrip("# ") if content.cells else path.stem
     source = "\n".join(c.source for c in content.cells)
-    return Notebook(path, first, _parse_parameters(tagged[0].source, path), source)
+    gathers = "reads-results" in tagged[0].metadata.tags
+    return Notebook(path, first, _parse_parameters(tagged[0].source, path), source, gathers)
 
 
 def _parse_parameters(code: str, path: Path) -> dict[str, Parameter]:
@@ -222,9 +229,8 @@ def plan(
             except ValueError as error:
                 raise UsageError(f"{notebook.name}: {error}") from error
             folder = output / settings["profile"] / notebook.name / _run_name(notebook, settings)
-            job = Job(
-                notebook.path, notebook.name, settings, folder.resolve(), _fingerprint(notebook, settings, library)
-            )
+            fingerprint = _fingerprint(notebook, settings, library)
+            job = Job(notebook.path, notebook.name, settings, folder.resolve(), fingerprint, notebook.gathers)
             if any(other.folder == job.folder for other in jobs):
                 raise UsageError(f"{notebook.name}: two runs with the same parameters: {job.folder.name}")
             jobs.append(job)
@@ -349,6 +355,7 @@ def run_jobs(jobs: Sequence[Job], *, workers: int = 1, force: bool = False) -> l
     """Runs what is not finished, at most `workers` at a time, each in a process of its own, and shows progress."""
     console = Console(width=None if Console().is_terminal else 110)
     todo = [job for job in jobs if force or job.parameters.get("retrain") or not job.finished]
+    todo.sort(key=lambda job: job.gathers)
     for job in jobs:
         if job not in todo:
             console.print(f"[dim]finished before, skipped: {job.label}")
@@ -363,10 +370,10 @@ def run_jobs(jobs: Sequence[Job], *, workers: int = 1, force: bool = False) -> l
     ):
         whole = progress.add_task("[bold]series", total=len(todo), line=f"0 of {len(todo)} notebooks")
         running: dict[Future[Outcome], tuple[Job, TaskID, Path]] = {}
-        waiting = iter(todo)
-        for job in itertools.islice(waiting, workers):
-            _submit(job, Path(scratch), threads, progress, running)
-        while running:
+        waiting = deque(todo)
+        while waiting or running:
+            while waiting and len(running) < workers and not (waiting[0].gathers and running):
+                _submit(waiting.popleft(), Path(scratch), threads, progress, running)
             time.sleep(0.2)
             for future, (job, task, status) in list(running.items()):
                 _show(progress, task, status)
@@ -377,8 +384,6 @@ def run_jobs(jobs: Sequence[Job], *, workers: int = 1, force: bool = False) -> l
                 outcomes.append(_outcome(future, job))
                 progress.update(whole, advance=1, line=f"{len(outcomes)} of {len(todo)} notebooks")
                 _report(console, outcomes[-1])
-                for following in itertools.islice(waiting, 1):
-                    _submit(following, Path(scratch), threads, progress, running)
     return outcomes
 
 

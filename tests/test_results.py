@@ -81,12 +81,21 @@ def test_results_are_found_and_filtered(tmp_path: Path) -> None:
     assert read_results(tmp_path, notebook="three") == []
 
 
+WHOLE = (
+    b'{"schema": 1, "notebook": "n", "profile": "smoke", "parameters": {}, "seed": 0, "device": "cpu", "started": "", '
+    b'"seconds": 1, "metrics": %s}'
+)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"{", "metrics.json: not a metrics file"),
         (b"\xff\xfe\x00", "metrics.json: not a metrics file"),
         (b'{"schema": 99}', "schema 99: expected 1"),
+        (WHOLE % b"null", "metrics must be a list: got None"),
+        (WHOLE % b'[{"name": "room/what", "value": 1}]', "metric 0: expected .*'interval'"),
+        (WHOLE % b"[3]", "metric 0: expected .* got 3"),
         (b'{"schema": 1, "profile": "quick"}', "not a metrics file \\('notebook' is missing\\)"),
     ],
 )

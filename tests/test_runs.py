@@ -185,6 +185,19 @@ def test_finished_runs_are_skipped_and_stale_ones_run_again(root: Path, capsys: 
 
 
 @pytest.mark.slow
+def test_what_gathers_results_runs_last_and_every_time(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_notebook(root / "notebooks" / "solutions" / "99_all.ipynb", body="print(profile)")
+    content = nbformat.read(path, as_version=4)
+    content.cells[1].metadata.tags.append("reads-results")
+    nbformat.write(content, path)
+    assert [n.name for n in runs.list_notebooks()] == ["00_first", "99_all"]
+    for expected in (["00_first", "99_all"], ["99_all"]):
+        assert command(root, "run", "--jobs", "2") == 0
+        said = capsys.readouterr().out
+        assert re.findall(r"finished (\d\d_\w+) seed0 in", said) == expected
+
+
+@pytest.mark.slow
 def test_a_failing_notebook_is_kept_and_the_rest_goes_on(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(root, "run") == 0
     good = (run_folder(root) / "metrics.json").read_text()

@@ -16,7 +16,8 @@ from omni_lab.data.pictures import PictureError, read_picture
 from omni_lab.data.sounds import SoundError, read_sound
 from omni_lab.modalities import Modality
 
-LARGEST = 10_000_000  # bytes
+LARGEST = 8_000_000  # bytes; JupyterLab's connection to its kernel breaks above 10 MB
+ANIMATED = ("GIF", "PNG", "WEBP")  # of many frames; those of a JPEG are other views of one moment
 MOST_FRAMES = 500  # of an animation
 
 
@@ -27,14 +28,16 @@ class UploadError(ValueError):
 def read_upload(
     name: str, content: bytes, shapes: Mapping[Modality, tuple[int, ...]], *, max_seconds: float = 10.0
 ) -> tuple[Modality, Tensor]:
-    """A picture [3, H, W] uint8, an animation's frames evenly over time [F, 3, h, w] uint8, or a sound [S] float32 at
+    """A picture [3, H, W] uint8, every so many of an animation's frames [F, 3, h, w] uint8, or a sound [S] float32 at
     16 kHz, by what the bytes are and not by what the file is called. shapes: of a picture and of a clip, as the model
     takes them. Raises UploadError for more than `LARGEST` bytes and for anything else."""
     if len(content) > LARGEST:
         raise UploadError(f"{name}: {len(content) / 1e6:.1f} MB: expected at most {LARGEST / 1e6:.0f} MB")
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            animated = getattr(picture, "n_frames", 1)
+            animated = getattr(picture, "n_frames", 1) if picture.format in ANIMATED else 1
+    except Image.DecompressionBombError as error:
+        raise UploadError(f"{name}: {error}: expected a picture that fits into memory") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         animated = 0
     if animated > 1:

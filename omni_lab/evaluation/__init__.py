@@ -9,7 +9,7 @@ from omni_lab.evaluation.answers import (
     predict_blind,
     shuffle_pictures,
 )
-from omni_lab.evaluation.intervals import bootstrap_interval
+from omni_lab.evaluation.intervals import bootstrap_interval, share_interval
 from omni_lab.evaluation.pareto import (
     Difference,
     Policies,
@@ -41,5 +41,6 @@ __all__ = [
     "prototypes",
     "ratio",
     "recall_at",
+    "share_interval",
     "shuffle_pictures",
 ]

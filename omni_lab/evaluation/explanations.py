@@ -58,7 +58,8 @@ class Observed:
 
 def observe(model: OmniModel, batch: OmniBatch, answer: int | None = None, *, route: Route | None = None) -> Observed:
     """The forward of one question, with the attention weights that made its answer. answer: which to explain; the
-    model's own if not told. route: what runs (default everything). Raises ExplanationError for a batch of several."""
+    model's own if not told. route: what runs (default everything). Raises ExplanationError for a batch of several, and
+    for an answer that there is not."""
     if len(batch) != 1:
         raise ExplanationError(f"one question is explained at a time: got {len(batch)}")
     with torch.no_grad():
@@ -68,6 +69,8 @@ def observe(model: OmniModel, batch: OmniBatch, answer: int | None = None, *, ro
         output = model.fuse(held, heads=["answer"], route=route)
         logits = output.heads["answer"][0]
         answer = int(logits.argmax()) if answer is None else answer
+        if not 0 <= answer < len(logits):
+            raise ExplanationError(f"answer must be from 0 to {len(logits) - 1}: got {answer}")
         gradients = torch.autograd.grad(logits[answer], [*weights.values()], allow_unused=True)
     both = {
         name: (w.detach()[0], torch.zeros_like(w[0]) if g is None else g[0])  # what the head never hears of has none
@@ -88,19 +91,27 @@ def observe(model: OmniModel, batch: OmniBatch, answer: int | None = None, *, ro
 
 
 def attention_map(seen: Observed, modality: Modality, *, layer: int | None = None) -> Float[Tensor, " n"]:
-    """How much is listened to each token of a modality: the mean over paths that listen to it, heads and the tokens
-    that ask. layer: of that one alone (default: the mean over all)."""
+    """How much the question listens to each token of a modality: the mean over layers, heads and the question's tokens.
+    layer: of that one alone. What tokens say to the head directly is not in it."""
+    _check(seen, modality)
     layers = seen.layers if layer is None else [seen.layer(layer)]
-    maps = [w.mean((0, 1)) for one in layers for path, (w, _) in one.cross.items() if path.key is modality]
+    path = Path(seen.question, modality)
+    maps = [one.cross[path][0].mean((0, 1)) for one in layers if path in one.cross]
     if not maps:
-        raise ExplanationError(f"nothing listens to {modality}: its tokens go to the head alone")
+        raise ExplanationError(f"the question ({seen.question}) does not listen to {modality}")
     return torch.stack(maps).mean(0)
+
+
+def _check(seen: Observed, modality: Modality) -> None:
+    if modality not in seen.sizes:
+        raise ExplanationError(f"there is no {modality} in this question: it has {[str(m) for m in seen.sizes]}")
 
 
 def rollout_map(seen: Observed, modality: Modality) -> Float[Tensor, " n"]:
     """Attention rollout (Abnar and Zuidema 2020, eq. 1): attention matrices, each with half of the identity for the
-    residual stream, multiplied through all layers, over the tokens of all modalities together; then the mean over what
-    the head reads."""
+    residual stream, multiplied through all layers, over the tokens of all modalities together; then the mean over the
+    question's tokens. What tokens say to the head directly is not in it."""
+    _check(seen, modality)
     places, size = _places(seen)
     rolled = torch.eye(size)
     for layer in seen.layers:
@@ -112,15 +123,17 @@ def rollout_map(seen: Observed, modality: Modality) -> Float[Tensor, " n"]:
             rolled = (
                 torch.where(mass > 0, 0.5 * (torch.eye(size) + mixed / mass.clamp(min=1e-12)), torch.eye(size)) @ rolled
             )
-    asking = [places[m] for m in seen.layers[-1].own] or list(places.values())
-    return torch.cat([rolled[place, places[modality]] for place in asking]).mean(0)
+    return rolled[places[seen.question], places[modality]].mean(0)
 
 
 def relevance_map(seen: Observed, modality: Modality) -> Float[Tensor, " n"]:
     """Gradient-weighted relevance (Chefer et al. 2021). With A-bar the mean over heads of what of gradient times
     attention is positive (eq. 5), self-attention adds A-bar R (eq. 6 and 7), co-attention of s over q adds
-    normed(R_ss)^T A-bar normed(R_qq) to R_sq (eq. 8 to 10) and A-bar R_qs to R_ss (eq. 11). The map is the mean over
-    the rows of the question's tokens, which stand for the paper's class token."""
+    normed(R_ss)^T A-bar normed(R_qq) to R_sq (eq. 8 to 10) and A-bar R_qs to R_ss (eq. 11). Ours: what q heard of a
+    third modality r is handed on as in eq. 11, A-bar R_qr to R_sr; the paper has two. The map is the mean over the rows
+    of the question's tokens, which stand for the paper's class token; what tokens say to the head directly is not in
+    it."""
+    _check(seen, modality)
     sizes = seen.sizes
     flow = {(s, q): torch.eye(n) if s is q else torch.zeros(n, sizes[q]) for s, n in sizes.items() for q in sizes}
     for layer in seen.layers:
@@ -129,7 +142,9 @@ def relevance_map(seen: Observed, modality: Modality) -> Float[Tensor, " n"]:
             s, q = path
             seen_by = _positive(*both)
             flow[s, q] = flow[s, q] + _normed(before[s, s]).T @ seen_by @ _normed(before[q, q])
-            flow[s, s] = flow[s, s] + seen_by @ before[q, s]
+            for r in sizes:
+                if r is not q:
+                    flow[s, r] = flow[s, r] + seen_by @ before[q, r]
         for s, both in layer.own.items():
             mixed = _positive(*both)
             for q in sizes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import binomtest
 
 
 def bootstrap_interval(values: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int = 0) -> tuple[float, float]:
@@ -22,3 +23,13 @@ def bootstrap_interval(values: np.ndarray, groups: np.ndarray, *, resamples: int
         means[i] = sums[drawn].sum() / sizes[drawn].sum()
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def share_interval(hits: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of a share of hits, by `bootstrap_interval`. Where all hit or none does, resampling knows no doubt:
+    then the exact one, of as many draws as there are groups (Clopper and Pearson 1934)."""
+    if 0 < hits.mean() < 1:
+        return bootstrap_interval(hits, groups, resamples=resamples, seed=seed)
+    count = len(np.unique(groups))
+    exact = binomtest(round(float(hits.mean())) * count, count).proportion_ci(0.95, method="exact")
+    return float(exact.low), float(exact.high)

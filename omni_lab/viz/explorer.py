@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import time
 from collections.abc import Collection, Mapping
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from omni_lab.data.module import QuestionDataset
 from omni_lab.data.samples import Sample, collate
-from omni_lab.data.uploads import UploadError, read_upload
+from omni_lab.data.uploads import LARGEST, UploadError, read_upload
 from omni_lab.evaluation.explanations import ExplanationError, attention_map, observe, relevance_map, rollout_map
 from omni_lab.evaluation.flops import cost_model
 from omni_lab.modalities import Modality, OmniBatch
@@ -34,7 +35,7 @@ MAPS = {"relevance": relevance_map, "attention": attention_map, "rollout": rollo
 @dataclass(frozen=True)
 class Explored:
     """One forward. answers: the likeliest, with their probabilities. cost: share of the FLOPs of running everything,
-    the controller's own included. maps: a value per token of each modality that anything listens to."""
+    the controller's own included. maps: a value per token of each modality that the question rests on."""
 
     batch: OmniBatch
     route: Route
@@ -163,8 +164,11 @@ class Explorer:
             value=int(np.flatnonzero(places[family.value] == first)[0]), min=0, max=10**6, description="number"
         )
         own = widgets.Text(placeholder="type a question", description="or ask", continuous_update=False)
+        limit = f"up to {LARGEST / 1e6:.0f} MB"
         upload = widgets.FileUpload(
-            accept="image/*,.wav,.flac", description="picture, GIF, sound", layout=widgets.Layout(width="auto")
+            accept="image/*,.wav,.flac",
+            description=f"picture, GIF, sound ({limit})",
+            layout=widgets.Layout(width="auto"),
         )
         budget = widgets.FloatSlider(
             value=1.0,
@@ -204,7 +208,7 @@ class Explorer:
                 self.said = current
                 said.value = f"<small>{1000 * (time.perf_counter() - start):.0f} ms</small>"
             except (ExplanationError, UploadError, ValueError) as error:
-                said.value = f"<b style='color:#a04000'>{error}</b>"
+                said.value = f"<b style='color:#a04000'>{html.escape(str(error))}</b>"
 
         def take(change: Mapping[str, Any]) -> None:
             for one in change["new"]:
@@ -212,7 +216,7 @@ class Explorer:
                     modality, values = read_upload(one["name"], bytes(one["content"]), self.dataset.store.shapes)
                     uploaded[modality] = values
                 except UploadError as error:
-                    said.value = f"<b style='color:#a04000'>{error}</b>"
+                    said.value = f"<b style='color:#a04000'>{html.escape(str(error))}</b>"
                     return
             refresh()
 

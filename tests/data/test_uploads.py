@@ -39,6 +39,13 @@ def test_an_animation_gives_frames_evenly_over_its_time() -> None:
     assert [round(float(frame.float().mean()) / 30) for frame in values] == [1, 3, 5, 7]
 
 
+def test_two_views_in_one_photograph_are_a_picture() -> None:
+    views = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    content = saved(views[0], "MPO", save_all=True, append_images=views[1:])
+    modality, values = read_upload("phone.jpg", content, SHAPES)
+    assert modality is Modality.IMAGE and values[0].min() > 240
+
+
 def test_a_sound_is_brought_to_16_khz() -> None:
     held = io.BytesIO()
     wave = np.sin(np.arange(8000) / 8000 * 2 * np.pi * 440) / 2
@@ -51,8 +58,12 @@ def test_a_sound_is_brought_to_16_khz() -> None:
 def test_what_cannot_be_used_is_named() -> None:
     with pytest.raises(UploadError, match=r"^notes.txt: not a readable sound file .* a picture, an animated GIF"):
         read_upload("notes.txt", b"nothing of the kind", SHAPES)
-    with pytest.raises(UploadError, match=r"^big.png: 50.0 MB: expected at most 10 MB"):
+    with pytest.raises(UploadError, match=r"^big.png: 40.0 MB: expected at most 8 MB"):
         read_upload("big.png", bytes(5 * LARGEST), SHAPES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        with pytest.raises(UploadError, match=r"^bomb.png: .*expected a picture that fits into memory"):
+            read_upload("bomb.png", saved(Image.new("1", (100, 100)), "PNG"), SHAPES)
     whole = saved(Image.effect_noise((100, 100), 90), "PNG")
     with pytest.raises(UploadError, match=r"^cut.png: not a readable picture"):
         read_upload("cut.png", whole[: len(whole) // 2], SHAPES)

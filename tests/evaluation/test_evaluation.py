@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from omni_lab.evaluation import bootstrap_interval, interleaved_seconds, majority_by_question, predict, ratio
+from omni_lab.evaluation import (
+    bootstrap_interval,
+    interleaved_seconds,
+    majority_by_question,
+    predict,
+    ratio,
+    share_interval,
+)
 from omni_lab.learning import Recipe
 
 
@@ -75,3 +82,12 @@ def test_times_are_measured_in_turn() -> None:
     assert len(seconds["slow"]) == 4
     slower = ratio(seconds, "slow", "fast")
     assert 1.5 < slower.low <= slower.median <= slower.high
+
+
+def test_a_share_of_all_or_nothing_is_not_certain() -> None:
+    groups = np.repeat(np.arange(30), 2)
+    low, high = share_interval(np.ones(60), groups, resamples=100)
+    assert high == 1.0 and low == pytest.approx(0.025 ** (1 / 30))  # so likely is it that thirty hit
+    assert share_interval(np.zeros(60), groups, resamples=100) == pytest.approx((0.0, 1 - low))
+    some = np.tile([1.0, 1.0, 1.0, 0.0], 15)
+    assert share_interval(some, groups, resamples=100) == bootstrap_interval(some, groups, resamples=100)

@@ -67,11 +67,9 @@ def test_what_is_observed_is_the_models_own_answer(routed: OmniModel, make_batch
     assert (seen.logits - output.heads["answer"][0]).abs().max() < 1e-5
     assert seen.answer == int(seen.logits.argmax()) and observe(routed, batch, 3).answer == 3
     assert len(seen.layers) == 2 and seen.layers[0].cross.keys() == output.fusion.attention[0].keys()
-    weights = [w[path][0].mean((0, 1)) for w in output.fusion.attention for path in w if path.key is IMAGE]
+    weights = [w[TI][0].mean((0, 1)) for w in output.fusion.attention]
     assert torch.allclose(attention_map(seen, IMAGE), torch.stack(weights).mean(0), atol=1e-6)
-    first = [w for path, w in output.fusion.attention[0].items() if path.key is IMAGE]
-    expected = torch.stack([w[0].mean((0, 1)) for w in first]).mean(0)
-    assert torch.allclose(attention_map(seen, IMAGE, layer=0), expected, atol=1e-6)
+    assert torch.allclose(attention_map(seen, IMAGE, layer=0), weights[0], atol=1e-6)
     assert seen.question is TEXT and seen.sizes == {TEXT: 6, IMAGE: 16, AUDIO: 6, VIDEO: 16}
     assert observe(routed, batch.without(TEXT)).question is AUDIO
 
@@ -146,6 +144,39 @@ def test_relevance_follows_the_rules_of_the_paper() -> None:
     seen = Observed(torch.zeros(2), 0, TEXT, layers, {TEXT: n, IMAGE: k})
     assert torch.allclose(relevance_map(seen, IMAGE), ti.mean(0))
     assert torch.allclose(relevance_map(seen, TEXT), tt.mean(0))
+
+
+def test_relevance_is_handed_on_between_three() -> None:
+    """A question that listens to a sound that listened to a picture; and two that listen to each other."""
+    torch.manual_seed(0)
+    ta, ai, at = Path(TEXT, AUDIO), Path(AUDIO, IMAGE), Path(AUDIO, TEXT)
+    sizes = {TEXT: 2, AUDIO: 3, IMAGE: 4}
+
+    def both(path: Path) -> tuple[Tensor, Tensor]:
+        weights = torch.rand(1, sizes[path.query], sizes[path.key])
+        return weights, torch.ones_like(weights)
+
+    first, second = {ai: both(ai)}, {ta: both(ta)}
+    seen = Observed(torch.zeros(2), 0, TEXT, [Layer(first, {}), Layer(second, {})], sizes)
+    handed = second[ta][0][0] @ first[ai][0][0]
+    assert torch.allclose(relevance_map(seen, IMAGE), handed.mean(0))
+    assert torch.allclose(rollout_map(seen, IMAGE) > 0, torch.ones(4, dtype=torch.bool))
+    first, second = {at: both(at)}, {ta: both(ta)}
+    seen = Observed(torch.zeros(2), 0, TEXT, [Layer(first, {}), Layer(second, {})], sizes)
+    expected = torch.eye(2) + second[ta][0][0] @ first[at][0][0]  # eq. 11
+    assert torch.allclose(relevance_map(seen, TEXT), expected.mean(0))
+
+
+def test_maps_of_what_is_not_there_are_refused(routed: OmniModel, make_batch: MakeBatch) -> None:
+    seen = observe(routed, make_batch(1).without(VIDEO))
+    for draw in (attention_map, rollout_map, relevance_map):
+        with pytest.raises(ExplanationError, match="there is no video in this question: it has"):
+            draw(seen, VIDEO)
+    with pytest.raises(ExplanationError, match=r"the question \(text\) does not listen to text"):
+        attention_map(seen, TEXT)
+    for wrong in (-1, 10_000):
+        with pytest.raises(ExplanationError, match=f"answer must be from 0 to .* got {wrong}"):
+            observe(routed, make_batch(1), wrong)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -136,7 +136,7 @@ def test_the_picture_follows_the_controls(explorer: Explorer) -> None:
     known["text"].value = True
     broken: dict[str, Any] = {"name": "a.png", "type": "image/png", "size": 3, "content": memoryview(b"no!")}
     broken["last_modified"] = datetime.now(UTC)
-    known["picture, GIF, sound"].value = (broken,)
+    known["picture, GIF, sound (up to 8 MB)"].value = (broken,)
     assert "a.png" in known["said"].value
 
 
