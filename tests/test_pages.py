@@ -9,6 +9,8 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import soundfile
+from IPython.display import Audio
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
@@ -64,6 +66,18 @@ def test_figures_are_the_same_pictures_with_their_names(tmp_path: Path) -> None:
     written = io.BytesIO()
     flat.save(written, "PNG")
     assert Image.open(io.BytesIO(to_webp(written.getvalue()))).convert("RGB").getpixel((0, 0)) == (0xD5, 0x5E, 0x00)
+
+
+def test_sounds_stay_what_they_were(tmp_path: Path) -> None:
+    wave = np.sin(np.arange(16_000) / 16_000 * 2 * np.pi * 440) / 2
+    player = Audio(wave, rate=16_000, normalize=False)
+    cell = new_code_cell("Audio(wave)", outputs=[new_output("display_data", {"text/html": player._repr_html_()})])
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "executed.ipynb")
+    sounds = re.findall(r'src="data:audio/mpeg;base64,([^"]+)"', notebook_page(tmp_path / "executed.ipynb"))
+    assert len(sounds) == 1 and len(sounds[0]) < len(player._repr_html_()) / 4
+    heard, rate = soundfile.read(io.BytesIO(base64.b64decode(sounds[0])))
+    strongest = np.abs(np.fft.rfft(heard)).argmax() * rate / len(heard)
+    assert rate == 16_000 and abs(strongest - 440) < 5 and 0.9 < len(heard) / 16_000 < 1.2
 
 
 def test_a_page_escapes_its_title_only() -> None:
