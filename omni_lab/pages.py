@@ -26,7 +26,7 @@ def page(title: str, body: str, style: str = "") -> str:
 
 
 def notebook_page(executed: Path) -> str:
-    """An executed notebook: text, code, outputs. Formulas become MathML, figures WebP and sounds MP3, a fraction of what
+    """An executed notebook: text, code, outputs. Formulas become MathML, figures WebP, sounds MP3, a fraction of what
     they were."""
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata.pop("widgets", None)  # a panel's state: of no use without a kernel
