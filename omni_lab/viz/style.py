@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import seaborn
-from matplotlib.font_manager import FontProperties, fontManager
+from matplotlib.font_manager import fontManager
 
 from omni_lab.modalities import Modality
 
@@ -31,7 +32,9 @@ def chinese_font() -> str | None:
         return None
     file = Path(package.origin).parent / "fonts" / "NotoSansCJKsc-Regular.otf"
     fontManager.addfont(file)
-    return FontProperties(fname=file).get_name()
+    bold = replace(fontManager.ttflist[-1], weight=700)  # there is no other: titles need not be told so
+    fontManager.ttflist.append(bold)
+    return bold.name
 
 
 def use_style() -> None:
