@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
+from jaxtyping import Int
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
-from tokenizers.normalizers import NFKC, Lowercase, Sequence
+from tokenizers.normalizers import NFKC, Lowercase
+from tokenizers.normalizers import Sequence as InTurn
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
+from torch import Tensor
 
+from omni_lab.config import nearest
+
+CHINESE = "[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]"  # characters and their punctuation
 PAD, CLS = "[PAD]", "[CLS]"
+END = "<end>"
+MARKS = (END, "<en>", "<de>", "<zh>", "<transcript>", "<continue>")  # ids after those of the tokenizer
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:
     """Every text starts with [CLS]; [PAD] has id 0. Any script is representable, since the alphabet is bytes."""
     tokenizer = Tokenizer(BPE())
-    tokenizer.normalizer = Sequence([NFKC(), Lowercase()])
+    tokenizer.normalizer = InTurn([NFKC(), Lowercase()])
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
     tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(
@@ -44,3 +54,69 @@ def encode_text(tokenizer: Tokenizer, text: str, *, name: str) -> list[int]:
     if not text.strip():
         raise ValueError(f"{name}: the text has no tokens: got {text!r}")
     return tokenizer.encode(text).ids
+
+
+class CodecError(ValueError):
+    """A text that cannot be asked for or written: the message says which, and what can."""
+
+
+class Codec:
+    """Texts as a decoder reads and writes them: the tokenizer's ids, and after them those of `MARKS`, which say in what
+    language or as what to write, and where a text ends. Each Chinese character is encoded by itself: the tokenizer has
+    pieces for whole sentences, with which no other sentence could be written. size: how many ids there are.
+    max_length: of a text."""
+
+    def __init__(self, tokenizer: Tokenizer, *, max_length: int = 80) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self._words = tokenizer.get_vocab_size()
+        self.size = self._words + len(MARKS)
+        self.end = self.mark(END)
+
+    def mark(self, name: str) -> int:
+        """The id of a mark, by its name with or without brackets: "de" asks for German. Raises CodecError for a
+        language or task that is not known."""
+        wanted = f"<{name.strip('<>')}>"
+        if wanted not in MARKS:
+            known = [m.strip("<>") for m in MARKS]
+            close = nearest(name, known)
+            raise CodecError(f"nothing is written in or as {name!r}; the nearest of {known} is {close!r}")
+        return self._words + MARKS.index(wanted)
+
+    def prompts(self, names: Sequence[str], texts: Sequence[str] = ()) -> Int[Tensor, "b p"]:
+        """The marks of those names, each followed by the beginning of a text where texts are given, filled up in front
+        with -1. Raises CodecError for an empty text, or one that leaves no room to go on."""
+        rows = [[self.mark(name)] for name in names]
+        for row, text in zip(rows, texts, strict=bool(texts)):
+            if not text.strip():
+                raise CodecError(f"there is nothing to go on from: the prompt is {text!r}")
+            row += self._ids(text)
+        longest = max(map(len, rows))
+        if longest >= self.max_length:
+            raise CodecError(f"a prompt must be shorter than {self.max_length} tokens: got {longest}")
+        return torch.tensor([[-1] * (longest - len(row)) + row for row in rows])
+
+    def targets(self, texts: Sequence[str]) -> Int[Tensor, "b t"]:
+        """The tokens of each text and its end, filled up behind with -1. Raises CodecError for one that is too long."""
+        rows = [[*self._ids(text), self.end] for text in texts]
+        for row, text in zip(rows, texts, strict=True):
+            if len(row) >= self.max_length:
+                raise CodecError(
+                    f"a text must be shorter than {self.max_length} tokens: got {len(row)} of {text[:40]!r}..."
+                )
+        longest = max(map(len, rows))
+        return torch.tensor([row + [-1] * (longest - len(row)) for row in rows])
+
+    def _ids(self, text: str) -> list[int]:
+        pieces = re.findall(rf"{CHINESE}|(?:(?!{CHINESE}).)+", text, flags=re.DOTALL)
+        return [i for piece in pieces for i in self.tokenizer.encode(piece, add_special_tokens=False).ids]
+
+    def said(self, ids: Sequence[int]) -> str:
+        """What ids say; marks say nothing."""
+        text = self.tokenizer.decode([i for i in ids if 0 <= i < self._words])
+        return re.sub(rf"(?<={CHINESE}) +| +(?={CHINESE})", "", text)
+
+    def texts(self, ids: Int[Tensor, "b t"]) -> list[str]:
+        """What each row says, up to its first end."""
+        rows = [row[: row.index(self.end)] if self.end in row else row for row in ids.tolist()]
+        return [self.said(row).strip() for row in rows]
