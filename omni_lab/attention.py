@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from timm.layers import Mlp
 from torch import Tensor, nn
 
@@ -60,20 +60,42 @@ class MultiHeadAttention(nn.Module):
                 f"query and context must be {self.dim} wide and of as many samples: got query {list(query.shape)} and "
                 f"context {list(context.values.shape)} for {mask.shape[0]} samples"
             )
-        q = self._split(self.query(query))
-        k = context.dealt(self._split(self.key(context.values)))  # projected once per entry, then dealt out
-        v = context.dealt(self._split(self.value(context.values)))
+        keys, values = self.keys_values(context)
         alive = mask.any(dim=1)  # [B]
         open_keys = (mask | ~alive[:, None])[:, None, None, :]  # [B, 1, 1, Nk]; dead rows stay finite, zeroed below
+        output = self.attend(query, keys, values, open_keys, need_weights=need_weights, alive=alive)
+        return output._replace(values=torch.where(alive[:, None, None], output.values, 0.0))
+
+    def keys_values(self, context: Tokens) -> tuple[Float[Tensor, "b h k e"], Float[Tensor, "b h k v"]]:
+        """What a query is compared with, and what it gets: projected once per entry, then dealt out."""
+        k = context.dealt(self._split(self.key(context.values)))
+        return k, context.dealt(self._split(self.value(context.values)))
+
+    def attend(
+        self,
+        query: Float[Tensor, "b q d"],
+        keys: Float[Tensor, "b h k e"],
+        values: Float[Tensor, "b h k v"],
+        open_keys: Bool[Tensor, "#b 1 _ k"],
+        *,
+        need_weights: bool = False,
+        alive: Bool[Tensor, " b"] | None = None,
+    ) -> AttentionOutput:
+        """The same with keys and values made beforehand. open_keys: which of them each query may attend to, at least
+        one. alive: samples whose weights are real; all others' are zero."""
+        q = self._split(self.query(query))
         weights = None
         if need_weights:
-            scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)  # [B, H, Nq, Nk]
-            weights = scores.masked_fill(~open_keys, float("-inf")).softmax(dim=-1) * alive[:, None, None, None]
-            mixed = weights @ v  # [B, H, Nq, D/H]; these very weights, so that gradients with respect to them exist
+            scores = q @ keys.transpose(-2, -1) / math.sqrt(self.head_dim)  # [B, H, Nq, Nk]
+            weights = scores.masked_fill(~open_keys, float("-inf")).softmax(dim=-1)
+            if alive is not None:
+                weights = weights * alive[:, None, None, None]
+            mixed = (
+                weights @ values
+            )  # [B, H, Nq, D/H]; these very weights, so that gradients with respect to them exist
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=open_keys, scale=self.head_dim**-0.5)
-        values = self.out(mixed.transpose(1, 2).flatten(2))  # [B, Nq, D]: heads side by side, then mixed
-        return AttentionOutput(torch.where(alive[:, None, None], values, 0.0), weights)
+            mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=open_keys, scale=self.head_dim**-0.5)
+        return AttentionOutput(self.out(mixed.transpose(1, 2).flatten(2)), weights)  # heads side by side, then mixed
 
 
 class TransformerBlock(nn.Module):

@@ -22,26 +22,28 @@ from omni_lab.encoders import (
     fake_quantize,
 )
 from omni_lab.fusion import CrossModalFusion, EarlyFusion, FusionOutput
-from omni_lab.heads import AnswerHead
+from omni_lab.heads import AnswerHead, HeadError, Memory
 from omni_lab.modalities import Modality, ModalityInput, OmniBatch, Tokens
 from omni_lab.routing import Level, Path, Route, RouteSpace, all_paths
 from omni_lab.routing.controller import Controller, question_means
 
 log = logging.getLogger(__name__)
+Asked = Collection[str] | Mapping[str, Mapping[str, Any]]  # heads by name, and what each is told
 
 
 class OmniOutput(NamedTuple):
     """heads: each requested head's result. encoded: what the encoders returned. fusion: the
     fused streams, and attention weights if they were asked for."""
 
-    heads: Mapping[str, Tensor]
+    heads: Mapping[str, Any]
     encoded: Mapping[Modality, Tokens]
     fusion: FusionOutput
 
 
 class OmniModel(nn.Module):
     """encoders: one per modality, called as encoder(values, mask) -> Tokens. fusion: streams -> FusionOutput.
-    heads: by name, each called with the fused streams. latent_bits: what fusion sees of each token's values is what
+    heads: by name; an answer head is called with the fused streams, all others with what `memory` makes of them.
+    latent_bits: what fusion sees of each token's values is what
     storing them in so many bits leaves; None for all of it. space: the routes it can take. early: joins clips and
     sounds in the lower layers of their encoders.
     """
@@ -55,8 +57,10 @@ class OmniModel(nn.Module):
         space: RouteSpace,
         latent_bits: int | None = None,
         early: EarlyFusion | None = None,
+        memory: Memory | None = None,
     ):
         super().__init__()
+        self.memory = memory
         self.early = early
         self.latent_bits = latent_bits
         self.encoders = nn.ModuleDict({m.value: encoders[m] for m in Modality if m in encoders})
@@ -121,21 +125,23 @@ class OmniModel(nn.Module):
         self,
         batch: OmniBatch,
         *,
-        heads: Collection[str] | None = None,
+        heads: Asked | None = None,
         route: Route | None = None,
         known: Mapping[Modality, Tokens] | None = None,
         execution: str = "gathered",
         need_weights: bool = False,
     ) -> OmniOutput:
-        """heads: which to run (default all). route: what runs for which sample (default everything, without masks or
-        gathering). known: see `encode`. execution: see `CrossModalFusion`. need_weights: take the explicit attention
-        path and return the weights. Raises RouteError for a route that the batch or the model does not allow. Samples
-        for which a head of a model in evaluation mode says nothing finite are named in a warning.
+        """heads: which to run (default all), or a mapping to what each wants to be told: `{"text": {"prompt": ids},
+        "boxes": {}}`. A head that is not asked for costs nothing. route: what runs for which sample (default
+        everything, without masks or gathering). known: see `encode`. execution: see `CrossModalFusion`. need_weights:
+        take the explicit attention path and return the weights. Raises RouteError for a route that the batch or the
+        model does not allow, HeadError for what a head cannot give. Samples for which a head of a model in evaluation
+        mode says nothing finite are named in a warning.
         """
-        wanted = list(self.heads) if heads is None else list(heads)
+        wanted = list(self.heads) if heads is None else heads
         unknown = [name for name in wanted if name not in self.heads]
         if unknown:
-            raise ValueError(f"no head named {unknown[0]!r}: this model has {list(self.heads)}")
+            raise HeadError(f"no head named {unknown[0]!r}: this model has {list(self.heads)}")
         if route is not None:
             self.space.check(route, batch.present, batch.ids)
         encoded = self.encode(batch, route, known=known, execution=execution)
@@ -172,7 +178,7 @@ class OmniModel(nn.Module):
         self,
         encoded: Mapping[Modality, Tokens],
         *,
-        heads: Collection[str],
+        heads: Asked,
         route: Route | None = None,
         openness: Float[Tensor, "b l m m"] | None = None,
         execution: str = "gathered",
@@ -182,7 +188,19 @@ class OmniModel(nn.Module):
         last layer, weighs what heads hear of each modality."""
         fused = self.fusion(encoded, route=route, openness=openness, execution=execution, need_weights=need_weights)
         weights = None if openness is None else {m: openness[:, -1, m.column, m.column] for m in fused.tokens}
-        return OmniOutput({name: self.heads[name](fused.tokens, weights) for name in heads}, encoded, fused)
+        told = heads if isinstance(heads, Mapping) else {name: {} for name in heads}
+        asked: dict[str, Any] = {name: self.heads[name] for name in told}
+        memory = None
+        if any(head.reads_memory for head in asked.values()):
+            if self.memory is None:
+                reading = [name for name, head in asked.items() if head.reads_memory]
+                raise HeadError(f"the heads {reading} want a model with a memory")
+            memory = self.memory(fused.tokens, weights)
+        said = {
+            name: head(memory, **told[name]) if head.reads_memory else head(fused.tokens, weights)
+            for name, head in asked.items()
+        }
+        return OmniOutput(said, encoded, fused)
 
     def _everything(self, batch: OmniBatch) -> dict[Modality, Tokens]:
         both = (Modality.VIDEO, Modality.AUDIO)
@@ -234,8 +252,10 @@ class OmniModel(nn.Module):
         return self._stored((encoder if level is Level.FULL else encoder.light)(given.values[entries], mask))
 
 
-def _report_broken(heads: Mapping[str, Tensor], ids: Sequence[str]) -> None:
+def _report_broken(heads: Mapping[str, Any], ids: Sequence[str]) -> None:
     for name, said in heads.items():
+        if not isinstance(said, Tensor):
+            continue
         finite = said.flatten(1).isfinite().all(dim=1)
         if not finite.all():
             broken = [f"{i} ({ids[i]!r})" for i in (~finite).nonzero().squeeze(1).tolist()]

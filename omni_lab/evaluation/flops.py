@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from omni_lab.encoders.audio import RATE
-from omni_lab.modalities import M, Modality
+from omni_lab.modalities import M, Modality, OmniBatch
 from omni_lab.model import OmniModel
 from omni_lab.routing import Level
 from omni_lab.routing.cost import CostModel
@@ -83,3 +83,16 @@ def _encoder_polynomial(model: OmniModel, modality: Modality, level: Level, fram
     if len(counted) == 1:  # of one size always
         return torch.cat([counted, torch.zeros(2, dtype=torch.double)])
     return torch.linalg.solve(torch.tensor([[1.0, n, n**2] for n in inputs], dtype=torch.double), counted)
+
+
+def head_flops(model: OmniModel, batch: OmniBatch, heads: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """FLOPs of one forward by part: "encoders and fusion", the "memory" where any head reads it, and each head. heads:
+    by name, and what each is told; those of the model that are not named do not run, and have no entry."""
+    counted = {"encoders and fusion": count_flops(lambda: model(batch, heads=[]))}
+    if any(cast(Any, model.heads[name]).reads_memory for name in heads):
+        fused = model(batch, heads=[]).fusion.tokens
+        counted["memory"] = count_flops(lambda: cast(Any, model.memory)(fused))
+    for name, told in heads.items():
+        before = counted["encoders and fusion"] + counted.get("memory", 0) * cast(Any, model.heads[name]).reads_memory
+        counted[name] = count_flops(partial(model, batch, heads={name: told})) - before
+    return counted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,8 @@ class AnswerHead(nn.Module):
     pool: "mean" over a stream's tokens, or "max" of each channel. gated: multiply each modality's part by a soft gate
     between 0 and 2, worked out from it; it begins at 1.
     """
+
+    reads_memory: ClassVar = False  # but the streams themselves
 
     def __init__(
         self,

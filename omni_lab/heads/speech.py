@@ -1,0 +1,194 @@
+"""The speech head: a text, in one of several voices, as a mel spectrogram and then as sound, whole or in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torchaudio
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from omni_lab.encoders.audio import BANDS, LogMel
+from omni_lab.heads.decoder import Layer
+from omni_lab.heads.memory import HeadError, Remembered
+
+HOP = 160  # samples a frame: 10 ms
+WINDOW, BINS = 400, 257
+LONGEST = 60  # frames of one token
+
+
+class Spoken(NamedTuple):
+    """mel: [B, F, BANDS] log energies as `LogMel` makes them. frames: [B], how many of F are each sample's. said: [B,
+    T], the logarithm of the frames that each token should last, as the head sees it. durations: [B, T] frames, as
+    used."""
+
+    mel: Float[Tensor, "b f m"]
+    frames: Int[Tensor, " b"]
+    said: Float[Tensor, "b t"]
+    durations: Int[Tensor, "b t"]
+
+
+class SpeechHead(nn.Module):
+    """Every token is given a duration and lasts so many frames (FastSpeech, Ren et al. 2019, section 3.3); convolutions
+    over the frames then make the spectrogram, all at once. In training durations are those of the reference; else the
+    head's own, rounded, of at least one frame.
+
+    size: ids of the codec. voices: how many there are. dim: of the memory, too. layers: convolutions over frames.
+    """
+
+    reads_memory: ClassVar = True
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        voices: int,
+        dim: int,
+        depth: int = 2,
+        layers: int = 6,
+        heads: int = 4,
+        mlp_ratio: float = 2.0,
+        max_length: int = 80,
+    ) -> None:
+        super().__init__()
+        self.voices = voices
+        self.max_length = max_length
+        self.embedding = nn.Embedding(size, dim)
+        self.position = nn.Parameter(torch.randn(max_length, dim) * 0.02)
+        self.voice = nn.Embedding(voices, dim)
+        self.layers = nn.ModuleList(Layer(dim=dim, heads=heads, mlp_ratio=mlp_ratio, dropout=0.0) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+        self.last = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 1))
+        self.place = nn.Linear(4, dim)
+        self.frames = nn.ModuleList(
+            nn.Conv1d(dim, dim, kernel_size=5, padding=2 * 2 ** (i % 3), dilation=2 ** (i % 3)) for i in range(layers)
+        )
+        self.out = nn.Linear(dim, BANDS)
+
+    @property
+    def reach(self) -> int:
+        """How many frames to either side a frame depends on."""
+        return sum(2 * 2 ** (i % 3) for i in range(len(self.frames)))
+
+    def forward(
+        self,
+        memory: Remembered,
+        *,
+        ids: Int[Tensor, "b t"],
+        voice: Int[Tensor, " b"],
+        durations: Int[Tensor, "b t"] | None = None,
+    ) -> Spoken:
+        """ids: what to say, -1 where a text is shorter. durations: of each token in frames, 0 where there is none.
+        Raises HeadError for a voice that there is not, a text that is empty or too long, and durations that do not fit.
+        """
+        planned, said, durations = self._planned(memory, ids, voice, durations)
+        return Spoken(self._drawn(planned), durations.sum(1), said, durations)
+
+    def stream(
+        self, memory: Remembered, *, ids: Int[Tensor, "b t"], voice: Int[Tensor, " b"], chunk: int = 30
+    ) -> Iterator[Float[Tensor, "b f m"]]:
+        """The same spectrogram in pieces of `chunk` frames, each made from the frames it depends on alone."""
+        if chunk < 1:
+            raise HeadError(f"speech: a chunk must have a frame or more: got {chunk}")
+        with torch.no_grad():
+            planned, _, _ = self._planned(memory, ids, voice, None)
+            for start in range(0, planned.shape[1], chunk):
+                first = max(0, start - self.reach)
+                part = self._drawn(planned[:, first : start + chunk + self.reach])
+                yield part[:, start - first : start - first + chunk]
+
+    def loss(
+        self, spoken: Spoken, mel: Float[Tensor, "b f m"], durations: Int[Tensor, "b t"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Of the spectrogram (mean distance over real frames), and of the durations (squared, of logarithms)."""
+        real = torch.arange(mel.shape[1], device=mel.device) < spoken.frames[:, None]  # [B, F]
+        heard = (spoken.mel - mel).abs().mean(2)
+        timed = (spoken.said - durations.clamp(min=1).float().log()).square()
+        spoke = durations > 0
+        return (heard * real).sum() / real.sum(), (timed * spoke).sum() / spoke.sum().clamp(min=1)
+
+    def _planned(
+        self, memory: Remembered, ids: Int[Tensor, "b t"], voice: Int[Tensor, " b"], durations: Tensor | None
+    ) -> tuple[Float[Tensor, "b f d"], Float[Tensor, "b t"], Int[Tensor, "b t"]]:
+        """What each frame is to say, and the durations as seen and as used."""
+        real = ids >= 0
+        if ids.shape[1] > self.max_length or not real.any(dim=1).all():
+            raise HeadError(f"speech: texts must have 1 to {self.max_length} tokens: got {real.sum(1).tolist()}")
+        if not ((voice >= 0) & (voice < self.voices)).all():
+            raise HeadError(f"speech: voices are 0 to {self.voices - 1}: got {voice.tolist()}")
+        x = self.embedding(ids.clamp(min=0)) + self.position[: ids.shape[1]] + self.voice(voice)[:, None]
+        x = x * real[..., None]
+        for layer in self.layers:
+            x = layer.together(x, memory.tokens, real)  # type: ignore[operator]
+        x = self.norm(x)
+        said = self.last(x).squeeze(2)
+        if durations is None:
+            durations = (said.exp().round().long().clamp(1, LONGEST)) * real
+        if durations.shape != ids.shape or (durations[~real] != 0).any() or (durations.sum(1) == 0).any():
+            raise HeadError("speech: every text wants durations of its tokens, and of nothing else")
+        rows = []
+        for vectors, lasts in zip(x, durations, strict=True):
+            token = torch.arange(len(lasts), device=x.device).repeat_interleave(lasts)  # [F]
+            since = torch.arange(len(token), device=x.device) - (lasts.cumsum(0) - lasts)[token]
+            share = (since + 0.5) / lasts[token]
+            where = torch.stack([share, 1 - share, 1 / (1 + since), 1 / lasts[token]], dim=1)
+            rows.append(vectors[token] + self.place(where))
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True), said, durations
+
+    def _drawn(self, planned: Float[Tensor, "b f d"]) -> Float[Tensor, "b f m"]:
+        x = planned.transpose(1, 2)
+        inside = planned.abs().sum(2, keepdim=True).transpose(1, 2) > 0  # beyond its end a text is silent
+        for convolution in self.frames:
+            x = (x + F.gelu(convolution(x * inside))) * inside
+        return self.out(x.transpose(1, 2))
+
+
+class GriffinLim(nn.Module):
+    """A sound whose spectrogram is that of a mel spectrogram, by Griffin and Lim (1984) with the momentum of Perraudin
+    et al. (2013), beginning with phases of zero. What is between the mel bands is filled by their pseudo-inverse.
+
+    rounds: of going forth and back. Each lets a sample depend on frames further away, so `reach` grows with them.
+    """
+
+    bank: Tensor
+    window: Tensor
+
+    def __init__(self, *, rounds: int = 24) -> None:
+        super().__init__()
+        self.rounds = rounds
+        mel = LogMel()
+        self.register_buffer("bank", torch.linalg.pinv(mel.bank.T), persistent=False)  # [BINS, BANDS]
+        self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
+
+    @property
+    def reach(self) -> int:
+        """How many frames to either side a sample depends on."""
+        return 4 * (self.rounds + 1)
+
+    def forward(self, mel: Float[Tensor, "b f m"]) -> Float[Tensor, "b s"]:
+        """[B, F, BANDS] log energies to [B, F * HOP] samples at 16 kHz."""
+        if mel.shape[1] < 4:  # too short for a window
+            return self(F.pad(mel, (0, 0, 0, 4 - mel.shape[1]), value=-14.0))[:, : mel.shape[1] * HOP]
+        power = (self.bank @ mel.exp().transpose(1, 2)).clamp(min=1e-8)  # [B, BINS, F]
+        power = F.pad(power, (0, 1), mode="replicate")
+        return torchaudio.functional.griffinlim(
+            power, self.window, 512, HOP, WINDOW, 2.0, self.rounds, 0.99, mel.shape[1] * HOP, False
+        )
+
+    def stream(self, pieces: Iterator[Float[Tensor, "b f m"]]) -> Iterator[Float[Tensor, "b s"]]:
+        """The same sound piece by piece, each as soon as the frames it depends on are there."""
+        held: Tensor | None = None
+        first = done = 0  # the frame that `held` begins with; and how many have been given out
+        for piece in pieces:
+            held = piece if held is None else torch.cat([held, piece], dim=1)
+            upto = first + held.shape[1] - self.reach
+            if upto > done:
+                yield self(held)[:, (done - first) * HOP : (upto - first) * HOP]
+                done = upto
+                keep = max(first, done - self.reach)
+                held, first = held[:, keep - first :], keep
+        if held is not None and first + held.shape[1] > done:
+            yield self(held)[:, (done - first) * HOP :]

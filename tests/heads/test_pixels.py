@@ -1,0 +1,85 @@
+"""The pixels head: what is kept stays, what is gone comes back, as far as anything says what it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from omni_lab.heads import HeadError, PixelsHead, Remembered
+from omni_lab.modalities import Modality, Tokens
+
+
+def memory_of(values: Tensor) -> Remembered:
+    """values: [B, N, D]."""
+    mask = torch.ones(values.shape[:2], dtype=torch.bool)
+    return Remembered(Tokens(values, mask), {Modality.TEXT: slice(0, values.shape[1])})
+
+
+@pytest.fixture
+def head() -> PixelsHead:
+    torch.manual_seed(0)
+    return PixelsHead(dim=16, size=16, widths=(8, 8), depth=1)
+
+
+@pytest.fixture
+def picture() -> Tensor:
+    torch.manual_seed(1)
+    return torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+
+
+def holes() -> Tensor:
+    kept = torch.ones(3, 16, 16, dtype=torch.bool)
+    kept[:, 4:9, 6:12] = False
+    return kept
+
+
+def test_what_is_kept_stays_to_the_last_bit(head: PixelsHead, picture: Tensor) -> None:
+    kept = holes()
+    restored = head(memory_of(torch.randn(3, 4, 16)), picture=picture, kept=kept)
+    assert restored.shape == (3, 3, 16, 16) and (restored >= 0).all() and (restored <= 1).all()
+    where = kept[:, None].expand_as(restored)
+    assert torch.equal((restored[where] * 255).round().to(torch.uint8), picture[where])
+    assert not torch.equal(restored[~where], picture[~where] / 255)
+
+
+def test_what_stands_in_a_hole_is_not_looked_at(head: PixelsHead, picture: Tensor) -> None:
+    memory, kept = memory_of(torch.randn(3, 4, 16)), holes()
+    other = torch.where(kept[:, None], picture, 255 - picture)
+    assert torch.equal(head(memory, picture=picture, kept=kept), head(memory, picture=other, kept=kept))
+    free = head(memory, picture=picture)
+    assert not torch.allclose(free, head(memory, picture=other), atol=1e-4), "without a mask all of it is"
+    assert not torch.allclose(free, picture / 255), "and nothing is certain"
+
+
+def test_a_hint_decides_what_no_pixel_can(head: PixelsHead) -> None:
+    """The hole is black or white, and only the memory says which."""
+    torch.manual_seed(2)
+    hints = torch.randn(2, 3, 16)
+    gray = torch.full((2, 3, 16, 16), 128, dtype=torch.uint8)
+    kept = holes()[:2]
+    wanted = torch.tensor([0.0, 1.0])[:, None, None, None]
+    optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
+    for _ in range(120):
+        restored = head(memory_of(hints), picture=gray, kept=kept)
+        loss = ((restored - wanted).abs() * ~kept[:, None]).sum() / (~kept).sum() / 3
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+    blind = head(memory_of(hints.mean(0, keepdim=True).expand(2, -1, -1)), picture=gray, kept=kept)
+    assert torch.equal(blind[0], blind[1])
+
+
+def test_what_cannot_be_is_said(head: PixelsHead, picture: Tensor) -> None:
+    memory, kept = memory_of(torch.randn(3, 4, 16)), holes()
+    kept[1] = True
+    with pytest.raises(HeadError, match=r"the mask of samples \[1\] keeps every pixel: there is nothing to restore"):
+        head(memory, picture=picture, kept=kept)
+    kept[1], kept[2] = holes()[1], False
+    with pytest.raises(HeadError, match=r"the mask of samples \[2\] keeps no pixel"):
+        head(memory, picture=picture, kept=kept)
+    with pytest.raises(HeadError, match=r"expected pictures of 16 x 16: got \[3, 3, 8, 8\]"):
+        head(memory, picture=picture[..., :8, :8])
+    with pytest.raises(HeadError, match="must be a multiple of 8: got 20"):
+        PixelsHead(dim=16, size=20)

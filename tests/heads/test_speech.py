@@ -1,0 +1,121 @@
+"""The speech head: durations, voices, and that pieces are the whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from omni_lab.encoders.audio import BANDS, LogMel
+from omni_lab.heads import GriffinLim, HeadError, Remembered, SpeechHead
+from omni_lab.modalities import Modality, Tokens
+
+
+def memory_of(size: int) -> Remembered:
+    torch.manual_seed(3)
+    tokens = Tokens(torch.randn(size, 4, 16), torch.ones(size, 4, dtype=torch.bool))
+    return Remembered(tokens, {Modality.TEXT: slice(0, 4)})
+
+
+@pytest.fixture
+def head() -> SpeechHead:
+    torch.manual_seed(0)
+    made = SpeechHead(size=20, voices=3, dim=16).eval()
+    with torch.no_grad():
+        made.last[-1].bias.fill_(2.0)  # seven frames a token
+    return made
+
+
+IDS = torch.tensor([[3, 5, 7, 2, 9, 11], [4, 4, 1, -1, -1, -1]])
+VOICE = torch.tensor([0, 2])
+
+
+def test_every_token_lasts_as_long_as_it_is_told(head: SpeechHead) -> None:
+    durations = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0]])
+    spoken = head(memory_of(2), ids=IDS, voice=VOICE, durations=durations)
+    assert spoken.mel.shape == (2, 23, BANDS) and spoken.frames.tolist() == [23, 13]
+    own = head(memory_of(2), ids=IDS, voice=VOICE)
+    assert torch.equal(own.durations, (own.said.exp().round().long().clamp(1) * (IDS >= 0)))
+    assert torch.equal(own.frames, own.durations.sum(1))
+
+
+def test_a_sample_is_spoken_as_if_it_were_alone(head: SpeechHead) -> None:
+    together = head(memory_of(2), ids=IDS, voice=VOICE)
+    memory = memory_of(2)
+    one = Remembered(memory.tokens.of(torch.tensor([1])).expanded(), memory.places)
+    alone = head(one, ids=IDS[1:, :3], voice=VOICE[1:])
+    count = int(alone.frames)
+    assert torch.equal(alone.frames, together.frames[1:])
+    assert torch.allclose(alone.mel[0], together.mel[1, :count], atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [7, 30, 1000])
+def test_pieces_of_the_spectrogram_are_the_whole(head: SpeechHead, chunk: int) -> None:
+    memory = memory_of(1)
+    long = IDS[:1].repeat(1, 8)
+    whole = head(memory, ids=long, voice=VOICE[:1]).mel
+    pieces = list(head.stream(memory, ids=long, voice=VOICE[:1], chunk=chunk))
+    assert len(pieces) == -(-whole.shape[1] // chunk) and whole.shape[1] > 2 * head.reach
+    assert (torch.cat(pieces, dim=1) - whole).abs().max() < 1e-5
+
+
+def tone(seconds: float = 2.0) -> Tensor:
+    """Gliding harmonics with pauses, [1, S]."""
+    t = torch.arange(round(seconds * 16_000) // 640 * 640) / 16_000
+    wave = sum(torch.sin(2 * np.pi * k * (180 * t + 30 * t**2)) / k for k in range(1, 6))
+    return (0.2 * wave * (torch.sin(2 * np.pi * 1.5 * t) > -0.3))[None]
+
+
+@pytest.mark.parametrize("chunk", [9, 40])
+def test_pieces_of_the_sound_are_the_whole(chunk: int) -> None:
+    mel = LogMel()(tone(3.0)).transpose(1, 2)
+    vocoder = GriffinLim(rounds=6)
+    whole = vocoder(mel)
+    pieces = list(vocoder.stream(iter(mel.split(chunk, dim=1))))
+    assert len(pieces) > 3 and whole.shape == (1, mel.shape[1] * 160)
+    assert (torch.cat(pieces, dim=1) - whole).abs().max() < 1e-4
+
+
+def test_the_sound_has_the_spectrogram_that_was_asked_for() -> None:
+    mel = LogMel()(tone()).transpose(1, 2)
+    loud = mel > mel.max() - 5
+    off = []
+    for rounds in (1, 8, 24):
+        again = LogMel()(GriffinLim(rounds=rounds)(mel)).transpose(1, 2)
+        off.append(float((again - mel)[loud].abs().mean()))
+    assert off == sorted(off, reverse=True) and off[-1] < 0.25, "each round brings it nearer"
+    assert GriffinLim()(mel[:, :2]).shape == (1, 320), "however short"
+
+
+def test_it_learns_sound_durations_and_voices() -> None:
+    torch.manual_seed(0)
+    head = SpeechHead(size=20, voices=2, dim=16)
+    ids, voice = torch.tensor([[3, 5], [3, 5]]), torch.tensor([0, 1])
+    durations = torch.tensor([[6, 3], [4, 8]])
+    mel = torch.zeros(2, 12, BANDS)
+    mel[0, :6, :20], mel[0, 6:9, 40:], mel[1, :4, 10:30], mel[1, 4:, 50:] = 2.0, 1.0, 2.0, 1.0
+    memory = memory_of(2)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    for _ in range(150):
+        heard, timed = head.loss(head(memory, ids=ids, voice=voice, durations=durations), mel, durations)
+        optimizer.zero_grad()
+        (heard + timed).backward()
+        optimizer.step()
+    spoken = head.eval()(memory, ids=ids, voice=voice)
+    assert torch.equal(spoken.durations, durations), "each voice at its own pace"
+    assert heard < 0.15 and (spoken.mel[0, :5, :20].mean() > 1.5) and (spoken.mel[1, 5:11, 50:].mean() > 0.7)
+
+
+def test_what_cannot_be_is_said(head: SpeechHead) -> None:
+    memory = memory_of(2)
+    with pytest.raises(HeadError, match=r"voices are 0 to 2: got \[0, 3\]"):
+        head(memory, ids=IDS, voice=torch.tensor([0, 3]))
+    with pytest.raises(HeadError, match=r"texts must have 1 to 80 tokens: got \[6, 0\]"):
+        head(memory, ids=torch.where(torch.tensor([[True], [False]]), IDS, -1), voice=VOICE)
+    with pytest.raises(HeadError, match=r"texts must have 1 to 80 tokens"):
+        head(memory, ids=IDS.repeat(1, 20), voice=VOICE)
+    with pytest.raises(HeadError, match="durations of its tokens, and of nothing else"):
+        head(memory, ids=IDS, voice=VOICE, durations=torch.ones_like(IDS))
+    with pytest.raises(HeadError, match="a chunk must have a frame or more: got 0"):
+        list(head.stream(memory, ids=IDS, voice=VOICE, chunk=0))

@@ -1,0 +1,106 @@
+"""The switch: the heads that are asked for run, and no others."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omni_lab.evaluation.flops import count_flops, head_flops
+from omni_lab.heads import BoxesHead, Decoding, Found, HeadError, Memory, PixelsHead, TextHead, Written
+from omni_lab.modalities import Modality, OmniBatch
+from omni_lab.model import OmniModel
+from tests.routing.conftest import MakeBatch, make_batch, routed
+
+__all__ = ["make_batch", "routed"]
+
+
+@pytest.fixture
+def model(routed: OmniModel) -> OmniModel:
+    torch.manual_seed(0)
+    model, dim = copy.deepcopy(routed), 16
+    width = next(layer for layer in model.fusion.modules() if isinstance(layer, nn.LayerNorm)).normalized_shape[0]
+    model.memory = Memory(modalities=tuple(Modality), dim=width, out_dim=dim, depth=1)
+    model.heads["text"] = TextHead(size=56, end=50, dim=dim)
+    model.heads["boxes"] = BoxesHead(classes=["frog", "key"], dim=dim)
+    model.heads["pixels"] = PixelsHead(dim=dim, size=32, widths=(8, 8))
+    return model.eval()
+
+
+def asked(model: OmniModel, batch: OmniBatch) -> dict[str, dict[str, Any]]:
+    pictures = torch.zeros(len(batch), 3, 32, 32, dtype=torch.uint8)
+    prompt = torch.full((len(batch), 1), 51)
+    return {
+        "answer": {},
+        "text": {"prompt": prompt, "decoding": Decoding(longest=4)},
+        "boxes": {},
+        "pixels": {"picture": pictures},
+    }
+
+
+@torch.no_grad()
+def test_several_results_at_once_are_those_of_each_alone(model: OmniModel, make_batch: MakeBatch) -> None:
+    batch = make_batch(3)
+    told = asked(model, batch)
+    calls: list[int] = []
+    assert model.memory is not None
+    model.memory.register_forward_hook(lambda *_: calls.append(1))
+    together = model(batch, heads=told).heads
+    assert list(together) == list(told) and len(calls) == 1, "the memory is made once, whoever reads it"
+    assert isinstance(together["text"], Written) and isinstance(together["boxes"], Found)
+    for name, want in told.items():
+        alone = model(batch, heads={name: want}).heads
+        assert list(alone) == [name]
+        for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (alone[name], together[name])), strict=True):
+            assert torch.equal(a, b)
+    assert isinstance(model(batch, heads=["answer", "boxes"]).heads["boxes"], Found), "by name where nothing is told"
+    assert len(calls) == 1 + 3 + 1, "the answer reads the streams themselves"
+
+
+def test_a_head_that_is_not_asked_for_costs_nothing(model: OmniModel, make_batch: MakeBatch) -> None:
+    batch = make_batch(2)
+    told = asked(model, batch)
+    counted = head_flops(model, batch, told)
+    assert all(counted[name] > 0 for name in (*told, "memory"))
+    assert count_flops(lambda: model(batch, heads=told)) == sum(counted.values())
+    lone = {"answer": told["answer"]}
+    both = head_flops(model, batch, lone)
+    assert set(both) == {"encoders and fusion", "answer"}
+    whole = dict(model.heads.items())
+    model.heads, model.memory = nn.ModuleDict({"answer": whole["answer"]}), None
+    assert sum(both.values()) == count_flops(lambda: model(batch, heads=lone)), "as if there were no others"
+
+
+def test_gradients_reach_what_is_asked_for_and_nothing_else(model: OmniModel, make_batch: MakeBatch) -> None:
+    batch = make_batch(2)
+    found: Found = model(batch, heads=["boxes"]).heads["boxes"]
+    (found.logits.sum() + found.boxes.sum()).backward()
+    touched = {name.split(".")[1] for name, p in model.named_parameters() if "heads." in name and p.grad is not None}
+    assert touched == {"boxes"}
+    assert model.memory is not None and all(p.grad is not None for p in model.memory.blocks.parameters())
+
+
+def test_what_cannot_be_is_said(model: OmniModel, make_batch: MakeBatch) -> None:
+    batch = make_batch(2)
+    with pytest.raises(
+        HeadError, match=r"no head named 'smell': this model has \['answer', 'text', 'boxes', 'pixels'\]"
+    ):
+        model(batch, heads=["smell"])
+    with pytest.raises(HeadError, match="no picture to find things in"):
+        model(batch.without(Modality.IMAGE), heads=["boxes"])
+    model.memory = None
+    with pytest.raises(HeadError, match=r"the heads \['boxes'\] want a model with a memory"):
+        model(batch, heads=["answer", "boxes"])
+
+
+def test_a_head_that_says_nothing_finite_is_named(
+    model: OmniModel, make_batch: MakeBatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels: Any = model.heads["pixels"]
+    with torch.no_grad():
+        pixels.paint.bias.fill_(float("nan"))
+    restored: Tensor = model(make_batch(2), heads={"pixels": asked(model, make_batch(2))["pixels"]}).heads["pixels"]
+    assert restored.isnan().all() and "the pixels head says nothing finite" in caplog.text

@@ -1,0 +1,225 @@
+"""The text head: what it writes, how, and that what it keeps changes nothing."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from omni_lab.data.tokenizer import Codec, CodecError, train_tokenizer
+from omni_lab.heads import Decoding, HeadError, Memory, Remembered, TextHead, Written
+from omni_lab.modalities import Modality, Tokens
+
+TEXT, IMAGE = Modality.TEXT, Modality.IMAGE
+TEXTS = ["a green frog", "zwei Frösche", "一只青蛙", "a frog left of a key"]
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return Codec(train_tokenizer(TEXTS, vocab_size=300), max_length=24)
+
+
+@pytest.fixture
+def head(codec: Codec) -> TextHead:
+    torch.manual_seed(0)
+    return TextHead(size=codec.size, end=codec.end, dim=16, depth=2, max_length=24).eval()
+
+
+@pytest.fixture
+def streams() -> dict[Modality, Tokens]:
+    """Four samples; the last has no picture."""
+    torch.manual_seed(1)
+    pictures = Tokens(torch.randn(3, 5, 16), torch.ones(3, 5, dtype=torch.bool), rows=torch.tensor([0, 1, 2, -1]))
+    mask = torch.tensor([[True] * 4, [True] * 2 + [False] * 2, [True] * 4, [True] * 3 + [False]])
+    return {TEXT: Tokens(torch.randn(4, 4, 16), mask), IMAGE: pictures}
+
+
+def remembered(streams: dict[Modality, Tokens]) -> Remembered:
+    torch.manual_seed(2)
+    with torch.no_grad():
+        return Memory(modalities=(TEXT, IMAGE), dim=16, out_dim=16, depth=1).eval()(streams)
+
+
+@pytest.fixture
+def memory(streams: dict[Modality, Tokens]) -> Remembered:
+    return remembered(streams)
+
+
+def of(memory: Remembered, sample: int) -> Remembered:
+    return replace(memory, tokens=memory.tokens.of(torch.tensor([sample])).expanded())
+
+
+def test_the_same_with_and_without_a_cache(head: TextHead, memory: Remembered, codec: Codec) -> None:
+    prompt = codec.prompts(["<continue>"] * 4, ["a", "a green", "zwei", "a frog left"])
+    assert (prompt[:, 0] == -1).any(), "prompts of several lengths"
+    for temperature in (0.0, 1.5):
+        cached, plain = (
+            head(memory, prompt=prompt, decoding=Decoding(temperature=temperature, longest=12, cached=cached))
+            for cached in (True, False)
+        )
+        assert torch.equal(cached.ids, plain.ids)
+        assert torch.allclose(cached.scores, plain.scores, atol=1e-4)
+
+
+def test_a_sample_is_written_as_if_it_were_alone(head: TextHead, memory: Remembered, codec: Codec) -> None:
+    prompt = codec.prompts(["<continue>"] * 4, ["a", "a green", "zwei", "a frog left"])
+    decoding = Decoding(longest=8)
+    together = head(memory, prompt=prompt, decoding=decoding)
+    for i in range(4):
+        own = prompt[i : i + 1, prompt[i] >= 0]
+        alone = head(of(memory, i), prompt=own, decoding=decoding)
+        assert codec.texts(alone.ids) == codec.texts(together.ids[i : i + 1])
+        assert torch.allclose(alone.scores, together.scores[i], atol=1e-4)
+
+
+def test_teacher_forcing_scores_what_was_written(head: TextHead, memory: Remembered, codec: Codec) -> None:
+    prompt = codec.prompts(["en", "de", "zh", "transcript"])
+    written = head(memory, prompt=prompt, decoding=Decoding(longest=6))
+    logits = head(memory, prompt=prompt, target=written.ids)
+    likely = logits.log_softmax(2).gather(2, written.ids[..., None]).squeeze(2)
+    upto = (written.ids == codec.end).cumsum(1).cumsum(1) <= 1  # the first END counts
+    assert torch.allclose((likely * upto).sum(1), written.scores, atol=1e-4)
+    assert torch.equal(logits[:, 0].argmax(1), written.ids[:, 0])
+
+
+def test_the_future_changes_nothing(head: TextHead, memory: Remembered, codec: Codec) -> None:
+    prompt = codec.prompts(["en"] * 4)
+    target = codec.targets(TEXTS)
+    changed = target.clone()
+    changed[:, 3:] = 7
+    before, after = (head(memory, prompt=prompt, target=t) for t in (target, changed))
+    assert torch.allclose(before[:, :4], after[:, :4], atol=1e-5)
+    assert not torch.allclose(before[0, 4:], after[0, 4:], atol=1e-3)
+
+
+def test_the_memory_matters_and_padding_does_not(head: TextHead, streams: dict[Modality, Tokens], codec: Codec) -> None:
+    memory = remembered(streams)
+    prompt = codec.prompts(["en"] * 4)
+    target = torch.zeros(4, 3, dtype=torch.long)
+    said = head(memory, prompt=prompt, target=target)
+    blind = head(remembered({TEXT: streams[TEXT]}), prompt=prompt, target=target)
+    assert not torch.allclose(said[:3], blind[:3], atol=1e-3)
+    assert torch.allclose(said[3], blind[3], atol=1e-5), "it has no picture anyway"
+    louder = streams[TEXT].values.masked_fill(~streams[TEXT].mask[..., None], 1e4)
+    other = remembered(streams | {TEXT: streams[TEXT].with_values(louder)})
+    assert torch.allclose(said, head(other, prompt=prompt, target=target), atol=1e-5)
+
+
+@torch.no_grad()
+def exhaustive(
+    head: TextHead, memory: Remembered, prompt: Tensor, length: int, power: float
+) -> tuple[float, list[int]]:
+    """The best of all texts of up to `length` tokens, tried one by one (one sample)."""
+    end, size = head.end, head.embedding.num_embeddings
+    best: tuple[float, list[int]] = (-float("inf"), [])
+    for count in range(length):
+        for start in itertools.product(range(size), repeat=count):
+            if end in start:
+                continue
+            ids = torch.tensor([[*start, end]])
+            likely = head(memory, prompt=prompt, target=ids).log_softmax(2).gather(2, ids[..., None]).sum()
+            best = max(best, (float(likely) / (count + 1) ** power, list(start)))
+    return best
+
+
+def test_beams_find_what_trying_all_texts_finds() -> None:
+    torch.manual_seed(2)
+    head = TextHead(size=6, end=4, dim=8, depth=1, heads=2, max_length=8).eval()
+    for i in range(4):
+        torch.manual_seed(i)
+        memory = Remembered(Tokens(3 * torch.randn(1, 3, 8), torch.ones(1, 3, dtype=torch.bool)), {TEXT: slice(0, 3)})
+        prompt = torch.tensor([[5]])
+        score, ids = exhaustive(head, memory, prompt, 3, power=0.6)
+        written = head(memory, prompt=prompt, decoding=Decoding(beams=100, longest=3))
+        assert written.ids[0].tolist() == ids and written.finished.all()
+        assert float(written.scores) / (len(ids) + 1) ** 0.6 == pytest.approx(score, abs=1e-4)
+
+
+def test_one_beam_at_a_time_or_many_samples_at_once(head: TextHead, memory: Remembered, codec: Codec) -> None:
+    prompt = codec.prompts(["en", "de", "zh", "en"])
+    together = head(memory, prompt=prompt, decoding=Decoding(beams=3, longest=7))
+    for i in range(4):
+        alone = head(of(memory, i), prompt=prompt[i : i + 1], decoding=Decoding(beams=3, longest=7))
+        assert codec.texts(alone.ids) == codec.texts(together.ids[i : i + 1])
+        assert torch.allclose(alone.scores, together.scores[i], atol=1e-4)
+
+
+def test_what_never_ends_is_cut_and_said(head: TextHead, memory: Remembered, codec: Codec) -> None:
+    with torch.no_grad():
+        head.embedding.weight[codec.end] = 0.0
+        head.norm.bias.copy_(10 * head.embedding.weight[5])  # it says 5, for ever
+    prompt = codec.prompts(["en"] * 4)
+    for decoding in (Decoding(longest=10), Decoding(beams=2, longest=10)):
+        written = head(memory, prompt=prompt, decoding=decoding)
+        assert not written.finished.any() and written.ids.shape == (4, 10)
+    full = head(memory, prompt=prompt, decoding=Decoding(longest=1000))
+    assert full.ids.shape == (4, 23), "one place is the prompt's"
+
+
+def test_drawing_follows_the_seed_and_the_nucleus(head: TextHead, memory: Remembered, codec: Codec) -> None:
+    prompt = codec.prompts(["en"] * 4)
+
+    def drawn(**changes: float) -> Tensor:
+        written: Written = head(memory, prompt=prompt, decoding=Decoding(longest=6, **changes))  # type: ignore[arg-type]
+        return written.ids
+
+    assert torch.equal(drawn(temperature=2.0, seed=1), drawn(temperature=2.0, seed=1))
+    assert not torch.equal(drawn(temperature=2.0, seed=1), drawn(temperature=2.0, seed=2))
+    assert torch.equal(drawn(temperature=2.0, nucleus=1e-6), drawn()), "a nucleus of one token is the likeliest"
+
+
+def test_drawn_tokens_come_as_often_as_they_are_likely(head: TextHead, memory: Remembered, codec: Codec) -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -9.0]]).log_softmax(1).repeat(20_000, 1)
+    dice = torch.Generator().manual_seed(0)
+    found = head._drawn(logits, Decoding(temperature=1.0, nucleus=1.0), dice).bincount(minlength=4) / 20_000
+    assert torch.allclose(found, logits[0].exp(), atol=0.015)
+    few = head._drawn(logits, Decoding(temperature=1.0, nucleus=0.7), dice)
+    assert set(few.tolist()) == {0, 1}, "the two that together have 0.7"
+
+
+def test_a_stream_is_the_text_in_whole_characters(head: TextHead, memory: Remembered, codec: Codec) -> None:
+    one, prompt = of(memory, 0), codec.prompts(["zh"])
+    for seed in range(5):
+        decoding = Decoding(temperature=3.0, nucleus=1.0, longest=20, seed=seed)
+        pieces = list(head.stream(one, codec, prompt, decoding))
+        whole, said = codec.texts(head(one, prompt=prompt, decoding=decoding).ids)[0], "".join(pieces).strip()
+        assert len(pieces) > 1 and whole.startswith(said)
+        assert set(whole[len(said) :]) <= {"\ufffd"}, "what is missing is half a character"
+    with pytest.raises(HeadError, match="one text is streamed at a time"):
+        list(head.stream(memory, codec, codec.prompts(["en"] * 4), Decoding()))
+
+
+def test_it_learns_to_say_what_it_is_told(codec: Codec, memory: Remembered) -> None:
+    torch.manual_seed(0)
+    head = TextHead(size=codec.size, end=codec.end, dim=16, depth=1, dropout=0.0)
+    optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
+    prompt, target = codec.prompts(["en", "de", "zh", "en"]), codec.targets(TEXTS)
+    for _ in range(60):
+        loss = head.loss(head(memory, prompt=prompt, target=target), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    head.eval()
+    for beams in (1, 3):
+        written = head(memory, prompt=prompt, decoding=Decoding(beams=beams))
+        assert codec.texts(written.ids) == [text.lower() for text in TEXTS]
+        assert written.finished.all()
+    assert "".join(head.stream(of(memory, 2), codec, codec.prompts(["zh"]), Decoding())) == "一只青蛙"
+
+
+def test_what_cannot_be_is_said(head: TextHead, memory: Remembered, codec: Codec) -> None:
+    for call, said in (
+        (lambda: codec.mark("fr"), "nothing is written in or as 'fr'"),
+        (lambda: codec.prompts(["continue"], ["  "]), "nothing to go on from: the prompt is '  '"),
+        (lambda: codec.prompts(["continue"], ["frog " * 30]), "must be shorter than 24 tokens"),
+        (lambda: codec.targets(["key " * 40]), "must be shorter than 24 tokens: got"),
+        (lambda: head(memory, prompt=torch.empty(4, 0, dtype=torch.long)), "wants a prompt"),
+        (lambda: head(memory, prompt=codec.prompts(["en"])), "expected 4 prompts"),
+        (lambda: Decoding(beams=0), "beams and longest of 1 or more"),
+        (lambda: Decoding(beams=2, temperature=1.0), "either beams or a temperature"),
+    ):
+        with pytest.raises((HeadError, CodecError), match=said):
+            call()
