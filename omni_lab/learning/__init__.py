@@ -1,6 +1,6 @@
 """Learning: the LightningModules, their callbacks, and the recipes that make a trained model from a profile."""
 
-from omni_lab.learning.checkpoints import CheckpointError, load_model, save_model
+from omni_lab.learning.checkpoints import CheckpointError, load_model, save_model, share_weights
 from omni_lab.learning.multitask import MultitaskTraining
 from omni_lab.learning.recipes import Recipe, Trained, get_recipe, load_or_train, train
 
@@ -13,5 +13,6 @@ __all__ = [
     "load_model",
     "load_or_train",
     "save_model",
+    "share_weights",
     "train",
 ]

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from omni_lab.config import RETRAIN_SINCE
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
+SHARED = "shared"  # among the facts: which tensors lie in which sibling's file
+WORTH_SHARING = 1024  # bytes
 BLOCK = 64
 SCALES = ".scales"
 
@@ -90,24 +92,43 @@ def save_model(
             tensors[name] = weights.detach().half()
         else:
             tensors[name], tensors[name + SCALES] = to_blocks(weights)
+    _write(folder, tensors, {"identity": plain(identity), **plain(facts)}, order=(WEIGHTS, FACTS))
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any], *, order: tuple[str, str]) -> None:
+    """Both files; of the facts, a line each. order: in which they are renamed."""
     safetensors.torch.save_file(tensors, str(folder / f"{WEIGHTS}.part"))
-    (folder / f"{FACTS}.part").write_text(
-        json.dumps({"identity": plain(identity), **plain(facts)}, indent=2), encoding="utf-8"
-    )
-    for name in (WEIGHTS, FACTS):
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(facts[key], separators=(',', ':'))}" for key in facts)
+    (folder / f"{FACTS}.part").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    for name in order:
         (folder / f"{name}.part").replace(folder / name)
+
+
+def share_weights(folder: Path, sibling: Path) -> int:
+    """Leaves to a sibling what its file holds, too, under the same names and bit for bit, and returns how many bytes
+    that saves. From then on `folder` is loaded only with that sibling, unchanged, beside it: for published models.
+
+    Raises ValueError if the two do not lie in one folder, CheckpointError if one of them is missing or broken.
+    """
+    if folder.parent != sibling.parent or folder == sibling:
+        raise ValueError(f"{folder}: cannot share weights with {sibling}, expected another folder beside it")
+    facts, own, theirs = _parse_facts(folder), _load_file(folder / WEIGHTS), _load_file(sibling / WEIGHTS)
+    large = {name for name in own.keys() & theirs.keys() if own[name].nbytes >= WORTH_SHARING}
+    same = {name: _sha256(own[name]) for name in sorted(large) if _sha256(own[name]) == _sha256(theirs[name])}
+    if not same:
+        return 0
+    before = sum((folder / name).stat().st_size for name in (WEIGHTS, FACTS))
+    shared = facts.get(SHARED, {})
+    facts[SHARED] = shared | {sibling.name: shared.get(sibling.name, {}) | same}
+    left = {name: tensor for name, tensor in own.items() if name not in same}
+    _write(folder, left, facts, order=(FACTS, WEIGHTS))  # loads between the two, as well
+    return before - sum((folder / name).stat().st_size for name in (WEIGHTS, FACTS))
 
 
 def read_facts(folder: Path, *, identity: dict[str, Any]) -> dict[str, Any]:
     """The facts beside the weights. Raises CheckpointError if absent, broken, or of another identity."""
-    try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        found = _flat(facts["identity"])
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: no checkpoint there (no {FACTS})") from error
-    except (json.JSONDecodeError, KeyError) as error:
-        raise CheckpointError(f"{folder / FACTS}: broken ({error})") from error
-    expected = _flat(plain(identity))
+    facts = _parse_facts(folder)
+    found, expected = _flat(facts["identity"]), _flat(plain(identity))
     differing = sorted(k for k in expected | found if expected.get(k) != found.get(k))
     if differing:
         pairs = ", ".join(f"{k}: has {found.get(k)!r}, expected {expected.get(k)!r}" for k in differing[:5])
@@ -115,14 +136,30 @@ def read_facts(folder: Path, *, identity: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """What `save_model` wrote, in bytes and half precision as saved; also what `share_weights` left to siblings.
+
+    Raises CheckpointError if a file is missing or broken, or if a sibling's tensor is no longer the same.
+    """
+    tensors = _load_file(folder / WEIGHTS)
+    for sibling, digests in _parse_facts(folder).get(SHARED, {}).items():
+        file = folder.parent / sibling / WEIGHTS
+        held = _load_file(file) if file.exists() else {}
+        for name, expected in digests.items():
+            if name in tensors:  # an interrupted save left it here, as well
+                continue
+            found = _sha256(held[name]) if name in held else "missing"
+            if found != expected:
+                raise CheckpointError(f"{file}: {name!r}, which {folder} shares, is {found}, expected {expected}")
+            tensors[name] = held[name]
+    return tensors
+
+
 def load_model(folder: Path, model: nn.Module, *, identity: dict[str, Any]) -> dict[str, Any]:
     """Loads the weights into `model` and returns the facts. Raises CheckpointError, naming what does not fit."""
     facts = read_facts(folder, identity=identity)
     path, own = folder / WEIGHTS, _weights(model)
-    try:
-        found = safetensors.torch.load_file(str(path))
-    except Exception as error:
-        raise CheckpointError(f"{path}: cannot be loaded ({error})") from error
+    found = read_tensors(folder)
     saved = {n: from_blocks(t, found[n + SCALES]) if n + SCALES in found else t for n, t in found.items()}
     saved = {n: t for n, t in saved.items() if not n.endswith(SCALES)}
     wrong = sorted(n for n in own | saved if n not in own or n not in saved or own[n].shape != saved[n].shape)
@@ -133,6 +170,30 @@ def load_model(folder: Path, model: nn.Module, *, identity: dict[str, Any]) -> d
         for name, weights in own.items():
             weights.copy_(saved[name])
     return facts
+
+
+def _parse_facts(folder: Path) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        _flat(facts["identity"])
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: no checkpoint there (no {FACTS})") from error
+    except (json.JSONDecodeError, KeyError) as error:
+        raise CheckpointError(f"{folder / FACTS}: broken ({error})") from error
+    return facts
+
+
+def _load_file(file: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(str(file))
+    except Exception as error:
+        raise CheckpointError(f"{file}: cannot be loaded ({error})") from error
+
+
+def _sha256(tensor: Tensor) -> str:
+    """Of type, shape and bytes."""
+    raw = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(f"{tensor.dtype} {[*tensor.shape]} ".encode() + raw).hexdigest()
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

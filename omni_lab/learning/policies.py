@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -63,8 +64,8 @@ OWN = ("correct", "total", "cross_modal", "encoded")
 
 
 def save_outcomes(file: Path, outcomes: Mapping[str, Outcome], scenes: np.ndarray) -> None:
-    """Outcomes of several policies on the same questions, one compressed file (FLOPs as float32); an outcome that goes
-    by several names is kept once. scenes: [n]."""
+    """Outcomes of several policies on the same questions, one file for `numpy.load`, compressed by LZMA (FLOPs as
+    float32); an outcome that goes by several names is kept once. scenes: [n]."""
     first = next(iter(outcomes.values()))
     names = {id(outcome): policy for policy, outcome in reversed([*outcomes.items()])}  # the first of each
     aliases = {policy: names[id(outcome)] for policy, outcome in outcomes.items()}
@@ -79,8 +80,10 @@ def save_outcomes(file: Path, outcomes: Mapping[str, Outcome], scenes: np.ndarra
             f"{name}.which": which.reshape(array.shape).astype(np.min_scalar_type(len(values))),
         }
     part = file.with_suffix(".part")
-    with part.open("wb") as stream:
-        np.savez_compressed(stream, **kept)
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_LZMA) as archive:
+        for name, array in kept.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
     part.replace(file)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -80,6 +81,8 @@ def test_outcomes_are_kept(tmp_path: Path) -> None:
     found, read = load_outcomes(tmp_path / "outcomes.npz")
     assert [*found] == [*given] and read.tolist() == scenes.tolist()
     assert [file.name for file in tmp_path.iterdir()] == ["outcomes.npz"]
+    with zipfile.ZipFile(tmp_path / "outcomes.npz") as archive:
+        assert {kept.compress_type for kept in archive.infolist()} == {zipfile.ZIP_LZMA}
     for name, one in given.items():
         for field in fields(Outcome):
             assert np.allclose(getattr(found[name], field.name), getattr(one, field.name), rtol=1e-6)
