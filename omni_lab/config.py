@@ -279,11 +279,44 @@ class FaceConfig:
 
 
 @dataclass(frozen=True)
+class HeadsConfig:
+    """The model of many heads, and what it is trained on. model: its encoders and fusion. dim: of the memory and of the
+    heads that read it; memory_depth to speech_layers: see them.
+
+    examples: of each task, by split; a training batch is of a task drawn with a chance that goes with its number of
+    examples to the power of one over `temperature` (Raffel et al. 2020, section 3.5.2): 1 for as often as there are
+    examples, far above for equally often. sizes: examples in a batch. batches: in an epoch. uncertainty: weigh losses
+    by learned uncertainties (Kendall et al. 2018), else all alike.
+    """
+
+    things: int
+    model: ModelConfig
+    training: TrainingConfig
+    examples: dict[str, dict[str, int]]
+    batches: int
+    sizes: dict[str, int]
+    temperature: float = 8.0
+    uncertainty: bool = True
+    dim: int = 128
+    mlp_ratio: float = 1.5
+    memory_depth: int = 1
+    text_depth: int = 2
+    boxes_depth: int = 2
+    queries: int = 8
+    widths: tuple[int, ...] = (16, 32, 64)
+    pixels_depth: int = 1
+    speech_depth: int = 1
+    speech_layers: int = 5
+    sentences: int = 1000
+    longest: int = 64
+
+
+@dataclass(frozen=True)
 class Profile:
     """How much to compute: `smoke` proves the plumbing, `quick` suits two CPU cores, `full` one GPU.
 
-    model, data, training: for easy-VQA. world: for EmojiWorld. face: for TalkingFace. timing_rounds: repetitions of
-    each measured time. bootstrap: resamples behind each interval.
+    model, data, training: for easy-VQA. world: for EmojiWorld. face: for TalkingFace. heads: for many heads.
+    timing_rounds: repetitions of each measured time. bootstrap: resamples behind each interval.
     """
 
     name: str
@@ -292,6 +325,7 @@ class Profile:
     training: TrainingConfig
     world: WorldConfig
     face: FaceConfig
+    heads: HeadsConfig
     timing_rounds: int
     bootstrap: int
 
@@ -358,6 +392,18 @@ LIPS = ModelConfig(
     fusion=FusionConfig(mlp_ratio=1.0, gated=True),
 )
 
+SAID_AND_SEEN = ((Modality.TEXT, Modality.IMAGE), (Modality.IMAGE, Modality.TEXT), (Modality.IMAGE, Modality.AUDIO))
+# What is heard is written down from 25 tokens a second; at the eight of other models, letters would be lost.
+OF_MANY_HEADS = ModelConfig(
+    modalities=(Modality.TEXT, Modality.IMAGE, Modality.AUDIO),
+    dim=128,
+    vision=VisionConfig(overrides=SHARED_SWIN),
+    audio=AudioConfig(depth=3, seconds_per_token=0.04),
+    fusion=FusionConfig(paths=SAID_AND_SEEN, mlp_ratio=1.0),
+)
+TOGETHER = {"describe": 32, "find": 32, "answer": 32, "restore": 16, "translate": 32, "transcribe": 24, "speak": 16}
+_DRAWN = {"describe": 40_000, "find": 20_000, "answer": 40_000, "restore": 20_000, "translate": 60_000}
+
 PROFILES = {
     profile.name: profile
     for profile in (
@@ -404,6 +450,24 @@ PROFILES = {
                 ),
                 training=TrainingConfig(epochs=1, augment=False),
             ),
+            heads=HeadsConfig(
+                things=8,
+                model=replace(
+                    OF_MANY_HEADS,
+                    dim=32,
+                    vision=VisionConfig(overrides=SHARED_SWIN | {"embed_dim": 16, "depths": (1, 1)}),
+                    text=TextConfig(dim=32, depth=1, heads=2),
+                    audio=AudioConfig(dim=32, depth=1, heads=2, seconds_per_token=0.04),
+                ),
+                training=TrainingConfig(epochs=1, augment=False),
+                examples=dict.fromkeys(("train", "validation", "test"), dict.fromkeys(TOGETHER, 8)),
+                batches=14,
+                sizes=dict.fromkeys(TOGETHER, 4),
+                dim=32,
+                widths=(8, 8, 16),
+                speech_layers=2,
+                sentences=50,
+            ),
             timing_rounds=2,
             bootstrap=50,
         ),
@@ -435,6 +499,18 @@ PROFILES = {
                 clips={"train": 3_000, "validation": 300, "test": 1_000},
                 model=LIPS,
                 training=TrainingConfig(epochs=12, augment=False),
+            ),
+            heads=HeadsConfig(
+                things=32,
+                model=OF_MANY_HEADS,
+                training=TrainingConfig(epochs=20, augment=False, warmup_fraction=0.02),
+                examples={
+                    "train": _DRAWN | {"transcribe": 8_000, "speak": 3_000},
+                    "validation": dict.fromkeys(TOGETHER, 96),
+                    "test": dict.fromkeys(TOGETHER, 600) | {"transcribe": 800, "speak": 120},
+                },
+                batches=700,
+                sizes=TOGETHER,
             ),
             timing_rounds=9,
             bootstrap=2000,
@@ -474,6 +550,31 @@ PROFILES = {
                 clips={"train": 20_000, "validation": 1_000, "test": 4_000},
                 model=replace(LIPS, dim=256, audio=AudioConfig(depth=4), video=replace(LIPS.video, dim=128, depth=4)),
                 training=TrainingConfig(epochs=20, augment=False),
+            ),
+            heads=HeadsConfig(
+                things=40,
+                model=replace(
+                    OF_MANY_HEADS,
+                    dim=256,
+                    vision=VisionConfig(overrides=SHARED_SWIN | {"embed_dim": 96, "num_heads": (3, 6)}),
+                    text=TextConfig(dim=256, depth=4),
+                    audio=AudioConfig(dim=256, depth=4, seconds_per_token=0.04),
+                ),
+                training=TrainingConfig(epochs=40, augment=False, warmup_fraction=0.02),
+                examples={
+                    "train": {task: 4 * n for task, n in _DRAWN.items()} | {"transcribe": 30_000, "speak": 10_000},
+                    "validation": dict.fromkeys(TOGETHER, 192),
+                    "test": dict.fromkeys(TOGETHER, 1_200) | {"speak": 240},
+                },
+                batches=1_000,
+                sizes={task: 4 * n for task, n in TOGETHER.items()},
+                dim=256,
+                memory_depth=2,
+                text_depth=4,
+                boxes_depth=3,
+                pixels_depth=2,
+                speech_depth=3,
+                speech_layers=6,
             ),
             timing_rounds=30,
             bootstrap=10_000,

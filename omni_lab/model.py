@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omni_lab.config import ModelConfig
+from omni_lab.config import HeadsConfig, ModelConfig
+from omni_lab.data.tokenizer import LETTERS, Codec
 from omni_lab.encoders import (
     AudioEncoder,
     Int8Latents,
@@ -22,7 +23,7 @@ from omni_lab.encoders import (
     fake_quantize,
 )
 from omni_lab.fusion import CrossModalFusion, EarlyFusion, FusionOutput
-from omni_lab.heads import AnswerHead, HeadError, Memory
+from omni_lab.heads import AnswerHead, BoxesHead, HeadError, Memory, PixelsHead, Remembered, SpeechHead, TextHead
 from omni_lab.modalities import Modality, ModalityInput, OmniBatch, Tokens
 from omni_lab.routing import Level, Path, Route, RouteSpace, all_paths
 from omni_lab.routing.controller import Controller, question_means
@@ -33,11 +34,12 @@ Asked = Collection[str] | Mapping[str, Mapping[str, Any]]  # heads by name, and 
 
 class OmniOutput(NamedTuple):
     """heads: each requested head's result. encoded: what the encoders returned. fusion: the
-    fused streams, and attention weights if they were asked for."""
+    fused streams, and attention weights if they were asked for. memory: what heads read, if one did."""
 
     heads: Mapping[str, Any]
     encoded: Mapping[Modality, Tokens]
     fusion: FusionOutput
+    memory: Remembered | None = None
 
 
 class OmniModel(nn.Module):
@@ -200,7 +202,7 @@ class OmniModel(nn.Module):
             name: head(memory, **told[name]) if head.reads_memory else head(fused.tokens, weights)
             for name, head in asked.items()
         }
-        return OmniOutput(said, encoded, fused)
+        return OmniOutput(said, encoded, fused, memory)
 
     def _everything(self, batch: OmniBatch) -> dict[Modality, Tokens]:
         both = (Modality.VIDEO, Modality.AUDIO)
@@ -339,3 +341,26 @@ def build_model(config: ModelConfig, *, vocab_size: int, answers: int) -> OmniMo
             )
         },
     )
+
+
+def add_heads(model: OmniModel, config: HeadsConfig, *, codec: Codec, classes: Sequence[str], voices: int) -> OmniModel:
+    """Gives a model, beside its answers, a memory, and the heads that read it: text (in the words of `codec`), boxes
+    (of things of these classes), pixels, and speech (in so many voices)."""
+    wide: dict[str, Any] = {"dim": config.dim, "mlp_ratio": config.mlp_ratio}
+    dim = config.model.dim
+    model.memory = Memory(modalities=config.model.modalities, dim=dim, out_dim=config.dim, depth=config.memory_depth)
+    model.heads.update(
+        {
+            "text": TextHead(
+                size=codec.size, end=codec.end, depth=config.text_depth, max_length=codec.max_length, **wide
+            ),
+            "boxes": BoxesHead(classes=classes, queries=config.queries, depth=config.boxes_depth, **wide),
+            "pixels": PixelsHead(
+                size=config.model.vision.image_size, widths=config.widths, depth=config.pixels_depth, **wide
+            ),
+            "speech": SpeechHead(
+                size=len(LETTERS), voices=voices, depth=config.speech_depth, layers=config.speech_layers, **wide
+            ),
+        }
+    )
+    return model

@@ -28,6 +28,7 @@ from omni_lab.config import (
     VideoConfig,
     VisionConfig,
     WorldConfig,
+    get_profile,
 )
 from omni_lab.data import Question
 from omni_lab.data.sources import Family, Medium
@@ -137,7 +138,15 @@ TINY_FACE = FaceConfig(
     training=TrainingConfig(epochs=1, augment=False, checkpoint_every=1),
 )
 TINY_PROFILE = Profile(
-    "tiny", TINY_MODEL, TINY_DATA, TINY_TRAINING, TINY_WORLD, TINY_FACE, timing_rounds=2, bootstrap=20
+    "tiny",
+    TINY_MODEL,
+    TINY_DATA,
+    TINY_TRAINING,
+    TINY_WORLD,
+    TINY_FACE,
+    get_profile("smoke").heads,
+    timing_rounds=2,
+    bootstrap=20,
 )
 
 

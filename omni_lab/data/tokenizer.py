@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Int
@@ -23,7 +24,8 @@ from omni_lab.config import nearest
 CHINESE = "[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]"  # characters and their punctuation
 PAD, CLS = "[PAD]", "[CLS]"
 END = "<end>"
-MARKS = (END, "<en>", "<de>", "<zh>", "<transcript>", "<continue>")  # ids after those of the tokenizer
+MARKS = (END, "<en>", "<de>", "<zh>", "<transcript>", "<answer>")  # ids after those of the tokenizer
+LETTERS = " abcdefghijklmnopqrstuvwxyz,'-"  # what a text to be spoken is spelt with
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:
@@ -56,6 +58,18 @@ def encode_text(tokenizer: Tokenizer, text: str, *, name: str) -> list[int]:
     return tokenizer.encode(text).ids
 
 
+def spelt(texts: Sequence[str]) -> Int[Tensor, "b t"]:
+    """The letters of each text as their places in `LETTERS`, filled up behind with -1. Raises CodecError for an empty
+    text, or one with other characters than those."""
+    rows = []
+    for text in texts:
+        strange = sorted({*text.lower()} - {*LETTERS})
+        if strange or not text.strip():
+            raise CodecError(f"a text to be spoken is spelt with {LETTERS!r}: got {text!r}")
+        rows.append(torch.tensor([LETTERS.index(letter) for letter in text.lower()]))
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+
+
 class CodecError(ValueError):
     """A text that cannot be asked for or written: the message says which, and what can."""
 
@@ -72,6 +86,7 @@ class Codec:
         self._words = tokenizer.get_vocab_size()
         self.size = self._words + len(MARKS)
         self.end = self.mark(END)
+        self._first = cast(int, tokenizer.token_to_id(CLS))
 
     def mark(self, name: str) -> int:
         """The id of a mark, by its name with or without brackets: "de" asks for German. Raises CodecError for a
@@ -83,11 +98,13 @@ class Codec:
             raise CodecError(f"nothing is written in or as {name!r}; the nearest of {known} is {close!r}")
         return self._words + MARKS.index(wanted)
 
-    def prompts(self, names: Sequence[str], texts: Sequence[str] = ()) -> Int[Tensor, "b p"]:
-        """The marks of those names, each followed by the beginning of a text where texts are given, filled up in front
+    def prompts(self, names: Sequence[str], texts: Sequence[str | None] = ()) -> Int[Tensor, "b p"]:
+        """The marks of those names, each followed by the beginning of a text where one is given, filled up in front
         with -1. Raises CodecError for an empty text, or one that leaves no room to go on."""
         rows = [[self.mark(name)] for name in names]
         for row, text in zip(rows, texts, strict=bool(texts)):
+            if text is None:
+                continue
             if not text.strip():
                 raise CodecError(f"there is nothing to go on from: the prompt is {text!r}")
             row += self._ids(text)
@@ -106,6 +123,13 @@ class Codec:
                 )
         longest = max(map(len, rows))
         return torch.tensor([row + [-1] * (longest - len(row)) for row in rows])
+
+    def heard(self, text: str) -> list[int]:
+        """The same tokens for an encoder, as `encode_text` gives them: they begin with [CLS]. Raises CodecError for a
+        text without any."""
+        if not text.strip():
+            raise CodecError(f"there is nothing to read: the text is {text!r}")
+        return [self._first, *self._ids(text)]
 
     def _ids(self, text: str) -> list[int]:
         pieces = re.findall(rf"{CHINESE}|(?:(?!{CHINESE}).)+", text, flags=re.DOTALL)

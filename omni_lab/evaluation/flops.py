@@ -26,10 +26,14 @@ def count_flops(function: Callable[[], Any]) -> int:
 
     The counter of torch 2.11 does not know the attention kernel of the CPU, and would count it as nothing.
     """
+    return _counted(function).get_total_flops()
+
+
+def _counted(function: Callable[[], Any]) -> FlopCounterMode:
     kernels = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=kernels) as counter:
         function()
-    return counter.get_total_flops()
+    return counter
 
 
 def cost_model(model: OmniModel, *, frames: int = 8, controller: float = 0.0) -> CostModel:
@@ -96,3 +100,10 @@ def head_flops(model: OmniModel, batch: OmniBatch, heads: Mapping[str, Mapping[s
         before = counted["encoders and fusion"] + counted.get("memory", 0) * cast(Any, model.heads[name]).reads_memory
         counted[name] = count_flops(partial(model, batch, heads={name: told})) - before
     return counted
+
+
+def unused_flops(model: OmniModel, batch: OmniBatch, heads: Mapping[str, Mapping[str, Any]]) -> int:
+    """FLOPs that are spent inside heads that are not asked for, while those are that `heads` names and tells."""
+    counted = _counted(lambda: model(batch, heads=heads)).get_flop_counts()
+    idle = [f"{type(model).__name__}.heads.{name}" for name in model.heads if name not in heads]
+    return sum(sum(counts.values()) for part, counts in counted.items() if part.startswith(tuple(idle)))

@@ -30,8 +30,9 @@ class Convolutions(nn.Module):
 
 
 class PixelsHead(nn.Module):
-    """A U-Net (Ronneberger et al. 2015) over what is left of the picture. At its coarsest, each cell attends to all
-    others and to the memory: there enters what was said of the picture, or heard. [B, 3, H, W] in [0, 1].
+    """A U-Net (Ronneberger et al. 2015) over what is left of the picture, which says what to add to it. At its
+    coarsest, each cell attends to all others and to the memory: there enters what was said of the picture, or heard.
+    [B, 3, H, W] in [0, 1], in training also a little beyond.
 
     dim: of the memory. size: the side of a picture. widths: channels at each scale but the coarsest, which has `dim`;
     each is half as fine as the one before.
@@ -61,6 +62,7 @@ class PixelsHead(nn.Module):
         pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))  # coarse, and the finer one
         self.up = nn.ModuleList(Convolutions(coarse + fine, fine) for coarse, fine in pairs)
         self.paint = nn.Conv2d(widths[0], 3, 1)
+        nn.init.zeros_(self.paint.weight)  # at first, what is given is what is returned
 
     def forward(
         self,
@@ -94,5 +96,7 @@ class PixelsHead(nn.Module):
         x = cells.transpose(1, 2).unflatten(2, (side, side))
         for block, skipped in zip(self.up, finer[-2::-1], strict=True):
             x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skipped], dim=1))
-        restored = self.paint(x).sigmoid()
+        restored = given + self.paint(x)
+        if not self.training:
+            restored = restored.clamp(0, 1)
         return restored if kept is None else torch.where(kept[:, None], given, restored)

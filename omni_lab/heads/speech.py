@@ -18,6 +18,7 @@ from omni_lab.heads.memory import HeadError, Remembered
 HOP = 160  # samples a frame: 10 ms
 WINDOW, BINS = 400, 257
 LONGEST = 60  # frames of one token
+MIDDLE, SPREAD = -6.0, 4.0  # of log energies
 
 
 class Spoken(NamedTuple):
@@ -143,7 +144,7 @@ class SpeechHead(nn.Module):
         inside = planned.abs().sum(2, keepdim=True).transpose(1, 2) > 0  # beyond its end a text is silent
         for convolution in self.frames:
             x = (x + F.gelu(convolution(x * inside))) * inside
-        return self.out(x.transpose(1, 2))
+        return MIDDLE + SPREAD * self.out(x.transpose(1, 2))
 
 
 class GriffinLim(nn.Module):

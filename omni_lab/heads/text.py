@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from omni_lab.data.tokenizer import Codec
 from omni_lab.heads.decoder import Heard, Layer, Past
 from omni_lab.heads.memory import HeadError, Remembered
-from omni_lab.modalities import Tokens
+from omni_lab.modalities import Modality, Tokens
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class TextHead(nn.Module):
             Layer(dim=dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(dim)
+        self.ear = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)  # it also reads the tokens out
 
     def forward(
@@ -114,6 +115,19 @@ class TextHead(nn.Module):
     def loss(self, logits: Float[Tensor, "b t v"], target: Int[Tensor, "b t"], *, smoothing: float = 0.0) -> Tensor:
         """Cross-entropy, the mean over all tokens."""
         return F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-1, label_smoothing=smoothing)
+
+    def heard_loss(self, memory: Remembered, target: Int[Tensor, "b t"]) -> Float[Tensor, ""]:
+        """Connectionist temporal classification (Graves et al. 2006): each token of the sound in memory should say what
+        is said at that time, in order, or the end for nothing new. Beside the decoder's loss it teaches where to listen
+        (Kim et al. 2017). The mean over target tokens. Raises HeadError where there is no sound."""
+        if not memory.present(Modality.AUDIO).all():
+            raise HeadError("text: there is no sound in which the target could be heard")
+        place = memory.places[Modality.AUDIO]
+        said = F.linear(self.ear(memory.tokens.values[:, place]), self.embedding.weight).log_softmax(dim=2)  # [B, N, V]
+        lengths = memory.tokens.mask[:, place].sum(1)
+        ids = target.clamp(min=0)
+        counts = (target >= 0).sum(1) - 1  # without the end
+        return F.ctc_loss(said.transpose(0, 1), ids, lengths, counts, blank=self.end, zero_infinity=True)
 
     def begin(self, memory: Tokens, prompt: Int[Tensor, "b p"]) -> State:
         """Before anything is read: keys and values of the memory. Raises HeadError for an empty prompt, one that leaves

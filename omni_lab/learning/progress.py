@@ -37,7 +37,7 @@ class ProgressTable(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._live = Live("training", total=int(trainer.estimated_stepping_batches), unit="update")
         if not in_notebook():
-            print("  ".join(f"{c:>19}" for c in self.headings))
+            print("  ".join(f"{c:>9}" for c in self.headings))
         self._epoch_start = time.monotonic()  # an epoch resumed in the middle has no start of its own
         self._show(trainer, force=True)
 
@@ -52,7 +52,8 @@ class ProgressTable(Callback):
         values = [trainer.current_epoch + 1, *(m.get(n, float("nan")) for n in self.columns.values())]
         self.rows.append(dict(zip(self.headings, [*values, time.monotonic() - self._epoch_start], strict=True)))
         if not in_notebook():
-            tqdm.write("  ".join(f"{_format(v):>19}" for v in self.rows[-1].values()), file=sys.stdout)
+            cells = (f"{_format(v):>{max(len(c), 9)}}" for c, v in self.rows[-1].items())
+            tqdm.write("  ".join(cells), file=sys.stdout)
         self._show(trainer, force=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from omni_lab.config import (
     DataConfig,
+    HeadsConfig,
     ModelConfig,
     Profile,
     RouterConfig,
@@ -31,15 +32,19 @@ from omni_lab.config import (
     project_root,
 )
 from omni_lab.data import Distracted, EasyVqa, EmojiWorld, OmniDataModule, TalkingFace, ViewsDataModule, VqaSource
+from omni_lab.data.heads import HeadsDataModule
+from omni_lab.data.worlds.sayings import SPEAKERS
+from omni_lab.data.worlds.things import vocabulary
 from omni_lab.fusion import FusionPlan, Stage
 from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment
 from omni_lab.learning.checkpoints import FACTS, CheckpointError, digest, load_model, recent, save_model
 from omni_lab.learning.exits import train_exits
+from omni_lab.learning.heads import HeadsTraining
 from omni_lab.learning.latents import EncodeFrozen
 from omni_lab.learning.multitask import MultitaskTraining
 from omni_lab.learning.progress import ProgressTable
 from omni_lab.modalities import Modality, OmniBatch
-from omni_lab.model import OmniModel, build_model
+from omni_lab.model import OmniModel, add_heads, build_model
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +168,44 @@ class AlignmentRecipe(Recipe):
 
 
 @dataclass(frozen=True)
+class HeadsRecipe(Recipe):
+    """Everything that determines a model of many heads. task: the only one that it is trained on."""
+
+    heads: HeadsConfig | None = None
+    task: str | None = None
+
+    @property
+    def config(self) -> HeadsConfig:
+        assert self.heads is not None
+        return self.heads
+
+    def data_module(self) -> HeadsDataModule:  # type: ignore[override]
+        tasks = None if self.task is None else [self.task]
+        root = project_root() / "data" / "stores"
+        return HeadsDataModule(self.config, root=root, seed=self.seed, tasks=tasks, workers=self.data.num_workers)
+
+    def identity(self, data: HeadsDataModule) -> dict[str, Any]:  # type: ignore[override]
+        training = {k: v for k, v in vars(self.training).items() if k != "checkpoint_every"}
+        heads = {k: v for k, v in vars(self.config).items() if k not in ("model", "training")}
+        heads["examples"] = self.config.examples["train"]  # tested on, or validated, is any number
+        vocabulary = hashlib.sha256(data.codec.tokenizer.to_str().encode()).hexdigest()
+        facts = {"model": self.model, "heads": heads, "vocabulary": vocabulary, "world": data.world.fingerprint()}
+        return {**facts, "training": training, "seed": self.seed, "task": self.task}
+
+    def new_model(self, data: HeadsDataModule) -> OmniModel:  # type: ignore[override]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            words, answers = data.codec.tokenizer.get_vocab_size(), len(data.world.answers())
+            model = build_model(self.model, vocab_size=words, answers=answers)
+            classes = [thing.names["en"] for thing in vocabulary(data.world.things)]
+            return add_heads(model, self.config, codec=data.codec, classes=classes, voices=len(SPEAKERS))
+
+    def module(self, model: OmniModel, data: HeadsDataModule) -> L.LightningModule:  # type: ignore[override]
+        uncertainty = self.config.uncertainty and self.task is None
+        return HeadsTraining(model, self.training, tasks=data.names, uncertainty=uncertainty, seed=self.seed)
+
+
+@dataclass(frozen=True)
 class Trained:
     """facts: history (a row an epoch), samples_per_second, peak_memory_mb, seconds, device, precision, command.
     origin: where the weights came from, in words for the reader.
@@ -182,7 +225,8 @@ def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
     random routes), and "emoji_world_without_<modality>" (controls that lack one throughout); "easy_vqa_quiet"
     (questions and pictures alone, from "emoji_routed") and from there "easy_vqa_routed" (under random routes, amid
     sounds and clips that have nothing to do with the questions); "talking_face_early", "_mid" and "_late", by where
-    sound and lips meet.
+    sound and lips meet; "heads" (all tasks together), "heads_fixed" (the same, all losses counting alike), and
+    "heads_<task>" (on one task alone, with as many batches as it has among all).
     """
     recipes = _recipes(profile, seed)
     if name not in recipes:
@@ -237,6 +281,12 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
     for stage in Stage:
         fusion = FusionPlan({(Modality.AUDIO, Modality.VIDEO): stage}).config(face.model.fusion)
         recipes.append(replace(faces, name=f"talking_face_{stage}", model=replace(face.model, fusion=fusion)))
+    heads = profile.heads
+    whole = HeadsRecipe(
+        "heads", profile.name, source, heads.model, DataConfig(num_workers=1), heads.training, seed, heads=heads
+    )
+    recipes += [whole, replace(whole, name="heads_fixed", heads=replace(heads, uncertainty=False))]
+    recipes += [replace(whole, name=f"heads_{task}", task=task) for task in heads.examples["train"]]
     return {recipe.name: recipe for recipe in recipes}
 
 

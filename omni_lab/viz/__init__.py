@@ -9,6 +9,7 @@ from omni_lab.viz.attention import (
     weight_matrix,
 )
 from omni_lab.viz.diagram import architecture
+from omni_lab.viz.heads import before_after, boxes_in_pictures, spectrograms
 from omni_lab.viz.pictures import show_pictures
 from omni_lab.viz.routes import route_graph, route_matrix
 from omni_lab.viz.style import COLOURS, CONTROL, METHOD, use_style
@@ -22,7 +23,9 @@ __all__ = [
     "accuracy_bars",
     "architecture",
     "attention_over_picture",
+    "before_after",
     "blind_chart",
+    "boxes_in_pictures",
     "confusion",
     "lines",
     "map_over_clip",
@@ -34,6 +37,7 @@ __all__ = [
     "route_matrix",
     "show_pictures",
     "show_scene",
+    "spectrograms",
     "strip",
     "training_curves",
     "use_style",

@@ -1,78 +1,311 @@
-"""What heads are trained on: batches that say what is true of their pictures."""
+"""What heads are trained on: batches that say what is true of their pictures and sounds."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from omni_lab.data import EmojiWorld
-from omni_lab.data.tokenizer import Codec, train_tokenizer
+from omni_lab.data.sources import SPLITS
+from omni_lab.data.speech import HELD_OUT
+from omni_lab.data.tokenizer import LETTERS, Codec, train_tokenizer
+from omni_lab.data.worlds import tasks as tasks_module
 from omni_lab.data.worlds.ambiguous import ambiguous_words
-from omni_lab.data.worlds.captions import relation
-from omni_lab.data.worlds.scenes import Placed
-from omni_lab.data.worlds.tasks import DAMAGES, TASKS, HeadTasks, captions, damage_pictures
-from omni_lab.data.worlds.things import LANGUAGES, artwork, vocabulary
+from omni_lab.data.worlds.captions import phrase, relation
+from omni_lab.data.worlds.sayings import DIRECTIONS, HEARD, SPEAKERS, Sayings
+from omni_lab.data.worlds.scenes import Placed, Scene, caption
+from omni_lab.data.worlds.tasks import DAMAGES, TASKS, HeadBatch, HeadTasks, captions, unpunctuated
+from omni_lab.data.worlds.things import LANGUAGES, Thing, artwork, sprite, vocabulary
 from omni_lab.modalities import Modality
 
-TEXT, IMAGE = Modality.TEXT, Modality.IMAGE
-WORLD = EmojiWorld(things=8, scenes={"train": 4, "validation": 2, "test": 2}, speech=False)
+TEXT, IMAGE, AUDIO = Modality.TEXT, Modality.IMAGE, Modality.AUDIO
+WORLD = EmojiWorld(things=8)
+LARGE = EmojiWorld(things=32)
+Make = Callable[..., HeadTasks]
 
 
 @pytest.fixture(scope="module")
 def codec() -> Codec:
-    return Codec(train_tokenizer(WORLD.corpus(), vocab_size=500), max_length=120)
+    return Codec(train_tokenizer(Sayings(WORLD, "train").corpus(20, seed=0), vocab_size=1000), max_length=120)
 
 
-def tasks(codec: Codec, task: str, *, split: str = "train", size: int = 12, seed: int = 0) -> HeadTasks:
-    return HeadTasks(WORLD, codec, split, size=size, batches=4, mix={task: 1.0}, seed=seed)
+@pytest.fixture(scope="module")
+def make(codec: Codec, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Tasks of a split; all of the module share one folder of sounds."""
+    folder = tmp_path_factory.mktemp("utterances")
+
+    def made(split: str = "train", *, seed: int = 0, mix: dict[str, float] | None = None, size: int = 6) -> HeadTasks:
+        examples = dict.fromkeys(TASKS, 400) | {"transcribe": 24, "speak": 9}
+        mix = mix or dict.fromkeys(TASKS, 1.0)
+        sizes = dict.fromkeys(TASKS, size)
+        return HeadTasks(WORLD, codec, split, sizes=sizes, examples=examples, folder=folder, mix=mix, seed=seed)
+
+    return made
+
+
+def alone(batch: HeadBatch, i: int) -> dict[str, Tensor]:
+    """All that one sample of a batch consists of, without the padding."""
+    found = {}
+    for modality, given in batch.inputs.items():
+        row = int(given.rows[i])
+        if row >= 0:
+            found[modality.value] = given.values[row] if modality is IMAGE else given.values[row][given.mask[row]]
+    for name, values in batch.targets.items():
+        if name in ("prompt", "target", "ids"):
+            found[name] = values[i][values[i] >= 0]
+        elif name == "wave":
+            found[name] = values[i, : 160 * int(batch.targets["durations"][i].sum())]
+        else:
+            found[name] = values[i][values[i] > 0] if name == "durations" else values[i]
+    return found
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def read(codec: Codec, batch: HeadBatch) -> list[str]:
+    return [codec.said(alone(batch, i)["text"].tolist()).strip() for i in range(len(batch))]
+
+
+def watched(tasks: HeadTasks, monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Placed]]:
+    """What stands in each picture that is drawn from here on."""
+    seen: list[Sequence[Placed]] = []
+    shown = tasks._shown
+
+    def watch(placed: Sequence[Placed], rng: np.random.Generator) -> Tensor:
+        seen.append(placed)
+        return shown(placed, rng)
+
+    monkeypatch.setattr(tasks, "_shown", watch)
+    return seen
+
+
+def keys_of(things: Sequence[Thing]) -> frozenset[str]:
+    """A set of things; both senses of a word count as one."""
+    words = {s.emoji: f"word {i}" for i, w in enumerate(ambiguous_words()) for s in w.senses}
+    return frozenset(words.get(t.emoji, t.emoji) for t in things)
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_batch_depends_on_its_number_alone(codec: Codec, task: str) -> None:
-    one, two, other = tasks(codec, task)[2], tasks(codec, task)[2], tasks(codec, task, seed=1)[2]
-    assert one.task == task and one.kinds == two.kinds
-    for name, values in one.inputs.targets.items():
-        assert torch.equal(values, two.inputs.targets[name])
-    assert torch.equal(one.inputs.inputs[IMAGE].values, two.inputs.inputs[IMAGE].values)
-    assert not torch.equal(one.inputs.inputs[IMAGE].values, other.inputs.inputs[IMAGE].values)
-    assert not torch.equal(
-        one.inputs.inputs[IMAGE].values, tasks(codec, task, split="test")[2].inputs.inputs[IMAGE].values
-    )
+def test_an_example_depends_on_its_number_alone(make: Make, task: str) -> None:
+    wanted = {"damage": "hole"} if task == "restore" else {}
+    one, two = make().batch(task, [3, 7], **wanted), make().batch(task, [7, 5, 6], **wanted)
+    assert one.task == task and one.kinds[1] == two.kinds[0] and one.batch.ids[1] == two.batch.ids[0]
+    assert same(alone(one, 1), alone(two, 0)), "whatever it is batched with"
+    assert not same(alone(one, 0), alone(one, 1))
+    for other in (make(seed=1), make("test")):
+        assert not same(alone(one, 1), alone(other.batch(task, [7, 5], **wanted), 0))
 
 
-def test_tasks_come_as_often_as_they_are_to(codec: Codec) -> None:
-    mix = {"see": 3.0, "translate": 1.0}
-    drawn = HeadTasks(WORLD, codec, "train", size=1, batches=200, mix=mix)
+def test_a_training_batch_depends_on_its_number_alone(make: Make) -> None:
+    mix = {"find": 1.0, "transcribe": 1.0}
+    for number in (4, 5, 6, 7):
+        one, two = make(mix=mix)[number], make(mix=mix)[number]
+        assert one.batch.ids == two.batch.ids
+        assert all(same(alone(one, i), alone(two, i)) for i in range(len(one)))
+        assert one.batch.ids != make(mix=mix, seed=1)[number].batch.ids
+
+
+def test_tasks_come_as_often_as_they_are_to(make: Make) -> None:
+    mix = {"find": 3.0, "translate": 1.0}
+    drawn = make(mix=mix, size=1)
     found = Counter(drawn[i].task for i in range(200))
-    assert 0.65 < found["see"] / 200 < 0.85 and set(found) == {*mix}
-    assert [HeadTasks(WORLD, codec, "test", size=1, batches=4, mix=mix)[i].task for i in range(4)] == [*mix] * 2
+    assert 0.65 < found["find"] / 200 < 0.85 and set(found) == {*mix}
 
 
-def test_what_is_seen_is_said_and_where(codec: Codec) -> None:
-    batch = tasks(codec, "see")[0]
-    targets, names = batch.inputs.targets, [t.names["en"] for t in vocabulary(8)]
-    said = codec.texts(targets["target"])
-    for text, right, labels, boxes, language in zip(
-        said, batch.references, targets["labels"], targets["boxes"], batch.kinds, strict=True
-    ):
-        assert text in [r.lower() for r in right]
-        there = labels >= 0
-        assert 1 <= int(there.sum()) <= 4 and (boxes[there] >= 0).all() and (boxes[there] <= 1).all()
-        assert (boxes[there, 2:] > boxes[there, :2]).all() and (boxes[~there] == 0).all()
-        if language == "en":
-            assert all(names[i].split()[0] in text or names[i][:3] in text for i in labels[there].tolist())
+def test_outside_training_every_example_comes_once(make: Make) -> None:
+    drawn = make("validation", mix={"transcribe": 1.0, "speak": 3.0}, size=7)
+    batches = [drawn[i] for i in range(len(drawn))]
+    expected = [f"validation-{task}-{k}" for task, n in (("transcribe", 24), ("speak", 9)) for k in range(n)]
+    assert [name for batch in batches for name in batch.batch.ids] == expected
+    assert all({*batch.batch.tasks} == {batch.task} and len(batch) <= 7 for batch in batches)
 
 
-def test_a_caption_may_begin_with_either(codec: Codec) -> None:
+def test_what_is_seen_is_said(make: Make, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = make("test")
+    seen = watched(tasks, monkeypatch)
+    batch = tasks.batch("describe", range(200))
+    begun = codec.texts(batch.targets["prompt"])
+    rest = codec.texts(batch.targets["target"])
+    for i, (placed, kind, known) in enumerate(zip(seen, batch.kinds, batch.references, strict=True)):
+        language, *how = kind.split(", ")
+        said = {c.lower() for c in captions(placed, language)}
+        assert how == (["begun"] if begun[i] else [])
+        assert batch.targets["prompt"][i].max() == codec.mark(language)
+        space = " " if begun[i] and language != "zh" else ""
+        assert begun[i] + space + rest[i] in said
+        assert rest[i] in [r.lower() for r in known] and all(known)
+        assert {begun[i] + space + r.lower() for r in known} == {c for c in said if c.startswith(begun[i] + space)}
+    assert {kind.split(",")[0] for kind in batch.kinds} == {*LANGUAGES}
+    assert 0.06 < sum(map(bool, begun)) / 200 < 0.2, "of those long enough, one in six"
+    assert batch.batch.present[:, IMAGE.column].all()
+
+
+def test_what_is_found_stands_where_it_is_said_to(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = make()
+    seen = watched(tasks, monkeypatch)
+    batch = tasks.batch("find", range(60))
+    labels, boxes = batch.targets["labels"], batch.targets["boxes"]
+    assert labels.shape == (60, 4) and boxes.shape == (60, 4, 4)
+    for placed, names, places, kind in zip(seen, labels, boxes, batch.kinds, strict=True):
+        there = names >= 0
+        assert int(there.sum()) == len(placed) == int(kind)
+        assert [vocabulary(8)[i] for i in names[there].tolist()] == [p.thing for p in placed]
+        assert torch.allclose(places[there], torch.tensor([p.box for p in placed]).clamp(0, 64) / 64)
+        assert (places[there, 2:] > places[there, :2]).all() and (places[~there] == 0).all()
+    assert (boxes >= 0).all() and (boxes <= 1).all()
+
+
+def test_the_pixels_are_those_of_the_thing_that_is_named(make: Make) -> None:
+    batch = make().batch("find", range(40))
+    right = []
+    for i in range(40):
+        for name, box in zip(batch.targets["labels"][i], batch.targets["boxes"][i], strict=True):
+            left, top, end, _ = (64 * box).round().int().tolist()
+            if name < 0:
+                continue
+            patch = alone(batch, i)["image"][:, top : top + end - left, left:end].float()
+            off = []
+            for thing in vocabulary(8):
+                art = torch.tensor(np.asarray(sprite(thing.emoji, end - left, 0))).permute(2, 0, 1).float()
+                art = art[:, : patch.shape[1], : patch.shape[2]]
+                off.append(float((patch - art[:3]).abs().mean(0)[art[3] > 128].mean()))
+            right.append(int(np.argmin(off)) == int(name))
+    assert len(right) > 80 and np.mean(right) > 0.9, "though it is turned a little"
+
+
+def test_a_caption_may_begin_with_either() -> None:
     frog, key = vocabulary(8)[0], vocabulary(8)[5]
     two = [Placed(frog, 16, 16, 20, 0), Placed(key, 48, 18, 20, 0)]
     assert captions(two, "en") == ["a green frog left of a key", "a key right of a green frog"]
     three = [*two, Placed(frog, 16, 48, 20, 0)]
     assert captions(three, "de") == ["zwei Frösche und ein Schlüssel", "ein Schlüssel und zwei Frösche"]
     assert captions(two[:1], "zh") == ["一只青蛙"]
+
+
+def test_a_question_is_answered_as_its_scene_says(make: Make, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = make("test")
+    scenes: list[Scene] = []
+    draw = tasks.sayings.scene
+
+    def scene(rng: np.random.Generator) -> Scene:
+        scenes.append(draw(rng))
+        return scenes[-1]
+
+    monkeypatch.setattr(tasks.sayings, "scene", scene)
+    batch = tasks.batch("answer", range(60))
+    written = codec.texts(batch.targets["target"])
+    for i, (found, question) in enumerate(zip(scenes, read(codec, batch), strict=True)):
+        (answer,) = batch.references[i]
+        asked = [(f, q.lower().replace(" ", ""), a) for f, q, a in found.asked]
+        assert (batch.kinds[i], question.replace(" ", ""), answer) in asked
+        scores = batch.targets["answer_scores"][i]
+        assert scores.sum() == 1 and tasks.answers[int(scores.argmax())] == answer and written[i] == answer
+    assert {*batch.kinds} == {*tasks_module.ASKED}
+    assert batch.batch.present[:, [TEXT.column, IMAGE.column]].all()
+
+
+@pytest.mark.xfail(strict=True, reason="of a scene's questions how many there are, only the last is asked: of none")
+def test_what_is_counted_is_not_always_the_same_number(make: Make) -> None:
+    batch = make().batch("answer", range(80))
+    counts = Counter(r for (r,), kind in zip(batch.references, batch.kinds, strict=True) if kind == "image_count")
+    assert len(counts) > 1
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_what_it_says(make: Make, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    tasks = make("test")
+    seen = watched(tasks, monkeypatch)
+    batch = tasks.batch("restore", range(24), damage=damage)
+    picture, damaged = batch.targets["picture"], batch.targets["damaged"]
+    assert damaged.shape == picture.shape == (24, 3, 64, 64) and damaged.dtype == picture.dtype == torch.uint8
+    assert torch.equal(batch.inputs[IMAGE].values, damaged), "the model is not shown the whole one"
+    assert all(kind.startswith(f"{damage}, ") for kind in batch.kinds)
+    assert ("kept" in batch.targets) is (damage == "hole")
+    if damage == "hole":
+        kept = batch.targets["kept"][:, None].expand_as(damaged)
+        assert torch.equal(damaged[kept], picture[kept]) and (damaged[~kept] == 0).all()
+        assert (picture[~kept] > 0).any()
+        assert all(missing(placed, k) for placed, k in zip(seen, batch.targets["kept"], strict=True))
+    elif damage == "coarse":
+        few = picture.float().unflatten(3, (16, 4)).unflatten(2, (16, 4)).mean((3, 5))  # [B, 3, 16, 16]
+        assert torch.equal(damaged[:, :, ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3), damaged)
+        assert (damaged[:, :, ::4, ::4] - few).abs().max() <= 0.51
+    else:
+        middle = (picture > 100) & (picture < 155)
+        off = (damaged.float() - picture.float())[middle]
+        assert 50 < off.std() < 60 and off.mean().abs() < 2, "60, and what is cut off at black and white"
+
+
+def missing(placed: Sequence[Placed], kept: Tensor) -> list[Placed]:
+    """Which of the things stand exactly where a picture is not kept."""
+    found = []
+    for p in placed:
+        hole = torch.ones_like(kept)
+        left, top, right, bottom = (round(min(max(edge, 0), 64)) for edge in p.box)
+        hole[top:bottom, left:right] = False
+        found += [p] if torch.equal(hole, kept) else []
+    return found
+
+
+def test_a_batch_is_damaged_alike(make: Make) -> None:
+    training, test = make(mix={"restore": 1.0}), make("test", mix={"restore": 1.0})
+    for tasks in (training, test):
+        found = [{kind.split(", ")[0] for kind in tasks[i].kinds} for i in range(6)]
+        assert found == [{damage} for damage in DAMAGES] * 2
+    whole = [test.batch("restore", range(4), damage=damage).targets["picture"] for damage in DAMAGES]
+    assert torch.equal(whole[0], whole[1]) and torch.equal(whole[0], whole[2]), "the same pictures, whichever way"
+
+
+def test_a_written_hint_names_what_is_missing(make: Make, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = make()
+    seen = watched(tasks, monkeypatch)
+    batch = tasks.batch("restore", range(40), damage="hole", hint="written")
+    found = set()
+    for placed, kept, words in zip(seen, batch.targets["kept"], read(codec, batch), strict=True):
+        gone = missing(placed, kept)
+        named = [n for n in LANGUAGES if any(words == phrase(g.thing, n, colour=True).lower() for g in gone)]
+        assert named, words
+        found.update(named)
+    assert found == {*LANGUAGES} and AUDIO not in batch.inputs
+    seen.clear()
+    batch = tasks.batch("restore", range(20), damage="coarse", hint="written")
+    for placed, words in zip(seen, read(codec, batch), strict=True):
+        assert words in [caption(placed, language).lower() for language in LANGUAGES], "all of it, where all is damaged"
+
+
+def test_a_spoken_hint_is_a_sound_and_an_untold_one_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = make("test")
+    seen, said = watched(tasks, monkeypatch), []
+    say = tasks_module.say
+    monkeypatch.setattr(tasks_module, "say", lambda words, voice: said.append((words, voice)) or say(words, voice))
+    batch = tasks.batch("restore", range(12), damage="hole", hint="spoken")
+    assert batch.batch.present[:, AUDIO.column].all() and TEXT not in batch.inputs
+    for placed, kept, (words, voice) in zip(seen, batch.targets["kept"], said, strict=True):
+        assert words in [p.thing.names["en"] for p in missing(placed, kept)]
+        assert voice.variant in HELD_OUT, "a voice of the test split"
+    sound = batch.inputs[AUDIO]
+    assert sound.values.abs().amax(1).min() > 0.25 and sound.values.abs().max() < 0.95
+    assert {*tasks.batch("restore", range(12), hint="untold").inputs} == {IMAGE}
+    assert len(said) == 12
+
+
+def test_hints_are_drawn_as_often_as_they_are_to(make: Make) -> None:
+    batch = make("test").batch("restore", range(100), damage="coarse")
+    hints = [kind.split(", ")[1] for kind in batch.kinds]
+    assert batch.batch.present[:, TEXT.column].tolist() == [hint == "written" for hint in hints]
+    assert batch.batch.present[:, AUDIO.column].tolist() == [hint == "spoken" for hint in hints]
+    found = Counter(hints)
+    assert 25 < found["written"] < 55 and 25 < found["untold"] < 55 and 8 < found["spoken"] < 32
 
 
 def test_each_word_means_two_things_in_one_language_and_one_in_the_others() -> None:
@@ -90,52 +323,174 @@ def test_each_word_means_two_things_in_one_language_and_one_in_the_others() -> N
             assert (sentences[0] == sentences[1]) is (language == word.language), (word.senses[0].names, language)
 
 
-def test_who_cannot_see_is_right_half_of_the_time(codec: Codec) -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_a_sentence_is_the_same_for_both_senses(seed: int) -> None:
+    sayings, frog = Sayings(WORLD, "train"), vocabulary(8)[0]
+    for word in ambiguous_words():
+        for direction in (d for d in DIRECTIONS if d[0] == word.language):
+            (source, target), (other_source, other_target) = (
+                sayings.said([sense, frog], np.random.default_rng(seed), direction) for sense in word.senses
+            )
+            assert source == other_source and target != other_target
+
+
+def test_who_cannot_see_is_right_half_of_the_time() -> None:
     """The same source sentence is translated either way equally often."""
-    drawn = HeadTasks(WORLD, codec, "train", size=400, batches=1, mix={"translate": 1.0})[0]
-    senses = {s.names["zh"]: k for w in ambiguous_words() if w.language == "en" for k, s in enumerate(w.senses)}
-    found = Counter(
-        k
-        for (target,), kind in zip(drawn.references, drawn.kinds, strict=True)
-        for name, k in senses.items()
-        if kind == "en-zh, ambiguous" and name in target
-    )
-    assert sum(found.values()) > 50 and abs(found[0] - found[1]) < 4 * sum(found.values()) ** 0.5
-    plain = sum("plain" in kind for kind in drawn.kinds) / 400
-    assert 0.15 < plain < 0.35
-    assert drawn.inputs.present[:, [TEXT.column, IMAGE.column]].all()
+    sayings, rng = Sayings(LARGE, "train"), np.random.default_rng(0)
+    senses = {s.emoji: k for w in ambiguous_words() for k, s in enumerate(w.senses)}
+    chosen: Counter[int] = Counter()
+    for _ in range(1500):
+        saying = sayings.translated(rng, kind="ambiguous")
+        (meant,) = [p.thing for p in saying.placed if p.thing.emoji in senses]
+        assert phrase(meant, saying.direction[0], dative=True).split()[-1] in saying.source
+        chosen[senses[meant.emoji]] += 1
+    assert abs(chosen[0] - chosen[1]) < 4 * 1500**0.5
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_what_it_says(codec: Codec, damage: str) -> None:
-    world_tasks = tasks(codec, "restore")
-    rng = np.random.default_rng(0)
-    scenes = [world_tasks.scene(rng) for _ in range(6)]
-    pictures = torch.stack([world_tasks._drawn(scene, rng) for scene in scenes])
-    damaged, kept = damage_pictures(pictures, scenes, damage, rng)
-    assert damaged.shape == pictures.shape and damaged.dtype == torch.uint8 and not torch.equal(damaged, pictures)
-    if damage == "hole":
-        assert kept is not None
-        share = 1 - kept.float().mean((1, 2))
-        assert (share > 0.05).all() and (share < 0.3).all()
-        assert torch.equal(damaged[kept[:, None].expand_as(damaged)], pictures[kept[:, None].expand_as(damaged)])
-        assert (damaged[~kept[:, None].expand_as(damaged)] == 0).all()
-    else:
-        assert kept is None
-    if damage == "coarse":
-        assert torch.equal(damaged[:, :, ::4, ::4].repeat_interleave(4, 2).repeat_interleave(4, 3), damaged)
-    if damage == "noise":
-        off = damaged.float() - pictures.float()
-        assert 30 < off.std() < 60 and off.mean().abs() < 8
+def test_what_is_translated_is_said_of_the_picture(make: Make, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = make("test")
+    seen = watched(tasks, monkeypatch)
+    batch = tasks.batch("translate", range(200))
+    assert batch.batch.present[:, IMAGE.column].tolist() == ["hsk" not in kind for kind in batch.kinds]
+    pictures, pairs = iter(seen), {(p.chinese, p.english) for p in tasks.sayings.pairs}
+    found: Counter[str] = Counter()
+    for i, (kind, (target,)) in enumerate(zip(batch.kinds, batch.references, strict=True)):
+        direction, how = kind.split(", ")
+        assert batch.targets["prompt"][i].tolist() == [codec.mark(direction.split("-")[1])]
+        if how == "hsk":
+            assert target in {side for pair in pairs for side in pair}
+        else:
+            assert all(p.thing.names[direction.split("-")[1]][:3] in target for p in next(pictures))
+        found[how] += 1
+    assert next(pictures, None) is None
+    assert 90 < found["ambiguous"] < 150 and 15 < found["hsk"] < 50 and 25 < found["plain"] < 80
+    assert {kind.split(",")[0] for kind in batch.kinds} == {"-".join(d) for d in DIRECTIONS}
 
 
-def test_every_other_damaged_picture_comes_with_words(codec: Codec) -> None:
-    batch = HeadTasks(WORLD, codec, "test", size=6, batches=1, mix={"restore": 1.0})[0]
-    assert batch.inputs.present[:, TEXT.column].tolist() == [False, True] * 3
-    assert [kind.split(", ")[1] for kind in batch.kinds] == ["untold", "told"] * 3
-    assert torch.equal(batch.inputs.inputs[IMAGE].values, batch.inputs.targets["damaged"])
+@pytest.mark.parametrize("task", ["describe", "translate"])
+def test_only_in_training_some_may_not_see(make: Make, task: str) -> None:
+    training, test = (make(split).batch(task, range(64)) for split in ("train", "test"))
+    for batch, share in ((training, 1 / 8), (test, 0.0)):
+        sighted = torch.tensor(["hsk" not in kind for kind in batch.kinds])
+        blind = ~batch.batch.present[:, IMAGE.column][sighted]
+        assert float(blind.float().mean()) == pytest.approx(share, abs=0.05)
 
 
-def test_an_unknown_task_is_named(codec: Codec) -> None:
-    with pytest.raises(ValueError, match=r"tasks must be of .*'translate'.* got \['sing'\] and 'train'"):
-        HeadTasks(WORLD, codec, "train", size=1, batches=1, mix={"sing": 1.0})
+def test_what_is_heard_is_written_without_punctuation(make: Make, codec: Codec) -> None:
+    tasks = make("test")
+    batch = tasks.batch("transcribe", range(24))
+    assert [kind.split(", ")[0] for kind in batch.kinds] == [*HEARD] * 6
+    assert [kind.split(", ")[1] for kind in batch.kinds] == (["10 dB"] * 4 + ["clean"] * 4) * 3
+    assert any(unpunctuated(line.text) != line.text for line in tasks.heard.lines)
+    written = codec.texts(batch.targets["target"])
+    for line, text, known in zip(tasks.heard.lines, written, batch.references, strict=True):
+        assert not re.search(r"[^\w\s'-]", text) and known == [unpunctuated(line.text)]
+        assert text.replace(" ", "") == unpunctuated(line.text).lower().replace(" ", "")
+    assert (batch.targets["prompt"] == codec.mark("transcript")).all()
+    assert {*batch.inputs} == {AUDIO}
+
+
+def test_every_kind_is_heard_by_voices_of_the_split() -> None:
+    for split in ("train", "test"):
+        lines = Sayings(WORLD, split).heard(40, seed=0)
+        assert [line.kind for line in lines] == [*HEARD] * 10
+        assert {line.voice.variant in HELD_OUT for line in lines} == {split == "test"}
+        for line in lines:
+            chinese, latin = bool(re.search("[\u4e00-\u9fff]", line.text)), bool(re.search("[a-z]", line.text))
+            assert (chinese, latin) == {"en": (False, True), "mixed": (True, True)}.get(line.kind, (True, latin))
+            assert line.language == ("en" if line.kind == "en" else "zh")
+
+
+def decibels(tasks: HeadTasks, batch: HeadBatch) -> list[float]:
+    """How far each voice of the first examples is above the noise."""
+    found = []
+    for k in range(len(batch)):
+        clean, heard = torch.from_numpy(tasks.heard.sound(k)), alone(batch, k)["audio"]
+        noise = heard / ((heard @ clean) / (clean @ clean)) - clean
+        found.append(float(20 * (clean.std() / noise.square().mean().sqrt()).log10()))
+    return found
+
+
+def test_noise_is_as_loud_as_it_is_to_be(make: Make) -> None:
+    tasks = make("test")
+    batch = tasks.batch("transcribe", range(24))
+    measured = np.array(decibels(tasks, batch))
+    clean = np.array(["clean" in kind for kind in batch.kinds])
+    assert measured[clean].mean() == pytest.approx(40, abs=2.5)
+    assert measured[~clean].mean() == pytest.approx(10, abs=2.5)
+    assert measured[clean].min() > measured[~clean].max() + 10
+    training = make()
+    takes = [d for k in range(3) for d in decibels(training, training.batch("transcribe", range(24), take=k))]
+    assert min(takes) < 12 and max(takes) > 33 and 18 < np.mean(takes) < 27, "anywhere from 5 to 40"
+
+
+def test_noise_is_drawn_anew_in_every_take(make: Make) -> None:
+    training = make()
+    one, two, other = (training.batch("transcribe", [5], take=take) for take in (1, 1, 2))
+    assert same(alone(one, 0), alone(two, 0))
+    assert torch.equal(one.targets["target"], other.targets["target"])
+    assert not torch.allclose(one.inputs[AUDIO].values, other.inputs[AUDIO].values, atol=1e-3)
+    assert [*{*one.kinds} | {*other.kinds}] == [HEARD[5 % 4]]
+
+
+def test_letters_last_as_long_as_the_sound(make: Make, codec: Codec) -> None:
+    tasks = make()
+    batch = tasks.batch("speak", range(9))
+    ids, durations, wave = (batch.targets[name] for name in ("ids", "durations", "wave"))
+    assert batch.targets["voice"].tolist() == [0, 1, 2] * 3
+    assert list(batch.kinds) == [voice.variant for voice in SPEAKERS] * 3
+    assert wave.shape[1] == 160 * int(durations.sum(1).max()) and ids.shape == durations.shape
+    assert torch.equal(durations > 0, ids >= 0)
+    for i, (line, words) in enumerate(zip(tasks.spoken.lines, read(codec, batch), strict=True)):
+        assert "".join(LETTERS[k] for k in alone(batch, i)["ids"].tolist()) == words == line.text.lower()
+        sound = tasks.spoken.sound(i)
+        assert 0 <= 160 * int(durations[i].sum()) - len(sound) < 160
+        assert torch.equal(wave[i, : len(sound)], torch.from_numpy(sound)) and not wave[i, len(sound) :].any()
+
+
+@pytest.mark.parametrize("drawn", ["scene", "two"])
+def test_no_set_of_things_is_in_two_splits(drawn: str) -> None:
+    sets = {}
+    for split in SPLITS:
+        sayings, rng = Sayings(LARGE, split), np.random.default_rng(0)
+        if drawn == "scene":
+            found = [keys_of([p.thing for p in sayings.scene(rng).picture]) for _ in range(120)]
+        else:
+            found = [keys_of(sayings.two(rng, sayings.words if i % 2 else ())) for i in range(300)]
+        sets[split] = {s for s in found if len(s) > 1}
+        assert len(sets[split]) > 30
+    assert not sets["train"] & sets["test"] and not sets["train"] & sets["validation"]
+    assert not sets["validation"] & sets["test"]
+
+
+def test_both_senses_of_a_word_are_of_one_split() -> None:
+    for word in ambiguous_words():
+        for thing in vocabulary(32)[:6]:
+            rng = np.random.default_rng(0)
+            homes = [{s for s in SPLITS if Sayings(LARGE, s).mine([sense, thing], rng)} for sense in word.senses]
+            assert homes[0] == homes[1] and len(homes[0]) == 1
+
+
+def test_things_alone_are_as_frequent_in_every_split() -> None:
+    shares = []
+    for split in ("train", "test"):
+        sayings, rng = Sayings(LARGE, split), np.random.default_rng(1)
+        alone = [len({p.thing for p in sayings.scene(rng).picture}) == 1 for _ in range(250)]
+        shares.append(np.mean(alone))
+    assert all(0.05 < share < 0.25 for share in shares) and abs(shares[0] - shares[1]) < 0.1
+
+
+def test_a_batch_goes_where_it_is_sent(make: Make) -> None:
+    batch = make().batch("answer", range(3))
+    sent = batch.to("meta")
+    assert len(sent) == 3 and sent.task == "answer" and sent.references == batch.references
+    assert sent.targets["prompt"].is_meta and sent.inputs[IMAGE].values.is_meta
+
+
+def test_what_is_unknown_is_named(make: Make, codec: Codec, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tasks must be of .*'translate'.*: got \['find', 'sing'\]"):
+        make(mix={"find": 1.0, "sing": 1.0})
+    with pytest.raises(ValueError, match=r"tasks must be of .*: got \[\]"):
+        HeadTasks(WORLD, codec, "train", sizes={}, examples={}, folder=tmp_path, mix={})
+    with pytest.raises(ValueError, match=r"split must be one of .*: got 'dev'"):
+        Sayings(replace(WORLD), "dev")

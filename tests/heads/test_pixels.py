@@ -52,6 +52,31 @@ def test_what_stands_in_a_hole_is_not_looked_at(head: PixelsHead, picture: Tenso
     assert not torch.allclose(free, picture / 255), "and nothing is certain"
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_at_first_it_leaves_a_picture_as_it_is(head: PixelsHead, picture: Tensor, training: bool) -> None:
+    """But for a tint, the same everywhere; in a hole it is one of gray."""
+    head.train(training)
+    middle, kept = 96 + picture // 4, holes()
+    tint = head.paint.bias[:, None, None]
+    restored = head(memory_of(torch.randn(3, 4, 16)), picture=middle)
+    assert torch.allclose(restored, middle / 255 + tint, atol=1e-6)
+    filled = head(memory_of(torch.randn(3, 4, 16)), picture=middle, kept=kept)
+    assert torch.allclose(filled, torch.where(kept[:, None], middle / 255, 0.5 + tint), atol=1e-6)
+
+
+def test_colours_that_there_are_not_are_cut_off_but_in_training(head: PixelsHead, picture: Tensor) -> None:
+    with torch.no_grad():
+        head.paint.bias.copy_(torch.tensor([2.0, -2.0, 0.0]))
+    memory, kept = memory_of(torch.randn(3, 4, 16)), holes()
+    beyond = head.train()(memory, picture=picture)
+    assert (beyond[:, 0] >= 2).all() and (beyond[:, 1] <= -1).all(), "so that their loss has a gradient"
+    restored = head.eval()(memory, picture=picture)
+    assert (restored[:, 0] == 1).all() and (restored[:, 1] == 0).all()
+    assert torch.allclose(restored[:, 2], picture[:, 2] / 255)
+    filled = head(memory, picture=picture, kept=kept)
+    assert torch.equal(filled, torch.where(kept[:, None], picture / 255, filled)) and (filled[:, 0][~kept] == 1).all()
+
+
 def test_a_hint_decides_what_no_pixel_can(head: PixelsHead) -> None:
     """The hole is black or white, and only the memory says which."""
     torch.manual_seed(2)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from omni_lab.data.speech import speak
 from omni_lab.encoders.audio import BANDS, LogMel
 from omni_lab.heads import GriffinLim, HeadError, Remembered, SpeechHead
 from omni_lab.modalities import Modality, Tokens
@@ -86,6 +87,17 @@ def test_the_sound_has_the_spectrogram_that_was_asked_for() -> None:
         off.append(float((again - mel)[loud].abs().mean()))
     assert off == sorted(off, reverse=True) and off[-1] < 0.25, "each round brings it nearer"
     assert GriffinLim()(mel[:, :2]).shape == (1, 320), "however short"
+
+
+def test_at_first_it_is_about_as_loud_as_a_sound() -> None:
+    """Log energies far from zero would take long to be reached."""
+    torch.manual_seed(0)
+    heard = LogMel()(torch.from_numpy(speak("a green frog left of a key").samples)[None])
+    head = SpeechHead(size=20, voices=3, dim=16)
+    with torch.no_grad():
+        said = head(memory_of(2), ids=IDS, voice=VOICE, durations=5 * (IDS >= 0)).mel[0]
+    assert heard.mean() < -3 and abs(float(said.mean() - heard.mean())) < 3
+    assert 0.5 < float(said.std() / heard.std()) < 2
 
 
 def test_it_learns_sound_durations_and_voices() -> None:

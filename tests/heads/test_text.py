@@ -53,7 +53,7 @@ def of(memory: Remembered, sample: int) -> Remembered:
 
 
 def test_the_same_with_and_without_a_cache(head: TextHead, memory: Remembered, codec: Codec) -> None:
-    prompt = codec.prompts(["<continue>"] * 4, ["a", "a green", "zwei", "a frog left"])
+    prompt = codec.prompts(["<en>"] * 4, ["a", "a green", "zwei", "a frog left"])
     assert (prompt[:, 0] == -1).any(), "prompts of several lengths"
     for temperature in (0.0, 1.5):
         cached, plain = (
@@ -65,7 +65,7 @@ def test_the_same_with_and_without_a_cache(head: TextHead, memory: Remembered, c
 
 
 def test_a_sample_is_written_as_if_it_were_alone(head: TextHead, memory: Remembered, codec: Codec) -> None:
-    prompt = codec.prompts(["<continue>"] * 4, ["a", "a green", "zwei", "a frog left"])
+    prompt = codec.prompts(["<en>"] * 4, ["a", "a green", "zwei", "a frog left"])
     decoding = Decoding(longest=8)
     together = head(memory, prompt=prompt, decoding=decoding)
     for i in range(4):
@@ -210,11 +210,61 @@ def test_it_learns_to_say_what_it_is_told(codec: Codec, memory: Remembered) -> N
     assert "".join(head.stream(of(memory, 2), codec, codec.prompts(["zh"]), Decoding())) == "一只青蛙"
 
 
+def sounds_of(target: Tensor, end: int, *, louder: bool = False) -> Remembered:
+    """A memory of two tokens of text and then of sound: each token of a target twice, and a pause behind it, in vectors
+    that depend on the token alone. louder: what stands where the mask is False."""
+    vectors = torch.randn(512, 16, generator=torch.Generator().manual_seed(4))
+    rows = [torch.stack([row, row, torch.full_like(row, end)], dim=1).flatten() for row in target]
+    ids = torch.stack(rows)  # [B, 3 * T]
+    mask = ids.ge(0) & (target.clamp(min=0) != end).repeat_interleave(3, dim=1)
+    values = vectors[ids.clamp(min=0)].masked_fill(~mask[..., None], 100.0 * louder)
+    text = torch.ones(len(target), 2, 16)
+    tokens = Tokens(torch.cat([text, values], dim=1), torch.cat([torch.ones(len(target), 2).bool(), mask], dim=1))
+    return Remembered(tokens, {TEXT: slice(0, 2), Modality.AUDIO: slice(2, 2 + ids.shape[1])})
+
+
+def test_a_sound_is_learned_to_be_heard_in_order(head: TextHead, codec: Codec) -> None:
+    target = codec.targets(TEXTS)
+    sounds = sounds_of(target, codec.end)
+    optimizer = torch.optim.Adam(head.parameters(), lr=2e-2)
+    losses = []
+    for _ in range(100):
+        losses.append(head.heard_loss(sounds, target))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.05 * losses[0]
+    said = target[:1, : int((target[0] >= 0).sum())]
+    backwards = torch.cat([said[:, :-1].flip(1), said[:, -1:]], dim=1)
+    with torch.no_grad():
+        right, wrong = (head.heard_loss(sounds_of(said, codec.end), words) for words in (said, backwards))
+    assert said.shape[1] > 3 and wrong > 10 * right, "the same tokens, but not in this order"
+
+
+def test_what_is_beyond_the_end_of_a_sound_is_not_heard(head: TextHead, codec: Codec) -> None:
+    target = codec.targets(TEXTS)
+    assert (target < 0).any(), "texts of several lengths"
+    silent, loud = (sounds_of(target, codec.end, louder=louder) for louder in (False, True))
+    assert torch.equal(head.heard_loss(silent, target), head.heard_loss(loud, target))
+    own = [head.heard_loss(of(loud, i), target[i : i + 1]) for i in range(4)]
+    assert torch.allclose(torch.stack(own).mean(), head.heard_loss(loud, target), rtol=1e-4)
+
+
+def test_without_a_sound_nothing_is_heard(head: TextHead, memory: Remembered, codec: Codec) -> None:
+    target = codec.targets(TEXTS)
+    sounds = sounds_of(target, codec.end)
+    deaf = sounds.tokens.mask.clone()
+    deaf[2, sounds.places[Modality.AUDIO]] = False
+    for without in (memory, replace(sounds, tokens=replace(sounds.tokens, mask=deaf))):
+        with pytest.raises(HeadError, match="there is no sound in which the target could be heard"):
+            head.heard_loss(without, target)
+
+
 def test_what_cannot_be_is_said(head: TextHead, memory: Remembered, codec: Codec) -> None:
     for call, said in (
         (lambda: codec.mark("fr"), "nothing is written in or as 'fr'"),
-        (lambda: codec.prompts(["continue"], ["  "]), "nothing to go on from: the prompt is '  '"),
-        (lambda: codec.prompts(["continue"], ["frog " * 30]), "must be shorter than 24 tokens"),
+        (lambda: codec.prompts(["answer"], ["  "]), "nothing to go on from: the prompt is '  '"),
+        (lambda: codec.prompts(["answer"], ["frog " * 30]), "must be shorter than 24 tokens"),
         (lambda: codec.targets(["key " * 40]), "must be shorter than 24 tokens: got"),
         (lambda: head(memory, prompt=torch.empty(4, 0, dtype=torch.long)), "wants a prompt"),
         (lambda: head(memory, prompt=codec.prompts(["en"])), "expected 4 prompts"),

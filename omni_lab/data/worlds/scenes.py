@@ -130,11 +130,12 @@ def mix(sound: Sound, utterances: Sequence[Utterance], rng: np.random.Generator)
     return (mixed * 32767).astype(np.int16)
 
 
-def coloured_noise(length: int, rng: np.random.Generator) -> np.ndarray:
-    """[length] float32: white noise, or noise that falls with frequency (pink, brown)."""
+def coloured_noise(length: int, rng: np.random.Generator, *, slope: float | None = None) -> np.ndarray:
+    """[length] float32: white noise (slope 0), or noise that falls with frequency (pink, 0.5, or brown, 1); any of them
+    by chance if not given."""
     size = -(-length // 4096) * 4096  # transforms of awkward lengths take several times as long
     spectrum = np.fft.rfft(rng.standard_normal(size).astype(np.float32))
-    slope = rng.choice([0.0, 0.5, 1.0])
+    slope = rng.choice([0.0, 0.5, 1.0]) if slope is None else slope
     spectrum *= np.arange(1, len(spectrum) + 1) ** -slope
     return np.fft.irfft(spectrum, size)[:length].astype(np.float32)
 

@@ -1,15 +1,21 @@
-"""What heads are trained on: batches that are drawn afresh, each of one task.
+"""What heads are trained on and tested with: batches that are drawn afresh, each of one task.
 
-`see`: a picture, its caption in one of three languages, and what stands where in it. `restore`: a damaged picture, with
-or without words that say what it shows. `translate`: a sentence, and a picture of what it speaks of; in most, a word
-means two things, and only the picture says which.
+`describe`: a picture and its caption, in one of three languages; some are begun already. `find`: a picture, and what
+stands where in it. `answer`: a picture, and a written question about it. `restore`: a damaged picture, with or without
+words, written or spoken, that say what is missing. `translate`: a sentence, and a picture of what it speaks of; in
+most, a word means two things, and only the picture says which. `transcribe`: a sound, and what is said in it. `speak`:
+a sentence, and how it sounds in one of several voices.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,38 +23,73 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from omni_lab.data.samples import Sample, collate
-from omni_lab.data.tokenizer import Codec, encode_text
-from omni_lab.data.worlds.ambiguous import Ambiguous, ambiguous_words
-from omni_lab.data.worlds.captions import RELATIONS, listing, relation
-from omni_lab.data.worlds.drawing import SceneDraw, place
+from omni_lab.data.sounds import SAMPLE_RATE
+from omni_lab.data.tokenizer import Codec, spelt
+from omni_lab.data.worlds.captions import phrase
 from omni_lab.data.worlds.emoji_world import EmojiWorld
-from omni_lab.data.worlds.scenes import Placed, caption, render
-from omni_lab.data.worlds.things import LANGUAGES, Thing, background, vocabulary
+from omni_lab.data.worlds.sayings import SPEAKERS, STREAMS, Sayings
+from omni_lab.data.worlds.scenes import Placed, caption, coloured_noise, draw_voice, render, say
+from omni_lab.data.worlds.things import LANGUAGES, background
+from omni_lab.data.worlds.utterances import FRAME, Utterances, ensure_utterances, letter_durations
 from omni_lab.modalities import Modality, OmniBatch
 
-STREAMS = {"train": 21, "validation": 22, "test": 23}
-TASKS = ("see", "restore", "translate")
-DIRECTIONS = (("en", "de"), ("en", "zh"), ("de", "en"), ("zh", "en"))
+TASKS = ("describe", "find", "answer", "restore", "translate", "transcribe", "speak")
 DAMAGES = ("hole", "noise", "coarse")
+HINTS = ("untold", "written", "spoken")
 MOST = 4  # things in a picture
+BEGUN, BLIND = 1 / 6, 1 / 8  # of the captions begun; and of what is written, without the picture, in training
+ASKED = ("image_what", "image_where", "image_count", "text_sum", "text_letters", "text_translate")
 
 
 @dataclass(frozen=True)
 class HeadBatch:
-    """One batch of one task. inputs: what the model hears and sees; their targets: "prompt", "target" (token ids),
-    "labels" [B, 4] (-1 where there is nothing), "boxes" [B, 4, 4] as shares of the sides, "picture" (whole), "damaged",
-    "kept", as the task has them. references: of each text, all that would be right. kinds: of each sample, for tables.
-    """
+    """One batch of one task. batch: what the model is given, kinds of samples as its families, and as targets "prompt",
+    "target" (token ids), "answer_scores", "labels" [B, 4] (-1 where there is nothing), "boxes" [B, 4, 4] as shares of
+    the sides, "picture" (whole), "damaged", "kept", "ids" (letters), "voice", "durations" (frames), "wave" [B, S], as
+    the task has them. references: of each text, all that would be right."""
 
     task: str
-    inputs: OmniBatch
+    batch: OmniBatch
     references: Sequence[Sequence[str]] = ()
-    kinds: Sequence[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    @property
+    def inputs(self) -> Mapping[Modality, Any]:
+        return self.batch.inputs
+
+    @property
+    def targets(self) -> Mapping[str, Tensor]:
+        return self.batch.targets
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        return self.batch.families
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> HeadBatch:
+        return replace(self, batch=self.batch.to(device, non_blocking=non_blocking))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One sample before it is put in a batch. written: of its text, the mark, the beginning if there is one, the rest
+    and all that would be right."""
+
+    kind: str
+    inputs: Mapping[Modality, Tensor]
+    targets: Mapping[str, Tensor]
+    written: tuple[str, str | None, str] | None = None
+    references: Sequence[str] = ()
 
 
 class HeadTasks(Dataset[HeadBatch]):
-    """Batch i depends on (world.seed, seed, split, i) and the options alone; its task is drawn by `mix`, how often each
-    comes. batches: so many. Test and validation batches come in turn through the tasks."""
+    """Sample k of a task depends on (world.seed, seed, split, task, k) alone, and a task has so many `examples`; a
+    batch is of `sizes` of one task. In training, batch i is of a task drawn by `mix`, how often each comes, and of
+    samples drawn from its examples; else batches go through the examples of each task in turn.
+
+    folder: where what is spoken is kept.
+    """
 
     def __init__(
         self,
@@ -56,137 +97,199 @@ class HeadTasks(Dataset[HeadBatch]):
         codec: Codec,
         split: str,
         *,
-        size: int,
-        batches: int,
+        sizes: Mapping[str, int],
+        examples: Mapping[str, int],
+        folder: Path,
         mix: Mapping[str, float],
         seed: int = 0,
     ) -> None:
         unknown = [task for task in mix if task not in TASKS]
-        if unknown or split not in STREAMS:
-            raise ValueError(f"tasks must be of {TASKS} and split of {[*STREAMS]}: got {[*mix]} and {split!r}")
+        if unknown or not mix:
+            raise ValueError(f"tasks must be of {TASKS}: got {[*mix]}")
+        self.sayings = Sayings(world, split)
         self.world = world
         self.codec = codec
         self.split = split
-        self.size = size
-        self.batches = batches
+        self.sizes = sizes
+        self.examples = examples
+        self.folder = folder
         self.mix = mix
         self.seed = seed
-        self.things = vocabulary(world.things)
+        self.answers = list(world.answers())
+        self.things = self.sayings.things
         self.index = {thing.names["en"]: i for i, thing in enumerate(self.things)}
-        self.words = {pair: [w for w in ambiguous_words() if w.language == pair[0]] for pair in DIRECTIONS}
+        self.batches = [(t, k) for t in mix for k in range(-(-examples[t] // sizes[t]))]
+
+    @cached_property
+    def heard(self) -> Utterances:
+        return ensure_utterances(self.sayings.heard(self.examples["transcribe"], seed=self.seed), self.folder)
+
+    @cached_property
+    def spoken(self) -> Utterances:
+        return ensure_utterances(self.sayings.spoken(self.examples["speak"], seed=self.seed), self.folder)
+
+    def prepare(self) -> None:
+        """Speaks what is to be spoken, if it has not been."""
+        for task, lines in (("transcribe", "heard"), ("speak", "spoken")):
+            if task in self.mix:
+                getattr(self, lines)
 
     def __len__(self) -> int:
-        return self.batches
+        return len(self.batches)
 
     def __getitem__(self, i: int) -> HeadBatch:
+        if self.split != "train":
+            task, k = self.batches[i]
+            first = k * self.sizes[task]
+            return self.batch(task, range(first, min(first + self.sizes[task], self.examples[task])))
         rng = np.random.default_rng([self.world.seed, self.seed, STREAMS[self.split], i])
-        tasks = list(self.mix)
-        weights = np.array([self.mix[task] for task in tasks])
-        task = tasks[i % len(tasks)] if self.split != "train" else str(rng.choice(tasks, p=weights / weights.sum()))
-        return {"see": self.see, "restore": self.restore, "translate": self.translate}[task](rng)
+        weights = np.array([*self.mix.values()])
+        task = str(rng.choice([*self.mix], p=weights / weights.sum()))
+        return self.batch(task, rng.integers(self.examples[task], size=self.sizes[task]).tolist(), take=i)
 
-    def scene(self, rng: np.random.Generator) -> tuple[Placed, ...]:
-        """What stands in a picture, as the world's scenes are drawn."""
-        key = int(rng.integers(2**40))
-        side = self.world.picture_size, self.world.frame_size
-        draw = SceneDraw(
-            key,
-            self.split,
-            seed=self.world.seed + STREAMS[self.split],
-            things=self.world.things,
-            picture_size=side[0],
-            frame_size=side[1],
-            spoken_share=None,
-        )
-        return draw.scene().picture
-
-    def see(self, rng: np.random.Generator) -> HeadBatch:
-        scenes = [self.scene(rng) for _ in range(self.size)]
-        pictures = [self._drawn(scene, rng) for scene in scenes]
-        languages = [str(rng.choice(LANGUAGES)) for _ in scenes]
-        references = [captions(scene, language) for scene, language in zip(scenes, languages, strict=True)]
-        chosen = [several[int(rng.integers(len(several)))] for several in references]
-        labels, boxes = zip(*(self.objects(scene) for scene in scenes), strict=True)
-        targets = self._written(languages, chosen) | {"labels": torch.stack(labels), "boxes": torch.stack(boxes)}
-        return self._batch("see", [{Modality.IMAGE: p} for p in pictures], targets, references, languages)
-
-    def restore(self, rng: np.random.Generator) -> HeadBatch:
-        """All of a batch are damaged alike; every other picture comes with words that name what it shows."""
-        scenes = [self.scene(rng) for _ in range(self.size)]
-        pictures = torch.stack([self._drawn(scene, rng) for scene in scenes])
-        damage = DAMAGES[int(rng.integers(len(DAMAGES)))]
-        damaged, kept = damage_pictures(pictures, scenes, damage, rng)
-        inputs: list[dict[Modality, Tensor]] = [{Modality.IMAGE: picture} for picture in damaged]
-        kinds = []
-        for k, (given, scene) in enumerate(zip(inputs, scenes, strict=True)):
-            if k % 2:
-                words = captions(scene, str(rng.choice(LANGUAGES)))[0]
-                given[Modality.TEXT] = torch.tensor(encode_text(self.codec.tokenizer, words, name=words))
-            kinds.append(f"{damage}, {'told' if k % 2 else 'untold'}")
-        targets = {"picture": pictures, "damaged": damaged} | ({} if kept is None else {"kept": kept})
-        return self._batch("restore", inputs, targets, (), kinds)
-
-    def translate(self, rng: np.random.Generator) -> HeadBatch:
-        """One in four sentences is plain: no word of it means two things."""
-        inputs, sources, targets, languages, kinds = [], [], [], [], []
-        for _ in range(self.size):
-            direction = DIRECTIONS[int(rng.integers(len(DIRECTIONS)))]
-            word: Ambiguous | None = None
-            other, meant = (self.things[int(k)] for k in rng.permutation(len(self.things))[:2])
-            if rng.random() < 0.75:
-                word = self.words[direction][int(rng.integers(len(self.words[direction])))]
-                meant = word.senses[int(rng.integers(2))]
-            source, target, placed = self.sentence(meant, other, direction, rng)
-            inputs.append(
-                {
-                    Modality.TEXT: torch.tensor(encode_text(self.codec.tokenizer, source, name=source)),
-                    Modality.IMAGE: self._drawn(placed, rng),
-                }
-            )
-            sources.append(source)
-            targets.append(target)
-            languages.append(direction[1])
-            kinds.append(f"{'-'.join(direction)}, {'ambiguous' if word else 'plain'}")
-        return self._batch("translate", inputs, self._written(languages, targets), [[t] for t in targets], kinds)
-
-    def sentence(
-        self, meant: Thing, other: Thing, direction: tuple[str, str], rng: np.random.Generator
-    ) -> tuple[str, str, tuple[Placed, ...]]:
-        """About two things, in both languages, and where they stand in the picture that goes with it."""
-        pair = [meant, other] if rng.random() < 0.5 else [other, meant]
-        placed = place(pair, self.world.picture_size, rng)
-        source, target = direction
-        if rng.random() < 0.5:
-            counts = dict.fromkeys(pair, 1)
-            return listing(counts, source), listing(counts, target), placed
-        where = str(rng.choice([*RELATIONS]))  # what the words say need not be what is seen: it can be read
-        return relation(pair[0], where, pair[1], source), relation(pair[0], where, pair[1], target), placed
-
-    def objects(self, scene: Sequence[Placed]) -> tuple[Tensor, Tensor]:
-        """Labels [4] and boxes [4, 4] of a picture, -1 and 0 where there is nothing."""
-        labels, boxes = torch.full((MOST,), -1), torch.zeros(MOST, 4)
-        for k, placed in enumerate(scene):
-            labels[k] = self.index[placed.thing.names["en"]]
-            boxes[k] = torch.tensor(placed.box) / self.world.picture_size
-        return labels, boxes
-
-    def _drawn(self, scene: Sequence[Placed], rng: np.random.Generator) -> Tensor:
-        return torch.from_numpy(render(background(self.world.picture_size, rng), scene))
-
-    def _written(self, languages: Sequence[str], texts: Sequence[str]) -> dict[str, Tensor]:
-        return {"prompt": self.codec.prompts(languages), "target": self.codec.targets(texts)}
-
-    def _batch(
-        self,
-        task: str,
-        inputs: Sequence[Mapping[Modality, Tensor]],
-        targets: Mapping[str, Tensor],
-        references: Sequence[Sequence[str]],
-        kinds: Sequence[str],
-    ) -> HeadBatch:
-        samples = [Sample(str(k), task, kind, given) for k, (given, kind) in enumerate(zip(inputs, kinds, strict=True))]
+    def batch(self, task: str, examples: Sequence[int], *, take: int = 0, **wanted: Any) -> HeadBatch:
+        """Some examples of a task. take: noise differs between takes. wanted: of what is to be restored, the "damage"
+        (of `DAMAGES`; else they take turns) and the "hint" ("untold", "written" or "spoken"; else each is drawn)."""
+        maker: Callable[..., Drawn] = getattr(self, f"_{task}")
+        if task == "restore":
+            turn = take if self.split == "train" else examples[0] // self.sizes[task]
+            wanted = {"damage": DAMAGES[turn % len(DAMAGES)], **wanted}
+        drawn = []
+        for k in examples:
+            key = [self.world.seed, self.seed, STREAMS[self.split], 4 + TASKS.index(task), k]
+            drawn.append(maker(k, np.random.default_rng(key), np.random.default_rng([*key, take]), **wanted))
+        names = [f"{self.split}-{task}-{k}" for k in examples]
+        samples = [Sample(name, task, d.kind, d.inputs) for name, d in zip(names, drawn, strict=True)]
         batch = collate(samples)
-        return HeadBatch(task, replace(batch, targets=dict(targets)), references, kinds)
+        targets = {name: _padded(name, [d.targets[name] for d in drawn]) for name in drawn[0].targets}
+        written = [d.written for d in drawn if d.written is not None]
+        if written:
+            marks, begun, rest = zip(*written, strict=True)
+            targets |= {"prompt": self.codec.prompts(marks, begun), "target": self.codec.targets(rest)}
+        return HeadBatch(task, replace(batch, targets=targets), [d.references for d in drawn] if written else ())
+
+    def _describe(self, k: int, rng: np.random.Generator, noise: np.random.Generator) -> Drawn:
+        picture = self.sayings.scene(rng).picture
+        language = str(rng.choice(LANGUAGES))
+        every = captions(picture, language)
+        chosen, begun = every[int(rng.integers(len(every)))], None
+        kind = language
+        words = re.findall(r"\S+\s*" if language != "zh" else r".", chosen)
+        if rng.random() < BEGUN and len(words) > 2:
+            cut = int(rng.integers(1, len(words) - 1))
+            begun, chosen = "".join(words[:cut]).rstrip(), "".join(words[cut:])
+            space = "" if language == "zh" else " "  # "ein" does not begin "eine"
+            every = [c.removeprefix(begun + space) for c in every if c.startswith(begun + space)]
+            kind = f"{language}, begun"
+        shown = self._shown(picture, rng)
+        inputs = {} if self.split == "train" and k % round(1 / BLIND) == 0 else {Modality.IMAGE: shown}
+        return Drawn(kind, inputs, {}, (language, begun, chosen), every)
+
+    def _find(self, k: int, rng: np.random.Generator, noise: np.random.Generator) -> Drawn:
+        picture = self.sayings.scene(rng).picture
+        labels, boxes = torch.full((MOST,), -1), torch.zeros(MOST, 4)
+        for i, placed in enumerate(picture):
+            labels[i] = self.index[placed.thing.names["en"]]
+            boxes[i] = torch.tensor(placed.box) / self.world.picture_size
+        targets = {"labels": labels, "boxes": boxes.clamp(0, 1)}
+        return Drawn(str(len(picture)), {Modality.IMAGE: self._shown(picture, rng)}, targets)
+
+    def _answer(self, k: int, rng: np.random.Generator, noise: np.random.Generator) -> Drawn:
+        """The kinds of question that a scene allows come equally often, but for the rare ones."""
+        scene = self.sayings.scene(rng)
+        asked = {family: (text, answer) for family, text, answer in scene.asked if family in ASKED}
+        family = str(rng.choice([*asked]))
+        text, answer = asked[family]
+        scores = torch.zeros(len(self.answers))
+        scores[self.answers.index(answer)] = 1.0
+        inputs = {Modality.TEXT: self._read(text), Modality.IMAGE: self._shown(scene.picture, rng)}
+        return Drawn(family, inputs, {"answer_scores": scores}, ("answer", None, answer), [answer])
+
+    def _restore(
+        self, k: int, rng: np.random.Generator, noise: np.random.Generator, *, damage: str, hint: str = ""
+    ) -> Drawn:
+        picture = self.sayings.scene(rng).picture
+        whole = self._shown(picture, rng)
+        gone = picture[int(rng.integers(len(picture)))]
+        damaged, kept = damage_picture(whole, gone, damage, rng)
+        language, drawn = str(rng.choice(LANGUAGES)), str(rng.choice(HINTS, p=(0.4, 0.4, 0.2)))
+        inputs = {Modality.IMAGE: damaged}
+        hint = hint or drawn
+        if hint == "written":
+            words = phrase(gone.thing, language, colour=True) if damage == "hole" else caption(picture, language)
+            inputs[Modality.TEXT] = self._read(words)
+        elif hint == "spoken":
+            voice = replace(draw_voice(self.split, rng), rate=195, pitch=40)
+            inputs[Modality.AUDIO] = _in_noise(say(gone.thing.names["en"], voice).samples, 30.0, rng)
+        targets = {"picture": whole, "damaged": damaged} | ({} if kept is None else {"kept": kept})
+        return Drawn(f"{damage}, {hint}", inputs, targets)
+
+    def _translate(self, k: int, rng: np.random.Generator, noise: np.random.Generator) -> Drawn:
+        saying = self.sayings.translated(rng)
+        inputs = {Modality.TEXT: self._read(saying.source)}
+        if saying.placed and not (self.split == "train" and k % round(1 / BLIND) == 0):
+            inputs[Modality.IMAGE] = self._shown(saying.placed, rng)
+        return Drawn(saying.kind, inputs, {}, (saying.direction[1], None, saying.target), [saying.target])
+
+    def _transcribe(self, k: int, rng: np.random.Generator, noise: np.random.Generator) -> Drawn:
+        """In training noise is anywhere from 5 to 40 dB below the voice, and drawn anew every time; else every other
+        batch of kinds has noise of 10 dB, the rest next to none."""
+        line = self.heard.lines[k]
+        clean = bool(k // 4 % 2)
+        ratio = float(noise.uniform(5, 40)) if self.split == "train" else 40.0 if clean else 10.0
+        kind = line.kind if self.split == "train" else f"{line.kind}, {'clean' if clean else '10 dB'}"
+        text = unpunctuated(line.text)
+        sound = _in_noise(self.heard.sound(k), ratio, noise)
+        return Drawn(kind, {Modality.AUDIO: sound}, {}, ("transcript", None, text), [text])
+
+    def _speak(self, k: int, rng: np.random.Generator, noise: np.random.Generator) -> Drawn:
+        line, sound = self.spoken.lines[k], self.spoken.sound(k)
+        frames = -(-len(sound) // FRAME)
+        wave = np.zeros(frames * FRAME, dtype=np.float32)
+        wave[: len(sound)] = sound
+        durations = letter_durations(line.text, self.spoken.words(k), frames)
+        targets = {
+            "ids": spelt([line.text])[0],
+            "voice": torch.tensor(SPEAKERS.index(line.voice)),
+            "durations": torch.tensor(durations),
+            "wave": torch.from_numpy(wave),
+        }
+        return Drawn(line.kind, {Modality.TEXT: self._read(line.text)}, targets)
+
+    def _read(self, text: str) -> Tensor:
+        return torch.tensor(self.codec.heard(text))
+
+    def _shown(self, placed: Sequence[Placed], rng: np.random.Generator) -> Tensor:
+        return torch.from_numpy(render(background(self.world.picture_size, rng), placed))
+
+
+def _padded(name: str, values: Sequence[Tensor]) -> Tensor:
+    """Stacked; where lengths differ, filled up behind: letters with -1, all else with 0."""
+    if values[0].ndim == 0 or len({len(v) for v in values}) == 1:
+        return torch.stack([*values])
+    return torch.nn.utils.rnn.pad_sequence([*values], batch_first=True, padding_value=-1 if name == "ids" else 0)
+
+
+def _in_noise(samples: np.ndarray, ratio: float, rng: np.random.Generator) -> Tensor:
+    """[S] float32 at some loudness, with noise so many dB below the voice."""
+    noise = _noises()[int(rng.integers(3))]
+    start = int(rng.integers(len(noise) - len(samples)))
+    heard = samples + noise[start : start + len(samples)] * np.float32(samples.std() / 10 ** (ratio / 20))
+    return torch.from_numpy(heard * np.float32(rng.uniform(0.3, 0.9)) / np.abs(heard).max())
+
+
+@cache
+def _noises() -> np.ndarray:
+    """[3, S] float32 of power one: half a minute of white, pink and brown noise."""
+    rng = np.random.default_rng(0)
+    noises = np.stack([coloured_noise(30 * SAMPLE_RATE, rng, slope=slope) for slope in (0.0, 0.5, 1.0)])
+    return noises / noises.std(axis=1, keepdims=True)
+
+
+@lru_cache(maxsize=65536)
+def unpunctuated(text: str) -> str:
+    """What can be heard of a text."""
+    return re.sub(r"[^\w\s'-]", "", text)
 
 
 def captions(scene: Sequence[Placed], language: str) -> list[str]:
@@ -194,21 +297,19 @@ def captions(scene: Sequence[Placed], language: str) -> list[str]:
     return list(dict.fromkeys(caption(order, language) for order in itertools.permutations(scene)))
 
 
-def damage_pictures(
-    pictures: Tensor, scenes: Sequence[Sequence[Placed]], damage: str, rng: np.random.Generator
+def damage_picture(
+    picture: Tensor, gone: Placed, damage: str, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor | None]:
-    """Damaged pictures [B, 3, H, W] uint8, and which pixels [B, H, W] are as they were, where any are. "hole": one of
-    the things is gone, black. "noise": normal, 60 of 255. "coarse": every 4 x 4 pixels are one colour."""
-    size = pictures.shape[-1]
+    """A damaged picture [3, H, W] uint8, and which of its pixels [H, W] are as they were, where any are. "hole": where
+    one of the things stands it is black. "noise": normal, 60 of 255. "coarse": every 4 x 4 pixels are one colour."""
+    size = picture.shape[-1]
     if damage == "hole":
-        kept = torch.ones(len(pictures), size, size, dtype=torch.bool)
-        for k, scene in enumerate(scenes):
-            chosen = scene[int(rng.integers(len(scene)))]
-            left, top, right, bottom = (round(min(max(edge, 0), size)) for edge in chosen.box)
-            kept[k, top:bottom, left:right] = False
-        return pictures * kept[:, None], kept
+        kept = torch.ones(size, size, dtype=torch.bool)
+        left, top, right, bottom = (round(min(max(edge, 0), size)) for edge in gone.box)
+        kept[top:bottom, left:right] = False
+        return picture * kept, kept
     if damage == "noise":
-        noise = torch.from_numpy(rng.normal(0, 60, tuple(pictures.shape)).astype(np.float32))
-        return (pictures + noise).clamp(0, 255).to(torch.uint8), None
-    few = torch.nn.functional.avg_pool2d(pictures.float(), 4)
-    return few.repeat_interleave(4, 2).repeat_interleave(4, 3).round().to(torch.uint8), None
+        noise = torch.from_numpy(rng.normal(0, 60, tuple(picture.shape)).astype(np.float32))
+        return (picture + noise).clamp(0, 255).to(torch.uint8), None
+    few = torch.nn.functional.avg_pool2d(picture.float(), 4)
+    return few.repeat_interleave(4, 1).repeat_interleave(4, 2).round().to(torch.uint8), None

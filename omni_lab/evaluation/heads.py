@@ -1,0 +1,260 @@
+"""What the heads of a model say of the examples of a task, beside those who may not look."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from omni_lab.data.tokenizer import Codec
+from omni_lab.data.worlds.ambiguous import ambiguous_words
+from omni_lab.data.worlds.tasks import HeadBatch, HeadTasks
+from omni_lab.encoders.audio import LogMel
+from omni_lab.evaluation.found import average_precision
+from omni_lab.evaluation.restored import restoration
+from omni_lab.evaluation.written import bleu, error_rate
+from omni_lab.heads import Decoding, GriffinLim, Objects
+from omni_lab.modalities import Modality, OmniBatch
+from omni_lab.model import OmniModel
+
+Change = Callable[[OmniBatch], OmniBatch]
+
+
+class Texts(NamedTuple):
+    """written, and all that would be right, of examples of some kinds; in lower case."""
+
+    written: list[str]
+    references: list[list[str]]
+    kinds: list[str]
+
+    def of(self, *kinds: str) -> Texts:
+        """The examples of these kinds."""
+        kept = [i for i, kind in enumerate(self.kinds) if kind in kinds]
+        return Texts(*([column[i] for i in kept] for column in self))  # type: ignore[arg-type]
+
+    @property
+    def right(self) -> list[bool]:
+        """Whether each is exactly one of its references."""
+        return [text in known for text, known in zip(self.written, self.references, strict=True)]
+
+
+def senses(texts: Texts) -> list[tuple[str | None, str]]:
+    """Of translations of sentences in which a word means two things: which of them was written (None: neither), and
+    which was meant; both as they are called in the language that is translated into."""
+    found = []
+    for text, (known, *_), kind in zip(*texts, strict=True):
+        source, target = kind.split(",")[0].split("-")
+        words = [[s.names[target].lower() for s in w.senses] for w in ambiguous_words() if w.language == source]
+        meant, names = max(((_longest(names, known), names) for names in words), key=lambda found: len(found[0] or ""))
+        if meant is None:
+            raise ValueError(f"no word of {known!r} is one of two: {kind}")
+        found.append((_longest(names, text), meant))
+    return found
+
+
+def _longest(names: Sequence[str], text: str) -> str | None:
+    return max((name for name in names if name in text), key=len, default=None)
+
+
+def unseen(batch: OmniBatch) -> OmniBatch:
+    """The same samples, but their pictures are not there."""
+    rows = batch.inputs[Modality.IMAGE].rows
+    return batch.with_rows(Modality.IMAGE, torch.full_like(rows, -1))
+
+
+class Pictures(NamedTuple):
+    """Restored pictures and whole ones [B, 3, H, W] in [0, 1]; damaged ones as they were given; what of them was kept,
+    [B, H, W], for holes."""
+
+    restored: Float[Tensor, "b 3 h w"]
+    whole: Float[Tensor, "b 3 h w"]
+    damaged: UInt8[Tensor, "b 3 h w"]
+    kept: Bool[Tensor, "b h w"] | None
+
+
+class Finds(NamedTuple):
+    """What was found in each picture, and what is there: see `BoxesHead`."""
+
+    found: list[Objects]
+    labels: Int[Tensor, "b n"]
+    boxes: Float[Tensor, "b n 4"]
+
+
+class Speech(NamedTuple):
+    """Sounds [S] at 16 kHz of each text: by the head, and by the voice that it learned from."""
+
+    texts: list[str]
+    voices: list[str]
+    ours: list[Tensor]
+    reference: list[Tensor]
+
+
+def examples(tasks: HeadTasks, task: str, count: int | None = None, **wanted: Any) -> Iterator[HeadBatch]:
+    """The first examples of a task (all of them), in batches. wanted: see `HeadTasks.batch`."""
+    end = min(count or tasks.examples[task], tasks.examples[task])
+    for start in range(0, end, tasks.sizes[task]):
+        yield tasks.batch(task, range(start, min(start + tasks.sizes[task], end)), **wanted)
+
+
+@torch.inference_mode()
+def write(
+    model: OmniModel,
+    codec: Codec,
+    batches: Iterable[HeadBatch],
+    *,
+    decoding: Decoding | None = None,
+    change: Change = lambda batch: batch,
+) -> Texts:
+    """What the text head writes. change: what is done to each batch before the model sees it."""
+    found = Texts([], [], [])
+    for given in batches:
+        told = {"prompt": given.targets["prompt"], "decoding": decoding or Decoding()}
+        ids = model(change(given.batch), heads={"text": told}).heads["text"].ids
+        found.written.extend(codec.texts(ids))
+        found.references.extend([_as_read(text) for text in known] for known in given.references)
+        found.kinds.extend(given.kinds)
+    return found
+
+
+def _as_read(text: str) -> str:
+    """As a codec writes it: in lower case, and "，" as ","."""
+    return unicodedata.normalize("NFKC", text).lower()
+
+
+@torch.inference_mode()
+def find(model: OmniModel, batches: Iterable[HeadBatch]) -> Finds:
+    """What the boxes head finds."""
+    head: Any = model.heads["boxes"]
+    found: list[Objects] = []
+    labels, boxes = [], []
+    for given in batches:
+        found += head.objects(model(given.batch, heads={"boxes": {}}).heads["boxes"])
+        labels.append(given.targets["labels"])
+        boxes.append(given.targets["boxes"])
+    return Finds(found, torch.cat(labels), torch.cat(boxes))
+
+
+@torch.inference_mode()
+def restore(model: OmniModel, batches: Iterable[HeadBatch], *, change: Change = lambda batch: batch) -> Pictures:
+    """What the pixels head makes of damaged pictures, all damaged alike."""
+    parts = []
+    for given in batches:
+        told = {"picture": given.targets["damaged"], "kept": given.targets.get("kept")}
+        restored = model(change(given.batch), heads={"pixels": told}).heads["pixels"]
+        parts.append((restored, given.targets["picture"] / 255, told["picture"], told["kept"]))
+    restored, whole, damaged, kept = zip(*parts, strict=True)
+    return Pictures(
+        torch.cat(restored), torch.cat(whole), torch.cat(damaged), None if kept[0] is None else torch.cat(kept)
+    )
+
+
+@torch.inference_mode()
+def answer(
+    model: OmniModel, batches: Iterable[HeadBatch], *, change: Change = lambda batch: batch
+) -> Bool[Tensor, " n"]:
+    """[n], whether the answer head is right."""
+    hits = []
+    for given in batches:
+        logits = model(change(given.batch), heads=["answer"]).heads["answer"]
+        hits.append(logits.argmax(1) == given.targets["answer_scores"].argmax(1))
+    return torch.cat(hits)
+
+
+@torch.inference_mode()
+def pronounce(model: OmniModel, tasks: HeadTasks, batches: Iterable[HeadBatch], *, vocoder: GriffinLim) -> Speech:
+    """What the speech head says, with durations of its own."""
+    said = Speech([], [], [], [])
+    for given, number in zip(batches, _counted(tasks.sizes["speak"]), strict=False):
+        told = {name: given.targets[name] for name in ("ids", "voice")}
+        spoken = model(given.batch, heads={"speech": told}).heads["speech"]
+        for mel, frames in zip(spoken.mel, spoken.frames.tolist(), strict=True):
+            said.ours.append(vocoder(mel[None, :frames])[0])
+        for k in range(number, number + len(given)):
+            said.texts.append(tasks.spoken.lines[k].text)
+            said.reference.append(torch.from_numpy(tasks.spoken.sound(k)))
+        said.voices.extend(given.kinds)
+    return said
+
+
+def _counted(step: int) -> Iterator[int]:
+    number = 0
+    while True:
+        yield number
+        number += step
+
+
+@torch.inference_mode()
+def nearest_captions(model: OmniModel, known: Sequence[HeadBatch], asked: Iterable[HeadBatch]) -> list[str]:
+    """For each picture the caption, in the language that is asked for, of that picture among `known` which the model's
+    own eyes find most alike: the largest cosine of their cells side by side. A caption that was begun counts as a
+    whole."""
+    gallery, captions = [], []
+    for given in known:
+        gallery.append(_looks(model, given))
+        captions += [(kind.split(",")[0], r[0].lower()) for kind, r in zip(given.kinds, given.references, strict=True)]
+    seen = torch.cat(gallery)
+    languages = [language for language, _ in captions]
+    found = []
+    for given in asked:
+        alike = _looks(model, given) @ seen.T
+        for row, kind in zip(alike, given.kinds, strict=True):
+            other = torch.tensor([language != kind.split(",")[0] for language in languages])
+            found.append(captions[int(row.masked_fill(other, -2.0).argmax())][1])
+    return found
+
+
+def _looks(model: OmniModel, given: HeadBatch) -> Float[Tensor, "b f"]:
+    tokens = cast(Any, model.encode(given.batch)[Modality.IMAGE]).expanded()
+    return torch.nn.functional.normalize(tokens.values.flatten(1), dim=1) * tokens.mask.any(1)[:, None]
+
+
+class Score(NamedTuple):
+    """How well a model does at a task, in one number. what: it is."""
+
+    value: float
+    what: str
+    higher_is_better: bool = True
+
+
+def task_score(model: OmniModel, tasks: HeadTasks, task: str) -> Score:
+    """One number for each task, to compare models by, over all examples of `tasks`."""
+    batches = examples(tasks, task, damage="hole", hint="untold") if task == "restore" else examples(tasks, task)
+    if task == "find":
+        return Score(average_precision(*find(model, batches), resamples=1).map50.value, "mAP at an overlap of 0.5")
+    if task == "answer":
+        return Score(float(answer(model, batches).double().mean()), "accuracy of chosen answers")
+    if task == "restore":
+        pictures = restore(model, batches)
+        return Score(float(restoration(pictures.restored, pictures.whole).psnr.mean()), "PSNR of holes (dB)")
+    if task == "speak":
+        return Score(spectrogram_distance(model, batches), "distance of log mel spectrograms", False)
+    texts = write(model, tasks.codec, batches)
+    if task == "transcribe":
+        heard = texts.of(*(kind for kind in texts.kinds if "clean" in kind and "hsk" not in kind))
+        known = [references[0] for references in heard.references]
+        return Score(
+            error_rate(heard.written, known, unit="character", resamples=1).value, "character error rate", False
+        )
+    scores = []
+    for kind in dict.fromkeys(kind for kind in texts.kinds if "hsk" not in kind and "begun" not in kind):
+        some = texts.of(kind)
+        scores.append(bleu(some.written, some.references, kind.split(",")[0][-2:], resamples=1).value)
+    return Score(sum(scores) / len(scores), "BLEU-4, mean over languages or directions")
+
+
+@torch.inference_mode()
+def spectrogram_distance(model: OmniModel, batches: Iterable[HeadBatch]) -> float:
+    """Mean distance of log energies between what the speech head says, with the reference's durations, and the
+    reference."""
+    mel, head = LogMel(), cast(Any, model.heads["speech"])
+    distances, frames = [], []
+    for given in batches:
+        told = {name: given.targets[name] for name in ("ids", "voice", "durations")}
+        spoken = model(given.batch, heads={"speech": told}).heads["speech"]
+        distances.append(head.loss(spoken, mel(given.targets["wave"]).transpose(1, 2), told["durations"])[0])
+        frames.append(spoken.frames.sum())
+    return float((torch.stack(distances) * torch.stack(frames)).sum() / torch.stack(frames).sum())

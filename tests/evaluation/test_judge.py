@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from omni_lab.data.sounds import SoundError
+from omni_lab.data.speech import Voice, speak
+from omni_lab.data.worlds.captions import RELATIONS, listing, relation
+from omni_lab.data.worlds.things import all_things, vocabulary
+from omni_lab.evaluation import Judge, JudgeError, caption_grammar, error_rate, judge, judge_available
+
+needs_judge = pytest.mark.skipif(not judge_available(), reason="pocketsphinx is not installed")
+needs_voices = pytest.mark.skipif(find_spec("espeakng_loader") is None, reason="espeakng-loader is not installed")
+
+
+@pytest.fixture(scope="module")
+def captions_judge() -> Judge:
+    return Judge(caption_grammar(all_things()))
+
+
+def test_a_judge_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "find_spec", lambda _: None)
+    assert not judge_available()
+    with pytest.raises(JudgeError, match="pocketsphinx: pip install .* worlds.txt"):
+        Judge(["a frog"])
+
+
+@needs_judge
+def test_the_grammar_is_that_of_captions(captions_judge: Judge) -> None:
+    things = all_things()
+    for first, second in zip(things, [*things[1:], things[0]], strict=True):
+        for where in RELATIONS:
+            assert captions_judge.accepts(relation(first, where, second, "en", colour=True))
+    for counts in ((1,), (4,), (1, 1), (3, 1), (2, 1, 1), (1, 1, 1, 1)):
+        for start in range(0, len(things) - 4, 4):
+            said = listing(dict(zip(things[start:], counts, strict=False)), "en")
+            assert captions_judge.accepts(said.replace(",", "")), said
+    for wrong in ("", "frog", "a frogs", "two frog", "an frog", "a owl", "a frog left", "a frog a key", "a frog and"):
+        assert not captions_judge.accepts(wrong), wrong
+    assert captions_judge.accepts("a red owl above an elephant") and not captions_judge.accepts("an red owl")
+    few = Judge(caption_grammar(vocabulary(8)[:2]))
+    assert few.accepts("a frog and two bananas") and not few.accepts("a key")
+    with pytest.raises(ValueError, match="at least one thing: got none"):
+        caption_grammar([])
+
+
+@needs_judge
+@needs_voices
+def test_it_hears_what_is_said(captions_judge: Judge) -> None:
+    said = ["a green frog left of a key", "three penguins and a rocket", "a pizza an anchor and two octopuses"]
+    sounds = [speak(text, "en", Voice("m1")).samples for text in said]
+    heard = [captions_judge.transcribe(sound) for sound in sounds]
+    assert error_rate(heard, said, unit="word", resamples=10).value <= 0.1
+    assert error_rate(heard[1:] + heard[:1], said, unit="word", resamples=10).value > 0.5, "each its own sentence"
+    # however loud, with whatever seed, whatever was heard before
+    assert captions_judge.transcribe(sounds[0] * 0.01) == heard[0] == captions_judge.transcribe(sounds[0])
+    assert Judge(["a frog", "a key"], seed=1).transcribe(speak("a key", "en", Voice("m1")).samples) == "a key"
+
+
+@needs_judge
+@needs_voices
+def test_it_does_not_hear_what_is_not_said() -> None:
+    few = Judge(caption_grammar(vocabulary(8)))
+    text = "a frog left of a key"
+    sound = speak(text, "en", Voice("m1")).samples
+    assert few.transcribe(sound) == text
+    noise = np.random.default_rng(0).normal(size=8000).astype(np.float32)
+    for other in (sound[::-1].copy(), noise * 0.1, np.zeros(8000, dtype=np.float32)):
+        assert few.transcribe(other) != text
+
+
+@needs_judge
+def test_what_cannot_be_judged_is_named() -> None:
+    with pytest.raises(ValueError, match=r"how to say \['flibber', 'gloop'\]: the dictionary lacks them"):
+        Judge(["a frog", "a flibber gloop"])
+    assert Judge(["a flibber"], pronunciations={"flibber": "F L IH B ER"}).accepts("a flibber")
+    with pytest.raises(ValueError, match=r"every rule that it uses: lacks \['thing'\]"):
+        Judge("#JSGF V1.0; grammar g; public <all> = a <thing>;")
+    with pytest.raises(ValueError, match="JSGF with a public rule: got '#JSGF V1.0; grammar g; <all> = a frog;'"):
+        Judge("#JSGF V1.0; grammar g; <all> = a frog;")
+    with pytest.raises(ValueError, match="JSGF with a public rule: got 'a frog'"):
+        Judge("a frog")
+    with pytest.raises(SoundError, match="wave: got shape"):
+        Judge(["a frog"]).transcribe(np.zeros((2, 3, 4), dtype=np.float32))
