@@ -34,6 +34,7 @@ from omni_lab.config import (
 from omni_lab.data import Distracted, EasyVqa, EmojiWorld, OmniDataModule, TalkingFace, ViewsDataModule, VqaSource
 from omni_lab.data.heads import HeadsDataModule
 from omni_lab.data.worlds.sayings import SPEAKERS
+from omni_lab.data.worlds.tasks import HeadBatch
 from omni_lab.data.worlds.things import vocabulary
 from omni_lab.fusion import FusionPlan, Stage
 from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment
@@ -71,7 +72,7 @@ class Recipe:
     def folder(self) -> Path:
         return Path(self.profile) / f"{self.name}-seed{self.seed}"
 
-    def work_folder(self, data: OmniDataModule) -> Path:
+    def work_folder(self, data: Any) -> Path:
         """Where the training writes: one folder per configuration, so that no two ever overwrite each other."""
         return project_root() / "data" / "checkpoints" / f"{self.folder}-{digest(self.identity(data))}"
 
@@ -111,7 +112,7 @@ class Recipe:
                 self.model, vocab_size=data.store.tokenizer.get_vocab_size(), answers=len(data.store.answers)
             )
 
-    def first_model(self, data: OmniDataModule) -> Any:
+    def first_model(self, data: Any) -> Any:
         """The model that training begins with: new, but for what it has in common with a `start`."""
         model = self.new_model(data)
         if self.start is not None:
@@ -212,7 +213,7 @@ class Trained:
     """
 
     model: Any
-    data: OmniDataModule
+    data: Any
     facts: dict[str, Any]
     origin: str
 
@@ -340,7 +341,12 @@ class Meter(Callback):
         self._mark = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: OmniBatch, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: OmniBatch | HeadBatch,
+        batch_idx: int,
     ) -> None:
         now = time.perf_counter()
         self.totals["seconds"] += now - self._mark
@@ -465,7 +471,7 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def _load(recipe: Recipe, data: OmniDataModule, folder: Path, origin: str) -> Trained:
+def _load(recipe: Recipe, data: Any, folder: Path, origin: str) -> Trained:
     model = recipe.new_model(data)
     facts = load_model(folder, model, identity=recipe.identity(data))
     return Trained(model.eval(), data, facts, f"{origin} ({facts['device']}, {facts['seconds']:.0f} s)")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from omni_lab.evaluation.flops import count_flops, head_flops
+from omni_lab.evaluation.flops import count_flops, head_flops, unused_flops
 from omni_lab.heads import BoxesHead, Decoding, Found, HeadError, Memory, PixelsHead, TextHead, Written
 from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.model import OmniModel
@@ -69,6 +69,15 @@ def test_a_head_that_is_not_asked_for_costs_nothing(model: OmniModel, make_batch
     lone = {"answer": told["answer"]}
     both = head_flops(model, batch, lone)
     assert set(both) == {"encoders and fusion", "answer"}
+    assert unused_flops(model, batch, lone) == 0
+    paint: Any = cast(Any, model.heads["pixels"]).paint
+
+    def meddle(*_: Any) -> None:
+        paint(torch.zeros(1, 8, 4, 4))
+
+    meddling = model.heads["boxes"].register_forward_hook(meddle)
+    assert unused_flops(model, batch, {"boxes": {}}) == 2 * 3 * 8 * 16, "a head that works unasked is seen"
+    meddling.remove()
     whole = dict(model.heads.items())
     model.heads, model.memory = nn.ModuleDict({"answer": whole["answer"]}), None
     assert sum(both.values()) == count_flops(lambda: model(batch, heads=lone)), "as if there were no others"

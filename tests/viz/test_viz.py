@@ -107,3 +107,28 @@ def test_chinese_characters_are_drawn_beside_latin_ones(caplog: pytest.LogCaptur
         warnings.simplefilter("error")  # a missing glyph is a warning and an empty box
         pictures = [drawn(text) for text in ("a 鼓", "a 蝶", "a b")]
     assert all((a != b).any() for a, b in combinations(pictures, 2)) and "findfont" not in caplog.text
+
+
+def test_boxes_are_drawn_where_they_are_with_their_names() -> None:
+    boxes = [np.array([[0.25, 0.5, 0.75, 1.0]]), np.empty((0, 4))]
+    figure = viz.boxes_in_pictures([PICTURE, PICTURE], boxes, [["frog"], []], columns=2)
+    (box,) = [p for p in figure.axes[0].patches if isinstance(p, matplotlib.patches.Rectangle)]
+    assert box.get_bbox().extents.tolist() == [3.5, 7.5, 11.5, 15.5]
+    assert "frog" in texts(figure) and not figure.axes[1].patches
+    with pytest.raises(ValueError):
+        viz.boxes_in_pictures([PICTURE], boxes[:1], [["frog", "key"]])
+
+
+def test_before_and_after_stand_in_rows() -> None:
+    figure = viz.before_after({"given": [PICTURE, PICTURE], "restored": [PICTURE / 255, PICTURE]}, titles=["a", "b"])
+    assert len(figure.axes) == 4 and all(word in texts(figure) for word in ("given", "restored", "a", "b"))
+    with pytest.raises(ValueError):
+        viz.before_after({"given": [PICTURE]}, titles=["a", "b"])
+
+
+def test_spectrograms_share_their_scales() -> None:
+    rng = np.random.default_rng(0)
+    figure = viz.spectrograms({"one": rng.normal(size=(50, 8)), "two": rng.normal(size=(80, 8)) + 3})
+    first, second = figure.axes[:2]
+    assert first.get_xlim() == second.get_xlim() and first.images[0].get_clim() == second.images[0].get_clim()
+    assert second.images[0].get_extent()[1] == pytest.approx(0.8) and "seconds" in texts(figure)

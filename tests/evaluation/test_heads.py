@@ -1,0 +1,275 @@
+"""What heads say of the examples of a task: by a model that has learned nothing, or that knows all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omni_lab.data.tokenizer import Codec
+from omni_lab.data.worlds.tasks import TASKS, HeadBatch, HeadTasks
+from omni_lab.evaluation.heads import (
+    Texts,
+    answer,
+    examples,
+    find,
+    nearest_captions,
+    pronounce,
+    restore,
+    senses,
+    task_score,
+    unseen,
+    write,
+)
+from omni_lab.heads import Decoding, GriffinLim
+from omni_lab.modalities import Modality, OmniBatch
+from omni_lab.model import OmniModel
+from tests.learning.test_heads import tiny_recipe
+
+IMAGE = Modality.IMAGE
+
+
+class Setting(NamedTuple):
+    model: OmniModel
+    tasks: HeadTasks
+    codec: Codec
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    """A model that has learned nothing, and ten examples of each task in batches of four."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMNI_LAB_ROOT", str(tmp_path_factory.mktemp("heads")))
+        recipe = tiny_recipe()
+        data = recipe.data_module()
+        model: Any = recipe.new_model(data).eval()
+        torch.manual_seed(0)
+        nn.init.normal_(model.heads["pixels"].paint.weight, std=0.1)  # else it paints nothing at all
+        yield Setting(model, data.tasks("test"), data.codec)
+
+
+class Known(OmniModel):
+    """Says what it is told: the right texts, in order."""
+
+    def __init__(self, batches: list[HeadBatch]) -> None:
+        nn.Module.__init__(self)
+        self.right = iter([batch.targets["target"] for batch in batches])
+
+    def forward(self, batch: OmniBatch, *, heads: Any) -> Any:  # type: ignore[override]
+        return SimpleNamespace(heads={"text": SimpleNamespace(ids=next(self.right))})
+
+
+class Change:
+    """Turns the pictures of a batch around, and counts how often."""
+
+    def __init__(self) -> None:
+        self.seen: list[OmniBatch] = []
+
+    def __call__(self, batch: OmniBatch) -> OmniBatch:
+        self.seen.append(batch)
+        return batch.with_rows(IMAGE, batch.inputs[IMAGE].rows.flip(0))
+
+
+def test_examples_cover_all_once_and_in_order(setting: Setting) -> None:
+    def found(task: str, count: int | None = None, **wanted: str) -> list[list[str]]:
+        return [[*batch.batch.ids] for batch in examples(setting.tasks, task, count, **wanted)]
+
+    assert [len(ids) for ids in found("find")] == [4, 4, 2]
+    assert [name for ids in found("find") for name in ids] == [f"test-find-{k}" for k in range(10)]
+    assert found("find", 5) == [*found("find")[:1], ["test-find-4"]]
+    assert found("find", 99) == found("find")
+    for batch in examples(setting.tasks, "restore", damage="noise", hint="written"):
+        assert {*batch.kinds} == {"noise, written"}
+
+
+@pytest.mark.parametrize("task", ["describe", "translate", "transcribe", "answer"])
+def test_who_writes_what_is_right_is_right(setting: Setting, task: str) -> None:
+    batches = list(examples(setting.tasks, task))
+    said = write(Known(batches), setting.codec, batches)
+    assert len(said.written) == len(said.references) == len(said.kinds) == 10
+    assert said.right == [True] * 10
+    assert said.kinds == [kind for batch in batches for kind in batch.kinds]
+    others = write(Known(batches[::-1]), setting.codec, batches)
+    assert not all(others.right)
+
+
+def test_full_width_marks_are_those_that_a_codec_writes(setting: Setting) -> None:
+    texts = ["你好，老师！", "How are you?", "３ Äpfel…"]
+    given = next(examples(setting.tasks, "translate", 3))
+    targets = {**given.batch.targets, "target": setting.codec.targets(texts)}
+    given = replace(given, batch=replace(given.batch, targets=targets), references=[[t, "？"] for t in texts])
+    said = write(Known([given]), setting.codec, [given])
+    assert said.references == [["你好,老师!", "?"], ["how are you?", "?"], ["3 äpfel...", "?"]]
+    assert said.right == [True] * 3
+
+
+def test_texts_are_chosen_by_their_kind() -> None:
+    texts = Texts(["a", "b", "c"], [["a"], ["c", "b"], ["d"]], ["en", "zh", "en, begun"])
+    assert texts.of("en") == Texts(["a"], [["a"]], ["en"])
+    assert texts.of("zh", "en, begun") == Texts(["b", "c"], [["c", "b"], ["d"]], ["zh", "en, begun"])
+    assert texts.of("hsk").written == [] == texts.of().written
+    assert texts.right == [True, True, False]
+
+
+def test_which_sense_was_written_is_seen_in_the_words() -> None:
+    texts = Texts(
+        ["a mouse", "eine maus und ein frosch", "eine computermaus", "ein frosch", "a violin", "an accordion"],
+        [["ein frosch"], ["eine maus"], ["eine maus"], ["eine computermaus"], ["a violin"], ["a violin"]],
+        ["", *["en-de, ambiguous"] * 3, *["zh-en, ambiguous"] * 2],
+    )
+    ambiguous = texts.of("en-de, ambiguous", "zh-en, ambiguous")
+    assert senses(ambiguous) == [
+        ("maus", "maus"),
+        ("computermaus", "maus"),
+        (None, "computermaus"),
+        ("violin", "violin"),
+        ("accordion", "violin"),
+    ]
+    with pytest.raises(ValueError, match="no word of 'ein frosch' is one of two: en-de, plain"):
+        senses(Texts(["ein frosch"], [["ein frosch"]], ["en-de, plain"]))
+
+
+def test_who_may_not_see_has_the_same_samples_without_pictures(setting: Setting) -> None:
+    given = next(examples(setting.tasks, "answer")).batch
+    blind = unseen(given)
+    assert blind.present[:, IMAGE.column].tolist() == [False] * 4
+    assert torch.equal(blind.present[:, Modality.TEXT.column], given.present[:, Modality.TEXT.column])
+    assert blind.ids == given.ids and given.present[:, IMAGE.column].all()
+    alone = given.without(IMAGE)
+    with torch.no_grad():
+        said, expected = (setting.model(b, heads=["answer"]).heads["answer"] for b in (blind, alone))
+    assert torch.allclose(said, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_a_number_of_its_own(setting: Setting, task: str) -> None:
+    score = task_score(setting.model, setting.tasks, task)
+    assert math.isfinite(score.value) and score.value >= 0 and score.what
+    assert score.higher_is_better is (task not in ("transcribe", "speak"))
+    if task == "answer":
+        assert score.value == pytest.approx(float(answer(setting.model, examples(setting.tasks, task)).float().mean()))
+
+
+def test_an_untrained_model_writes_something_of_everything(setting: Setting) -> None:
+    batches = list(examples(setting.tasks, "describe"))
+    decoding = Decoding(longest=5)
+    said = write(setting.model, setting.codec, batches, decoding=decoding)
+    assert len(said.written) == 10 and not any(said.right)
+    torch.manual_seed(7)
+    assert write(setting.model, setting.codec, batches, decoding=decoding) == said
+    change = Change()
+    changed = [replace(batch, batch=change(batch.batch)) for batch in batches]
+    blind = Change()
+    assert (
+        write(setting.model, setting.codec, batches, decoding=decoding, change=blind).written
+        == write(setting.model, setting.codec, changed, decoding=decoding).written
+    )
+    assert [b.ids for b in blind.seen] == [b.batch.ids for b in batches]
+
+
+def test_what_is_found_lies_beside_what_is_there(setting: Setting) -> None:
+    batches = list(examples(setting.tasks, "find"))
+    found = find(setting.model, batches)
+    assert len(found.found) == 10 and found.labels.shape == (10, 4) and found.boxes.shape == (10, 4, 4)
+    assert torch.equal(found.labels, torch.cat([b.targets["labels"] for b in batches]))
+    assert torch.equal(found.boxes, torch.cat([b.targets["boxes"] for b in batches]))
+    for objects in found.found:
+        assert objects.boxes.shape == (8, 4) and (objects.scores.diff() <= 0).all()
+        assert (objects.labels < 8).all(), "a thing, not nothing"
+    alone = find(setting.model, batches[1:2]).found
+    assert torch.allclose(alone[0].boxes, found.found[4].boxes, atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["hole", "noise"])
+def test_restored_pictures_lie_beside_whole_ones(setting: Setting, damage: str) -> None:
+    batches = list(examples(setting.tasks, "restore", damage=damage))
+    pictures = restore(setting.model, batches)
+    assert pictures.restored.shape == pictures.whole.shape == pictures.damaged.shape == (10, 3, 64, 64)
+    whole = torch.cat([batch.targets["picture"] for batch in batches])
+    assert torch.equal((255 * pictures.whole).round().to(torch.uint8), whole)
+    assert torch.equal(pictures.damaged, torch.cat([batch.targets["damaged"] for batch in batches]))
+    assert (pictures.kept is None) is (damage == "noise")
+    assert (pictures.restored >= 0).all() and (pictures.restored <= 1).all()
+    missing = torch.ones(10, 64, 64, dtype=torch.bool)
+    if pictures.kept is not None:
+        missing = ~pictures.kept
+        assert torch.equal(*(p.permute(0, 2, 3, 1)[pictures.kept] for p in (pictures.restored, pictures.whole)))
+    change = Change()
+    other = restore(setting.model, batches, change=change)
+    assert [b.ids for b in change.seen] == [b.batch.ids for b in batches]
+    assert torch.equal(other.damaged, pictures.damaged), "the head is given the same"
+    off = (other.restored - pictures.restored).abs().amax(1)
+    assert off[missing].max() > 1e-5, "but remembers something else"
+    assert not off[~missing].any()
+
+
+def test_answers_are_right_or_wrong(setting: Setting) -> None:
+    batches = list(examples(setting.tasks, "answer"))
+    scores = torch.cat([batch.targets["answer_scores"] for batch in batches])
+
+    def said(changed: list[HeadBatch]) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([setting.model(b.batch, heads=["answer"]).heads["answer"].argmax(1) for b in changed])
+
+    right = answer(setting.model, batches)
+    assert right.dtype == torch.bool and right.shape == (10,)
+    assert torch.equal(right, said(batches) == scores.argmax(1))
+    taught = [replace(b, batch=replace(b.batch, targets={"answer_scores": one_hot(b, setting)})) for b in batches]
+    assert answer(setting.model, taught).all() and not right.all()
+    change = Change()
+    turned = answer(setting.model, batches, change=change)
+    changed = [replace(b, batch=Change()(b.batch)) for b in batches]
+    assert torch.equal(turned, said(changed) == scores.argmax(1)) and len(change.seen) == 3
+
+
+def one_hot(batch: HeadBatch, setting: Setting) -> Tensor:
+    """What the model says, as if it were right."""
+    with torch.no_grad():
+        logits = setting.model(batch.batch, heads=["answer"]).heads["answer"]
+    return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).float()
+
+
+def test_both_voices_say_the_same_text(setting: Setting) -> None:
+    tasks = setting.tasks
+    said = pronounce(setting.model, tasks, examples(tasks, "speak"), vocoder=GriffinLim(rounds=1))
+    lines = tasks.spoken.lines
+    assert said.texts == [line.text for line in lines] and len(lines) == 10
+    assert said.voices == [line.voice.variant for line in lines]
+    for i, (ours, reference) in enumerate(zip(said.ours, said.reference, strict=True)):
+        assert torch.equal(reference, torch.from_numpy(tasks.spoken.sound(i)))
+        assert ours.ndim == 1 and len(ours) >= 160 * len(said.texts[i]) and len(ours) % 160 == 0
+        assert ours.isfinite().all()
+
+
+def whole_captions(tasks: HeadTasks, kinds: list[str] | None = None) -> list[HeadBatch]:
+    batches = list(examples(tasks, "describe"))
+    if kinds is not None:
+        left = iter(kinds)
+        batches = [replace(b, batch=replace(b.batch, families=[next(left) for _ in b.kinds])) for b in batches]
+    return batches
+
+
+def test_the_nearest_picture_of_all_is_the_picture_itself(setting: Setting) -> None:
+    gallery = whole_captions(setting.tasks)
+    expected = [known[0].lower() for batch in gallery for known in batch.references]
+    assert len({*expected}) > 5
+    assert nearest_captions(setting.model, gallery, gallery) == expected
+    assert nearest_captions(setting.model, gallery[::-1], gallery[2:]) == expected[8:], "wherever it hangs"
+
+
+def test_the_nearest_caption_is_in_the_language_that_is_asked_for(setting: Setting) -> None:
+    languages = ["en", "de", "zh, begun", "en", "de", "zh", "en", "de, begun", "zh", "en"]
+    gallery = whole_captions(setting.tasks, languages)
+    expected = [known[0].lower() for batch in gallery for known in batch.references]
+    for language in ("en", "de", "zh"):
+        asked = whole_captions(setting.tasks, [language] * 10)
+        found = nearest_captions(setting.model, gallery, asked)
+        own = [kind.startswith(language) for kind in languages]
+        assert {*found} <= {text for text, mine in zip(expected, own, strict=True) if mine}
+        assert all(text == right for text, right, mine in zip(found, expected, own, strict=True) if mine)
