@@ -83,6 +83,9 @@ class MelFrontEnd(nn.Module):
         self.stem = nn.ModuleList(
             nn.Conv1d(width, config.dim, kernel_size=3, stride=2) for width in (BANDS, config.dim)
         )
+        self.context = nn.ModuleList(
+            nn.Conv1d(config.dim, config.dim, kernel_size=5, padding=2) for _ in range(config.context)
+        )
         self.blocks = nn.Sequential(
             *(
                 TransformerBlock(dim=config.dim, heads=config.heads, mlp_ratio=2.0, dropout=config.dropout)
@@ -110,6 +113,8 @@ class MelFrontEnd(nn.Module):
             # what lies behind the end adds nothing; before the beginning is silence
             x = F.gelu(convolution(F.pad(x * real[:, None], (1, 0))))
             real = real[:, ::2]
+        for convolution in self.context:
+            x = x + F.gelu(convolution(x * real[:, None]))
         x = x.transpose(1, 2)  # [U, F, dim]
         seconds = (torch.arange(x.shape[1], device=x.device) + 0.5) * self.frame_seconds
         return x + time_features(seconds, x.shape[2]), real

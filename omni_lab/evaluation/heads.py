@@ -190,12 +190,13 @@ def _counted(step: int) -> Iterator[int]:
 @torch.inference_mode()
 def nearest_captions(model: OmniModel, known: Sequence[HeadBatch], asked: Iterable[HeadBatch]) -> list[str]:
     """For each picture the caption, in the language that is asked for, of that picture among `known` which the model's
-    own eyes find most alike: the largest cosine of their cells side by side. A caption that was begun counts as a
-    whole."""
+    own eyes find most alike: the largest cosine of their cells side by side. Captions that were begun are left out of
+    those known."""
     gallery, captions = [], []
     for given in known:
-        gallery.append(_looks(model, given))
-        captions += [(kind.split(",")[0], r[0].lower()) for kind, r in zip(given.kinds, given.references, strict=True)]
+        whole = [i for i, kind in enumerate(given.kinds) if "begun" not in kind]
+        gallery.append(_looks(model, given)[whole])
+        captions += [(given.kinds[i], _as_read(given.references[i][0])) for i in whole]
     seen = torch.cat(gallery)
     languages = [language for language, _ in captions]
     found = []
@@ -229,7 +230,9 @@ def task_score(model: OmniModel, tasks: HeadTasks, task: str) -> Score:
         return Score(float(answer(model, batches).double().mean()), "accuracy of chosen answers")
     if task == "restore":
         pictures = restore(model, batches)
-        return Score(float(restoration(pictures.restored, pictures.whole).psnr.mean()), "PSNR of holes (dB)")
+        return Score(
+            float(restoration(pictures.restored, pictures.whole).psnr.mean()), "PSNR of pictures with a hole (dB)"
+        )
     if task == "speak":
         return Score(spectrogram_distance(model, batches), "distance of log mel spectrograms", False)
     texts = write(model, tasks.codec, batches)

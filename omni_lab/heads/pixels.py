@@ -63,6 +63,8 @@ class PixelsHead(nn.Module):
         self.up = nn.ModuleList(Convolutions(coarse + fine, fine) for coarse, fine in pairs)
         self.paint = nn.Conv2d(widths[0], 3, 1)
         nn.init.zeros_(self.paint.weight)  # at first, what is given is what is returned
+        assert self.paint.bias is not None
+        nn.init.zeros_(self.paint.bias)
 
     def forward(
         self,

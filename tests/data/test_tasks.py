@@ -214,7 +214,6 @@ def test_a_question_is_answered_as_its_scene_says(make: Make, codec: Codec, monk
     assert batch.batch.present[:, [TEXT.column, IMAGE.column]].all()
 
 
-@pytest.mark.xfail(strict=True, reason="of a scene's questions how many there are, only the last is asked: of none")
 def test_what_is_counted_is_not_always_the_same_number(make: Make) -> None:
     batch = make().batch("answer", range(80))
     counts = Counter(r for (r,), kind in zip(batch.references, batch.kinds, strict=True) if kind == "image_count")
@@ -379,8 +378,8 @@ def test_only_in_training_some_may_not_see(make: Make, task: str) -> None:
 def test_what_is_heard_is_written_without_punctuation(make: Make, codec: Codec) -> None:
     tasks = make("test")
     batch = tasks.batch("transcribe", range(24))
-    assert [kind.split(", ")[0] for kind in batch.kinds] == [*HEARD] * 6
-    assert [kind.split(", ")[1] for kind in batch.kinds] == (["10 dB"] * 4 + ["clean"] * 4) * 3
+    assert [kind.split(", ")[0] for kind in batch.kinds] == [*HEARD, *HEARD, *HEARD[:4]]
+    assert [kind.split(", ")[1] for kind in batch.kinds] == ["10 dB"] * 10 + ["clean"] * 10 + ["10 dB"] * 4
     assert any(unpunctuated(line.text) != line.text for line in tasks.heard.lines)
     written = codec.texts(batch.targets["target"])
     for line, text, known in zip(tasks.heard.lines, written, batch.references, strict=True):
@@ -393,7 +392,7 @@ def test_what_is_heard_is_written_without_punctuation(make: Make, codec: Codec) 
 def test_every_kind_is_heard_by_voices_of_the_split() -> None:
     for split in ("train", "test"):
         lines = Sayings(WORLD, split).heard(40, seed=0)
-        assert [line.kind for line in lines] == [*HEARD] * 10
+        assert [line.kind for line in lines] == [*HEARD] * 4
         assert {line.voice.variant in HELD_OUT for line in lines} == {split == "test"}
         for line in lines:
             chinese, latin = bool(re.search("[\u4e00-\u9fff]", line.text)), bool(re.search("[a-z]", line.text))
@@ -416,8 +415,8 @@ def test_noise_is_as_loud_as_it_is_to_be(make: Make) -> None:
     batch = tasks.batch("transcribe", range(24))
     measured = np.array(decibels(tasks, batch))
     clean = np.array(["clean" in kind for kind in batch.kinds])
-    assert measured[clean].mean() == pytest.approx(40, abs=2.5)
-    assert measured[~clean].mean() == pytest.approx(10, abs=2.5)
+    assert measured[clean].mean() == pytest.approx(40, abs=1)
+    assert measured[~clean].mean() == pytest.approx(10, abs=1)
     assert measured[clean].min() > measured[~clean].max() + 10
     training = make()
     takes = [d for k in range(3) for d in decibels(training, training.batch("transcribe", range(24), take=k))]
@@ -430,7 +429,7 @@ def test_noise_is_drawn_anew_in_every_take(make: Make) -> None:
     assert same(alone(one, 0), alone(two, 0))
     assert torch.equal(one.targets["target"], other.targets["target"])
     assert not torch.allclose(one.inputs[AUDIO].values, other.inputs[AUDIO].values, atol=1e-3)
-    assert [*{*one.kinds} | {*other.kinds}] == [HEARD[5 % 4]]
+    assert [*{*one.kinds} | {*other.kinds}] == [HEARD[5]]
 
 
 def test_letters_last_as_long_as_the_sound(make: Make, codec: Codec) -> None:

@@ -13,7 +13,7 @@ from omni_lab.data.sentences import SHARES, SentencePair, hsk_sentences, split_o
 from omni_lab.data.sources import SPLITS
 from omni_lab.data.speech import Voice
 from omni_lab.data.worlds.ambiguous import Ambiguous, ambiguous_words
-from omni_lab.data.worlds.captions import RELATIONS, listing, relation
+from omni_lab.data.worlds.captions import RELATIONS, listing, phrase, relation
 from omni_lab.data.worlds.drawing import SceneDraw, place
 from omni_lab.data.worlds.emoji_world import EmojiWorld
 from omni_lab.data.worlds.scenes import Placed, Scene, caption, draw_voice
@@ -21,7 +21,8 @@ from omni_lab.data.worlds.things import LANGUAGES, Thing, vocabulary
 from omni_lab.data.worlds.utterances import Line
 
 DIRECTIONS = (("en", "de"), ("en", "zh"), ("de", "en"), ("zh", "en"))
-HEARD = ("en", "zh", "mixed", "hsk")  # kinds of what is to be written down
+HEARD = (*("en", "zh", "mixed") * 3, "hsk")  # kinds of what is to be written down, in turn
+NAMED = 0.3  # of it, in training, a single thing: what is short shows sooner which sound is which word
 SPEAKERS = (Voice("f1"), Voice("m1"), Voice("f5"))  # the voices that are learned
 STREAMS = {"train": 21, "validation": 22, "test": 23}
 AMBIGUOUS, HSK = 0.6, 0.15  # of the sentences to be translated; the others are plain
@@ -118,6 +119,11 @@ class Sayings:
             return caption(self.scene(rng).picture, language)
         return self.said(self.two(rng, self.words if rng.random() < 0.5 else ()), rng, [language])[0]
 
+    def name(self, rng: np.random.Generator, language: str) -> str:
+        """One of all things."""
+        every = [*self.things, *(sense for word in self.words for sense in word.senses)]
+        return phrase(every[int(rng.integers(len(every)))], language, colour=rng.random() < 0.5)
+
     def mixed(self, rng: np.random.Generator) -> str:
         """A Chinese sentence in which one thing is called as in English."""
         pair = self.two(rng)
@@ -135,7 +141,8 @@ class Sayings:
             if kind == "hsk":
                 text = self.pairs[int(rng.integers(len(self.pairs)))].chinese
             else:
-                text = self.mixed(rng) if kind == "mixed" else self.texts(rng, kind)
+                short = self.split == "train" and rng.random() < NAMED
+                text = self.mixed(rng) if kind == "mixed" else self.name(rng, kind) if short else self.texts(rng, kind)
             voice = replace(draw_voice(self.split, rng), rate=int(rng.choice((175, 195, 225))))
             lines.append(Line(text, "en" if kind == "en" else "zh", voice, kind))
         return lines

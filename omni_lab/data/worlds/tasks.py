@@ -27,7 +27,7 @@ from omni_lab.data.sounds import SAMPLE_RATE
 from omni_lab.data.tokenizer import Codec, spelt
 from omni_lab.data.worlds.captions import phrase
 from omni_lab.data.worlds.emoji_world import EmojiWorld
-from omni_lab.data.worlds.sayings import SPEAKERS, STREAMS, Sayings
+from omni_lab.data.worlds.sayings import HEARD, SPEAKERS, STREAMS, Sayings
 from omni_lab.data.worlds.scenes import Placed, caption, coloured_noise, draw_voice, render, say
 from omni_lab.data.worlds.things import LANGUAGES, background
 from omni_lab.data.worlds.utterances import FRAME, Utterances, ensure_utterances, letter_durations
@@ -195,11 +195,11 @@ class HeadTasks(Dataset[HeadBatch]):
         return Drawn(str(len(picture)), {Modality.IMAGE: self._shown(picture, rng)}, targets)
 
     def _answer(self, k: int, rng: np.random.Generator, noise: np.random.Generator) -> Drawn:
-        """The kinds of question that a scene allows come equally often, but for the rare ones."""
+        """The kinds of question that a scene allows come equally often, and so do the questions of one kind."""
         scene = self.sayings.scene(rng)
-        asked = {family: (text, answer) for family, text, answer in scene.asked if family in ASKED}
-        family = str(rng.choice([*asked]))
-        text, answer = asked[family]
+        family = str(rng.choice([*dict.fromkeys(family for family, _, _ in scene.asked if family in ASKED)]))
+        asked = [(text, answer) for kind, text, answer in scene.asked if kind == family]
+        text, answer = asked[int(rng.integers(len(asked)))]
         scores = torch.zeros(len(self.answers))
         scores[self.answers.index(answer)] = 1.0
         inputs = {Modality.TEXT: self._read(text), Modality.IMAGE: self._shown(scene.picture, rng)}
@@ -235,7 +235,7 @@ class HeadTasks(Dataset[HeadBatch]):
         """In training noise is anywhere from 5 to 40 dB below the voice, and drawn anew every time; else every other
         batch of kinds has noise of 10 dB, the rest next to none."""
         line = self.heard.lines[k]
-        clean = bool(k // 4 % 2)
+        clean = bool(k // len(HEARD) % 2)
         ratio = float(noise.uniform(5, 40)) if self.split == "train" else 40.0 if clean else 10.0
         kind = line.kind if self.split == "train" else f"{line.kind}, {'clean' if clean else '10 dB'}"
         text = unpunctuated(line.text)
@@ -272,18 +272,18 @@ def _padded(name: str, values: Sequence[Tensor]) -> Tensor:
 
 def _in_noise(samples: np.ndarray, ratio: float, rng: np.random.Generator) -> Tensor:
     """[S] float32 at some loudness, with noise so many dB below the voice."""
-    noise = _noises()[int(rng.integers(3))]
-    start = int(rng.integers(len(noise) - len(samples)))
-    heard = samples + noise[start : start + len(samples)] * np.float32(samples.std() / 10 ** (ratio / 20))
+    noises = _noises()[int(rng.integers(3))]
+    start = int(rng.integers(len(noises) - len(samples)))
+    noise = noises[start : start + len(samples)]
+    heard = samples + noise * np.float32(samples.std() / noise.std() / 10 ** (ratio / 20))
     return torch.from_numpy(heard * np.float32(rng.uniform(0.3, 0.9)) / np.abs(heard).max())
 
 
 @cache
 def _noises() -> np.ndarray:
-    """[3, S] float32 of power one: half a minute of white, pink and brown noise."""
+    """[3, S] float32: half a minute of white, pink and brown noise."""
     rng = np.random.default_rng(0)
-    noises = np.stack([coloured_noise(30 * SAMPLE_RATE, rng, slope=slope) for slope in (0.0, 0.5, 1.0)])
-    return noises / noises.std(axis=1, keepdims=True)
+    return np.stack([coloured_noise(30 * SAMPLE_RATE, rng, slope=slope) for slope in (0.0, 0.5, 1.0)])
 
 
 @lru_cache(maxsize=65536)
