@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -293,7 +294,8 @@ def execute(job: Job, status: Path, threads: int | None) -> Outcome:
     part.mkdir(parents=True)
     executed = part / "executed.ipynb"
     try:
-        papermill.execute_notebook(
+        run = partial(
+            papermill.execute_notebook,
             str(job.notebook),
             str(executed),
             parameters=job.parameters | {"output_dir": os.path.relpath(part, job.notebook.parent)},
@@ -302,6 +304,12 @@ def execute(job: Job, status: Path, threads: int | None) -> Outcome:
             progress_bar=False,
             cwd=str(job.notebook.parent),
         )
+        try:
+            run()
+        except RuntimeError as error:  # of several kernels that start at once two may choose the same port
+            if "died before replying" not in str(error):
+                raise
+            run()
         (part / "notebook.html").write_text(notebook_page(executed), encoding="utf-8")
         _stamp(executed, job.fingerprint)
         _time(part / "metrics.json", time.monotonic() - start)

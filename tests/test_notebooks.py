@@ -91,7 +91,7 @@ EXPECTED = {
         "text/translation_bleu_gain",
         "text/disambiguation",
         "text/without_picture/disambiguation",
-        "text/transcription_cer_en",
+        "text/transcription_cer_en_10db",
         "text/transcription_cer_mixed_10db",
         "speech/chunked_max_abs_diff",
         "transfer/heads/speak",

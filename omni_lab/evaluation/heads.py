@@ -237,7 +237,7 @@ def task_score(model: OmniModel, tasks: HeadTasks, task: str) -> Score:
         return Score(spectrogram_distance(model, batches), "distance of log mel spectrograms", False)
     texts = write(model, tasks.codec, batches)
     if task == "transcribe":
-        heard = texts.of(*(kind for kind in texts.kinds if "clean" in kind and "hsk" not in kind))
+        heard = texts.of(*(kind for kind in texts.kinds if "hsk" not in kind))
         known = [references[0] for references in heard.references]
         return Score(
             error_rate(heard.written, known, unit="character", resamples=1).value, "character error rate", False

@@ -44,6 +44,7 @@ def test_what_is_kept_stays_to_the_last_bit(head: PixelsHead, picture: Tensor) -
 
 
 def test_what_stands_in_a_hole_is_not_looked_at(head: PixelsHead, picture: Tensor) -> None:
+    torch.nn.init.normal_(head.paint.weight)  # else it adds nothing yet
     memory, kept = memory_of(torch.randn(3, 4, 16)), holes()
     other = torch.where(kept[:, None], picture, 255 - picture)
     assert torch.equal(head(memory, picture=picture, kept=kept), head(memory, picture=other, kept=kept))
