@@ -415,7 +415,7 @@ def test_noise_is_as_loud_as_it_is_to_be(make: Make) -> None:
     batch = tasks.batch("transcribe", range(24))
     measured = np.array(decibels(tasks, batch))
     clean = np.array(["clean" in kind for kind in batch.kinds])
-    assert measured[clean].mean() == pytest.approx(40, abs=4)
+    assert measured[clean].mean() == pytest.approx(40, abs=1)
     assert measured[~clean].mean() == pytest.approx(10, abs=1)
     assert measured[clean].min() > measured[~clean].max() + 10
     training = make()
