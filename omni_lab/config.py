@@ -298,7 +298,7 @@ class HeadsConfig:
     examples: dict[str, dict[str, int]]
     batches: int
     sizes: dict[str, int]
-    temperature: float = 8.0
+    temperature: float = 16.0
     uncertainty: bool = True
     dim: int = 128
     mlp_ratio: float = 1.5
@@ -306,7 +306,7 @@ class HeadsConfig:
     text_depth: int = 2
     boxes_depth: int = 2
     queries: int = 8
-    widths: tuple[int, ...] = (16, 32, 64)
+    widths: tuple[int, ...] = (64,)
     pixels_depth: int = 1
     speech_depth: int = 1
     speech_layers: int = 5
@@ -404,8 +404,8 @@ OF_MANY_HEADS = ModelConfig(
     audio=AudioConfig(context=3, seconds_per_token=0.04),
     fusion=FusionConfig(paths=SAID_AND_SEEN, mlp_ratio=1.0),
 )
-TOGETHER = {"describe": 32, "find": 32, "answer": 32, "restore": 12, "translate": 32, "transcribe": 30, "speak": 18}
-_DRAWN = {"describe": 60_000, "find": 20_000, "answer": 20_000, "restore": 20_000, "translate": 60_000}
+TOGETHER = {"describe": 32, "find": 32, "answer": 32, "restore": 24, "translate": 32, "transcribe": 30, "speak": 24}
+_DRAWN = {"describe": 60_000, "find": 20_000, "answer": 20_000, "restore": 60_000, "translate": 60_000}
 
 PROFILES = {
     profile.name: profile
@@ -467,7 +467,7 @@ PROFILES = {
                 batches=14,
                 sizes=dict.fromkeys(TOGETHER, 4),
                 dim=32,
-                widths=(8, 8, 16),
+                widths=(16,),
                 speech_layers=2,
                 sentences=50,
             ),

@@ -359,7 +359,12 @@ def add_heads(model: OmniModel, config: HeadsConfig, *, codec: Codec, classes: S
                 size=config.model.vision.image_size, widths=config.widths, depth=config.pixels_depth, **wide
             ),
             "speech": SpeechHead(
-                size=len(LETTERS), voices=voices, depth=config.speech_depth, layers=config.speech_layers, **wide
+                size=len(LETTERS),
+                between=[LETTERS.index(mark) for mark in " ,"],
+                voices=voices,
+                depth=config.speech_depth,
+                layers=config.speech_layers,
+                **wide,
             ),
         }
     )

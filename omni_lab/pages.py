@@ -27,7 +27,7 @@ def page(title: str, body: str, style: str = "") -> str:
 
 def notebook_page(executed: Path) -> str:
     """An executed notebook: text, code, outputs. Formulas become MathML, figures WebP, sounds MP3, a fraction of what
-    they were."""
+    they were; marks on code that no style sheet speaks of are left out."""
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata.pop("widgets", None)  # a panel's state: of no use without a kernel
     for cell in notebook.cells:
@@ -47,7 +47,13 @@ def notebook_page(executed: Path) -> str:
     exporter.register_filter("markdown2html", MarkdownWithMath(renderer=renderer).render)
     body, _ = exporter.from_notebook_node(notebook)
     title = notebook.cells[0].source.splitlines()[0].lstrip("# ") if notebook.cells else executed.stem
-    return page(title, body, HtmlFormatter().get_style_defs(".highlight") + NOTEBOOK)
+    style = HtmlFormatter().get_style_defs(".highlight")
+    return page(title, _plainer(body, {*re.findall(r"\.highlight \.(\w+)", style)} - {"w"}), style + NOTEBOOK)
+
+
+def _plainer(body: str, styled: set[str]) -> str:
+    """Without the spans that look like the text around: about a tenth of a page."""
+    return re.sub(r'<span class="(\w+)">([^<]*)</span>', lambda m: m[0] if m[1] in styled else m[2], body)
 
 
 def to_mp3(wave: bytes) -> bytes:

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -92,9 +92,16 @@ class Run:
 
     def _write(self) -> None:
         self._content["seconds"] = round(time.monotonic() - self._start, 1)
-        part = self.folder / "metrics.json.part"
-        part.write_text(json.dumps(self._content, indent=2), encoding="utf-8")
-        part.replace(self.folder / "metrics.json")
+        write_results(self.folder / "metrics.json", self._content)
+
+
+def write_results(file: Path, content: Mapping[str, Any]) -> None:
+    """What a `metrics.json` holds, a metric a line; under a temporary name first."""
+    facts = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items() if key != "metrics"]
+    metrics = ",\n".join(f"    {json.dumps(metric)}" for metric in content["metrics"])
+    part = file.with_name(f"{file.name}.part")
+    part.write_text("{\n" + ",\n".join([*facts, f'  "metrics": [\n{metrics}\n  ]']) + "\n}\n", encoding="utf-8")
+    part.replace(file)
 
 
 def start_run(notebook: str, *, profile: str, seed: int, output_dir: str = "", **parameters: Any) -> Run:

@@ -37,6 +37,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from omni_lab.config import get_profile, nearest, project_root
 from omni_lab.progress import STATUS_VARIABLE
+from omni_lab.results import write_results
 
 RESERVED = ("profile", "seed", "output_dir")
 
@@ -338,7 +339,7 @@ def _time(metrics: Path, seconds: float) -> None:
     """The notebook only knows how long it has been running since its first cell: here the imports count too."""
     if metrics.exists():
         content = json.loads(metrics.read_text(encoding="utf-8"))
-        metrics.write_text(json.dumps(content | {"seconds": round(seconds, 1)}, indent=2), encoding="utf-8")
+        write_results(metrics, content | {"seconds": round(seconds, 1)})
 
 
 def _mark_error(executed: Path, message: str) -> None:

@@ -50,6 +50,13 @@ def test_a_notebook_becomes_one_file_that_fetches_nothing(tmp_path: Path) -> Non
     assert "save_figure" in text and "Alive in JupyterLab only" in text and "VBox()" not in text
 
 
+def test_code_is_marked_only_where_it_looks_different(tmp_path: Path) -> None:
+    text = rendered(tmp_path)
+    assert '<span class="s2">"two_dots"</span>' in text, "a string has a colour"
+    assert 'class="n"' not in text and 'class="p"' not in text, "a name and a bracket have none"
+    assert "run<" in text
+
+
 def test_formulas_need_no_script(tmp_path: Path) -> None:
     text = rendered(tmp_path)
     inline, block = re.findall(r"<math[^>]*>", text)

@@ -153,6 +153,17 @@ def restore(model: OmniModel, batches: Iterable[HeadBatch], *, change: Change = 
 
 
 @torch.inference_mode()
+def best_guesses(tasks: HeadTasks, count: int | None = None) -> Float[Tensor, "n 3 h w"]:
+    """What no filling of holes can outdo in squared error, if it is not told what is missing: of the first `count`
+    examples of `restore` (default: all) the mean over all things that could stand there, each as much as it is likely.
+    In [0, 1]. It knows the background, the place and the turn of the thing, and how often things come again."""
+    guesses = []
+    for k in range(tasks.examples["restore"] if count is None else count):
+        pictures, chances = tasks.supposed(k)
+        guesses.append(torch.tensordot(chances, pictures.float() / 255, 1))
+    return torch.stack(guesses)
+
+
 def answer(
     model: OmniModel, batches: Iterable[HeadBatch], *, change: Change = lambda batch: batch
 ) -> Bool[Tensor, " n"]:

@@ -13,6 +13,24 @@ from torch import Tensor, nn
 from omni_lab.heads.decoder import Layer
 from omni_lab.heads.memory import HeadError, Remembered
 
+CHANNELS = 6  # of what a place is told: three colours, whether they are certain, and where in a hole it lies
+
+
+def within(certain: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 2 h w"]:
+    """Where a pixel that is missing lies: from -1 at the left (top) of all that is missing to 1 at its right (bottom);
+    0 where nothing is missing."""
+    places = []
+    missing = certain < 0.5
+    for side in (3, 2):
+        along = torch.arange(1.0, certain.shape[side] + 1, device=certain.device)
+        along = along if side == 3 else along[:, None]
+        here = torch.where(missing, along, 0.0)
+        last = here.amax((2, 3), keepdim=True)
+        first = torch.where(missing, along, last).amin((2, 3), keepdim=True)
+        middle, half = (first + last) / 2, ((last - first) / 2).clamp(min=0.5)
+        places.append(torch.where(missing, (along - middle) / half, 0.0))
+    return torch.cat(places, dim=1)
+
 
 class Convolutions(nn.Module):
     """Two 3 x 3 convolutions with group norms, and a shortcut around them."""
@@ -34,8 +52,9 @@ class PixelsHead(nn.Module):
     coarsest, each cell attends to all others and to the memory: there enters what was said of the picture, or heard.
     [B, 3, H, W] in [0, 1], in training also a little beyond.
 
-    dim: of the memory. size: the side of a picture. widths: channels at each scale but the coarsest, which has `dim`;
-    each is half as fine as the one before.
+    dim: of the memory. size: the side of a picture. patch: so many pixels squared make one place of the finest scale,
+    their colours its channels, and are painted as one (sub-pixel convolution, Shi et al. 2016). widths: channels at
+    each scale but the coarsest, which has `dim`; each is half as fine as the one before.
     """
 
     reads_memory: ClassVar = True
@@ -45,23 +64,27 @@ class PixelsHead(nn.Module):
         *,
         dim: int,
         size: int,
-        widths: Sequence[int] = (16, 32, 64),
+        patch: int = 4,
+        widths: Sequence[int] = (64,),
         depth: int = 2,
         heads: int = 4,
         mlp_ratio: float = 2.0,
     ) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.patch = size, patch
         widths = (*widths, dim)
-        self.shrink = 2 ** (len(widths) - 1)
+        self.shrink = patch * 2 ** (len(widths) - 1)
         if size % self.shrink:
             raise HeadError(f"pixels: the side of pictures must be a multiple of {self.shrink}: got {size}")
-        self.down = nn.ModuleList(Convolutions(a, b) for a, b in zip((4, *widths[:-1]), widths, strict=True))
+        self.down = nn.ModuleList(
+            Convolutions(a, b) for a, b in zip((CHANNELS * patch**2, *widths[:-1]), widths, strict=True)
+        )
         self.cell = nn.Parameter(torch.randn((size // self.shrink) ** 2, dim) * 0.02)
         self.layers = nn.ModuleList(Layer(dim=dim, heads=heads, mlp_ratio=mlp_ratio, dropout=0.0) for _ in range(depth))
         pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))  # coarse, and the finer one
-        self.up = nn.ModuleList(Convolutions(coarse + fine, fine) for coarse, fine in pairs)
-        self.paint = nn.Conv2d(widths[0], 3, 1)
+        self.narrow = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for coarse, fine in pairs)
+        self.up = nn.ModuleList(Convolutions(fine, fine) for _, fine in pairs)
+        self.paint = nn.Conv2d(widths[0], 3 * patch**2, 1)
         nn.init.zeros_(self.paint.weight)  # at first, what is given is what is returned
         assert self.paint.bias is not None
         nn.init.zeros_(self.paint.bias)
@@ -87,7 +110,7 @@ class PixelsHead(nn.Module):
         if kept is not None:
             certain = kept[:, None].to(given.dtype)
             given = torch.where(kept[:, None], given, 0.5)  # whatever stands in a hole is not looked at
-        x, finer = torch.cat([given - 0.5, certain], dim=1), []
+        x, finer = F.pixel_unshuffle(torch.cat([given - 0.5, certain, within(certain)], dim=1), self.patch), []
         for scale, block in enumerate(self.down):
             x = block(F.avg_pool2d(x, 2) if scale else x)
             finer.append(x)
@@ -96,9 +119,9 @@ class PixelsHead(nn.Module):
         for layer in self.layers:
             cells = layer.together(cells, memory.tokens)  # type: ignore[operator]
         x = cells.transpose(1, 2).unflatten(2, (side, side))
-        for block, skipped in zip(self.up, finer[-2::-1], strict=True):
-            x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skipped], dim=1))
-        restored = given + self.paint(x)
+        for narrow, block, skipped in zip(self.narrow, self.up, finer[-2::-1], strict=True):
+            x = block(F.interpolate(narrow(x), scale_factor=2.0, mode="nearest") + skipped)
+        restored = given + F.pixel_shuffle(self.paint(x), self.patch)
         if not self.training:
             restored = restored.clamp(0, 1)
         return restored if kept is None else torch.where(kept[:, None], given, restored)

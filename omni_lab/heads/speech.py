@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple, cast
 
 import torch
@@ -18,13 +18,16 @@ from omni_lab.heads.memory import HeadError, Remembered
 HOP = 160  # samples a frame: 10 ms
 WINDOW, BINS = 400, 257
 LONGEST = 60  # frames of one token
-MIDDLE, SPREAD = -6.0, 4.0  # of log energies
+MIDDLE, SPREAD = -1.0, 3.0  # of log energies
+TIMED = 5.0  # what durations count: half of what was misheard of an early model went back to them
+AUDIBLE = -4.6  # of a log energy: some 40 dB below the loudest; what is below is learned no further, and silent
+SILENT = -13.8  # the log energy of silence, in `LogMel`
 
 
 class Spoken(NamedTuple):
     """mel: [B, F, BANDS] log energies as `LogMel` makes them. frames: [B], how many of F are each sample's. said: [B,
-    T], the logarithm of the frames that each token should last, as the head sees it. durations: [B, T] frames, as
-    used."""
+    T], the logarithm of the frames that each token should last, as the head sees it, the same for all of a word.
+    durations: [B, T] frames, as used."""
 
     mel: Float[Tensor, "b f m"]
     frames: Int[Tensor, " b"]
@@ -35,10 +38,14 @@ class Spoken(NamedTuple):
 class SpeechHead(nn.Module):
     """Every token is given a duration and lasts so many frames (FastSpeech, Ren et al. 2019, section 3.3); convolutions
     over the frames then make the spectrogram, all at once. In training durations are those of the reference; else the
-    head's own, rounded, of at least one frame.
+    head's own. It decides how long a word lasts and deals that out evenly to its tokens, as the reference's are: so
+    convolutions meet nothing else than in training. Rounding never adds up along a text.
 
-    size: ids of the codec. voices: how many there are. dim: of the memory, too. layers: convolutions over frames.
+    size: ids of the codec. between: those that stand between words; they are counted to the word behind them. voices:
+    how many there are. dim: of the memory, too. layers: convolutions over frames.
     """
+
+    pauses: Tensor
 
     reads_memory: ClassVar = True
 
@@ -48,6 +55,7 @@ class SpeechHead(nn.Module):
         size: int,
         voices: int,
         dim: int,
+        between: Sequence[int] = (),
         depth: int = 2,
         layers: int = 6,
         heads: int = 4,
@@ -57,6 +65,7 @@ class SpeechHead(nn.Module):
         super().__init__()
         self.voices = voices
         self.max_length = max_length
+        self.register_buffer("pauses", torch.tensor([*between], dtype=torch.long), persistent=False)
         self.embedding = nn.Embedding(size, dim)
         self.position = nn.Parameter(torch.randn(max_length, dim) * 0.02)
         self.voice = nn.Embedding(voices, dim)
@@ -67,6 +76,7 @@ class SpeechHead(nn.Module):
         self.frames = nn.ModuleList(
             nn.Conv1d(dim, dim, kernel_size=5, padding=2 * 2 ** (i % 3), dilation=2 ** (i % 3)) for i in range(layers)
         )
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
         self.out = nn.Linear(dim, BANDS)
 
     @property
@@ -104,12 +114,13 @@ class SpeechHead(nn.Module):
     def loss(
         self, spoken: Spoken, mel: Float[Tensor, "b f m"], durations: Int[Tensor, "b t"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Of the spectrogram (mean distance over real frames), and of the durations (squared, of logarithms)."""
+        """Of the spectrogram (mean distance over real frames), and of the durations (`TIMED` times the squared distance
+        of logarithms)."""
         real = torch.arange(mel.shape[1], device=mel.device) < spoken.frames[:, None]  # [B, F]
-        heard = (spoken.mel - mel).abs().mean(2)
+        heard = (spoken.mel.clamp(min=AUDIBLE) - mel.clamp(min=AUDIBLE)).abs().mean(2)
         timed = (spoken.said - durations.clamp(min=1).float().log()).square()
         spoke = durations > 0
-        return (heard * real).sum() / real.sum(), (timed * spoke).sum() / spoke.sum().clamp(min=1)
+        return (heard * real).sum() / real.sum(), TIMED * (timed * spoke).sum() / spoke.sum().clamp(min=1)
 
     def _planned(
         self, memory: Remembered, ids: Int[Tensor, "b t"], voice: Int[Tensor, " b"], durations: Tensor | None
@@ -125,9 +136,10 @@ class SpeechHead(nn.Module):
         for layer in self.layers:
             x = layer.together(x, memory.tokens, real)  # type: ignore[operator]
         x = self.norm(x)
-        said = self.last(x).squeeze(2)
+        said = self.last(self._by_word(x, ids)).squeeze(2)
         if durations is None:
-            durations = (said.exp().round().long().clamp(1, LONGEST)) * real
+            ends = ((said.exp().clamp(1, LONGEST) * real).cumsum(1) + 0.5).floor().long()
+            durations = torch.diff(ends, dim=1, prepend=torch.zeros_like(ends[:, :1]))
         if durations.shape != ids.shape or (durations[~real] != 0).any() or (durations.sum(1) == 0).any():
             raise HeadError("speech: every text wants durations of its tokens, and of nothing else")
         rows = []
@@ -139,18 +151,28 @@ class SpeechHead(nn.Module):
             rows.append(vectors[token] + self.place(where))
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), said, durations
 
+    def _by_word(self, x: Float[Tensor, "b t d"], ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """For each token the mean over the word that it belongs to."""
+        real = (ids >= 0).to(x.dtype)[..., None]
+        pause = torch.isin(ids, self.pauses)
+        word = (pause & ~F.pad(pause, (1, 0))[:, :-1]).cumsum(1)[..., None]  # [B, T, 1]
+        sums = torch.zeros_like(x).scatter_add(1, word.expand_as(x), x * real)
+        counts = torch.zeros_like(real).scatter_add(1, word, real)
+        return (sums / counts.clamp(min=1)).gather(1, word.expand_as(x))
+
     def _drawn(self, planned: Float[Tensor, "b f d"]) -> Float[Tensor, "b f m"]:
         """Outside training in double precision: rounding differs between a piece and the whole, and phases that are
         worked out from a spectrogram blow the difference up."""
         x = planned.transpose(1, 2) if self.training else planned.transpose(1, 2).double()
         inside = planned.abs().sum(2, keepdim=True).transpose(1, 2) > 0  # beyond its end a text is silent
-        for layer in self.frames:
-            conv = cast(nn.Conv1d, layer)
+        for layer, before in zip(self.frames, self.norms, strict=True):
+            conv, norm = cast(nn.Conv1d, layer), cast(nn.LayerNorm, before)
             weight, bias = conv.weight.to(x), cast(Tensor, conv.bias).to(x)
-            said = F.conv1d(x * inside, weight, bias, padding=conv.padding, dilation=conv.dilation)
+            h = F.layer_norm(x.transpose(1, 2), (x.shape[1],), norm.weight.to(x), norm.bias.to(x)).transpose(1, 2)
+            said = F.conv1d(h * inside, weight, bias, padding=conv.padding, dilation=conv.dilation)
             x = (x + F.gelu(said)) * inside
         mel = MIDDLE + SPREAD * F.linear(x.transpose(1, 2), self.out.weight.to(x), self.out.bias.to(x))
-        return mel.to(planned.dtype)
+        return (mel if self.training else mel.masked_fill(mel < AUDIBLE, SILENT)).to(planned.dtype)
 
 
 class GriffinLim(nn.Module):
@@ -178,7 +200,7 @@ class GriffinLim(nn.Module):
     def forward(self, mel: Float[Tensor, "b f m"]) -> Float[Tensor, "b s"]:
         """[B, F, BANDS] log energies to [B, F * HOP] samples at 16 kHz."""
         if mel.shape[1] < 4:  # too short for a window
-            return self(F.pad(mel, (0, 0, 0, 4 - mel.shape[1]), value=-14.0))[:, : mel.shape[1] * HOP]
+            return self(F.pad(mel, (0, 0, 0, 4 - mel.shape[1]), value=SILENT))[:, : mel.shape[1] * HOP]
         power = (self.bank @ mel.exp().transpose(1, 2)).clamp(min=1e-8)  # [B, BINS, F]
         power = F.pad(power, (0, 1), mode="replicate")
         return torchaudio.functional.griffinlim(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from omni_lab.config import TrainingConfig
-from omni_lab.data.worlds.tasks import TASKS, HeadBatch
+from omni_lab.data.worlds.tasks import HeadBatch
 from omni_lab.encoders.audio import LogMel
 from omni_lab.learning.multitask import answer_loss
 from omni_lab.learning.schedule import seed_step, warmup_cosine
@@ -31,8 +31,6 @@ class HeadsTraining(L.LightningModule):
     All randomness of a step depends on (seed, epoch, batch) alone, as in `MultitaskTraining`.
     """
 
-    columns: ClassVar = {"train loss": "train/loss"} | {task: f"validation/{task}" for task in TASKS}
-
     def __init__(
         self, model: OmniModel, config: TrainingConfig, *, tasks: Sequence[str], uncertainty: bool, seed: int = 0
     ) -> None:
@@ -40,6 +38,7 @@ class HeadsTraining(L.LightningModule):
         self.model = model
         self.config = config
         self.tasks = list(tasks)
+        self.columns = {"train loss": "train/loss"} | {task: f"validation/{task}" for task in self.tasks}
         self.seed_value = seed
         self.mel = LogMel()
         self.uncertainty = torch.nn.Parameter(torch.zeros(len(self.tasks))) if uncertainty else None

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from omni_lab.data import EmojiWorld
@@ -22,7 +23,7 @@ from omni_lab.data.worlds.ambiguous import ambiguous_words
 from omni_lab.data.worlds.captions import phrase, relation
 from omni_lab.data.worlds.sayings import DIRECTIONS, HEARD, SPEAKERS, Sayings
 from omni_lab.data.worlds.scenes import Placed, Scene, caption
-from omni_lab.data.worlds.tasks import DAMAGES, TASKS, HeadBatch, HeadTasks, captions, unpunctuated
+from omni_lab.data.worlds.tasks import DAMAGES, TASKS, TURNS, HeadBatch, HeadTasks, captions, unpunctuated
 from omni_lab.data.worlds.things import LANGUAGES, Thing, artwork, sprite, vocabulary
 from omni_lab.modalities import Modality
 
@@ -79,13 +80,19 @@ def read(codec: Codec, batch: HeadBatch) -> list[str]:
 def watched(tasks: HeadTasks, monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Placed]]:
     """What stands in each picture that is drawn from here on."""
     seen: list[Sequence[Placed]] = []
-    shown = tasks._shown
+    shown, torn = tasks._shown, tasks._torn
 
     def watch(placed: Sequence[Placed], rng: np.random.Generator) -> Tensor:
         seen.append(placed)
         return shown(placed, rng)
 
+    def watch_torn(rng: np.random.Generator) -> tuple[Image.Image, Sequence[Placed], int]:
+        base, placed, which = torn(rng)
+        seen.append(placed)
+        return base, placed, which
+
     monkeypatch.setattr(tasks, "_shown", watch)
+    monkeypatch.setattr(tasks, "_torn", watch_torn)
     return seen
 
 
@@ -259,10 +266,34 @@ def missing(placed: Sequence[Placed], kept: Tensor) -> list[Placed]:
 def test_a_batch_is_damaged_alike(make: Make) -> None:
     training, test = make(mix={"restore": 1.0}), make("test", mix={"restore": 1.0})
     for tasks in (training, test):
-        found = [{kind.split(", ")[0] for kind in tasks[i].kinds} for i in range(6)]
-        assert found == [{damage} for damage in DAMAGES] * 2
+        found = [{kind.split(", ")[0] for kind in tasks[i].kinds} for i in range(8)]
+        assert found == [{damage} for damage in TURNS] * 2 and {*TURNS} == {*DAMAGES}
     whole = [test.batch("restore", range(4), damage=damage).targets["picture"] for damage in DAMAGES]
     assert torch.equal(whole[0], whole[1]) and torch.equal(whole[0], whole[2]), "the same pictures, whichever way"
+
+
+def test_what_could_stand_in_a_hole(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = make("test")
+    seen = watched(tasks, monkeypatch)
+    batch = tasks.batch("restore", range(60), damage="hole", hint="untold")
+    doubles = new = 0
+    for k, placed in enumerate(seen[:60]):
+        pictures, chances = tasks.supposed(k)
+        assert pictures.shape == (len(tasks.things), 3, 64, 64) and abs(float(chances.sum()) - 1) < 1e-5
+        whole, kept = batch.targets["picture"][k], batch.targets["kept"][k]
+        gone = missing(placed, kept)
+        (real,) = [i for i, thing in enumerate(tasks.things) if thing in [p.thing for p in gone]]
+        assert torch.equal(pictures[real], whole) and chances[real] > 0
+        others = [p.thing for p in placed if p not in gone]
+        if len(placed) == 3 and len({*others}) == 2:  # a pair and a single one: one of the pair is gone
+            doubles += 1
+            assert [t for t, c in zip(tasks.things, chances, strict=True) if c > 0] == [
+                t for t in tasks.things if t in others
+            ]
+        elif len(placed) == 1:
+            new += 1
+            assert torch.allclose(chances, torch.full_like(chances, 1 / len(tasks.things)))
+    assert doubles > 2 and new > 2
 
 
 def test_a_written_hint_names_what_is_missing(make: Make, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:

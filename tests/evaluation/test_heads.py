@@ -17,6 +17,7 @@ from omni_lab.data.worlds.tasks import TASKS, HeadBatch, HeadTasks
 from omni_lab.evaluation.heads import (
     Texts,
     answer,
+    best_guesses,
     examples,
     find,
     nearest_captions,
@@ -207,6 +208,18 @@ def test_restored_pictures_lie_beside_whole_ones(setting: Setting, damage: str) 
     off = (other.restored - pictures.restored).abs().amax(1)
     assert off[missing].max() > 1e-5, "but remembers something else"
     assert not off[~missing].any()
+
+
+def test_no_guess_is_nearer_on_average_than_the_best(setting: Setting) -> None:
+    """In squared error, under the chances themselves."""
+    best = best_guesses(setting.tasks, 3)
+    assert best.shape == (3, 3, 64, 64) and best.min() >= 0 and best.max() <= 1
+    for k in range(3):
+        pictures, chances = setting.tasks.supposed(k)
+        off = ((pictures.float() / 255 - best[k]).square().mean((1, 2, 3)) * chances).sum()
+        likeliest = pictures[int(chances.argmax())].float() / 255
+        for other in (likeliest, best[k] + 0.02, pictures.float().mean(0) / 255 * 0.98):
+            assert off < ((pictures.float() / 255 - other).square().mean((1, 2, 3)) * chances).sum()
 
 
 def test_answers_are_right_or_wrong(setting: Setting) -> None:

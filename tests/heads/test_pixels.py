@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from omni_lab.heads import HeadError, PixelsHead, Remembered
+from omni_lab.heads.pixels import within
 from omni_lab.modalities import Modality, Tokens
 
 
@@ -19,7 +20,7 @@ def memory_of(values: Tensor) -> Remembered:
 @pytest.fixture
 def head() -> PixelsHead:
     torch.manual_seed(0)
-    return PixelsHead(dim=16, size=16, widths=(8, 8), depth=1)
+    return PixelsHead(dim=16, size=16, patch=2, widths=(8, 8), depth=1)
 
 
 @pytest.fixture
@@ -53,6 +54,18 @@ def test_what_stands_in_a_hole_is_not_looked_at(head: PixelsHead, picture: Tenso
     assert not torch.allclose(free, picture / 255), "and nothing is certain"
 
 
+def test_a_pixel_knows_where_in_its_hole_it_lies() -> None:
+    kept = holes()  # rows 4 to 8, columns 6 to 11
+    kept[1] = True  # nothing is missing
+    kept[2] = True
+    kept[2, 3, 15] = False  # a single pixel
+    across, down = within(kept[:, None].float()).unbind(1)
+    assert torch.allclose(across[0, 5, 6:12], torch.linspace(-1, 1, 6))
+    assert torch.allclose(down[0, 4:9, 7], torch.linspace(-1, 1, 5))
+    assert not across[0][kept[0]].any() and not down[0][kept[0]].any()
+    assert not across[1:].any() and not down[1:].any(), "the middle of one pixel is that pixel"
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_at_first_it_leaves_a_picture_as_it_is(head: PixelsHead, picture: Tensor, training: bool) -> None:
     """A hole is gray."""
@@ -66,7 +79,7 @@ def test_at_first_it_leaves_a_picture_as_it_is(head: PixelsHead, picture: Tensor
 
 def test_colours_that_there_are_not_are_cut_off_but_in_training(head: PixelsHead, picture: Tensor) -> None:
     with torch.no_grad():
-        head.paint.bias.copy_(torch.tensor([2.0, -2.0, 0.0]))
+        head.paint.bias.copy_(torch.tensor([2.0, -2.0, 0.0]).repeat_interleave(head.patch**2))
     memory, kept = memory_of(torch.randn(3, 4, 16)), holes()
     beyond = head.train()(memory, picture=picture)
     assert (beyond[:, 0] >= 2).all() and (beyond[:, 1] <= -1).all(), "so that their loss has a gradient"

@@ -10,6 +10,7 @@ from torch import Tensor
 from omni_lab.data.speech import speak
 from omni_lab.encoders.audio import BANDS, LogMel
 from omni_lab.heads import GriffinLim, HeadError, Remembered, SpeechHead
+from omni_lab.heads.speech import AUDIBLE, SILENT
 from omni_lab.modalities import Modality, Tokens
 
 
@@ -22,7 +23,7 @@ def memory_of(size: int) -> Remembered:
 @pytest.fixture
 def head() -> SpeechHead:
     torch.manual_seed(0)
-    made = SpeechHead(size=20, voices=3, dim=16).eval()
+    made = SpeechHead(size=20, voices=3, dim=16, between=(7, 2)).eval()
     with torch.no_grad():
         made.last[-1].bias.fill_(2.0)  # seven frames a token
     return made
@@ -36,9 +37,24 @@ def test_every_token_lasts_as_long_as_it_is_told(head: SpeechHead) -> None:
     durations = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0]])
     spoken = head(memory_of(2), ids=IDS, voice=VOICE, durations=durations)
     assert spoken.mel.shape == (2, 23, BANDS) and spoken.frames.tolist() == [23, 13]
-    own = head(memory_of(2), ids=IDS, voice=VOICE)
-    assert torch.equal(own.durations, (own.said.exp().round().long().clamp(1) * (IDS >= 0)))
-    assert torch.equal(own.frames, own.durations.sum(1))
+
+
+def test_a_word_lasts_evenly_and_rounding_never_adds_up(head: SpeechHead) -> None:
+    """What stands between words belongs to the word behind it: 3 5, 7 2 9 11; and 4 4 1."""
+    with torch.no_grad():
+        torch.nn.init.normal_(head.last[-1].weight, std=0.2)  # words of different paces
+        spoken = head(memory_of(2), ids=IDS, voice=VOICE)
+    for said, durations, words in zip(spoken.said.exp(), spoken.durations, ([2, 4], [3]), strict=True):
+        first = 0
+        for count in words:
+            assert (said[first : first + count] - said[first]).abs().max() < 1e-4
+            lasting = durations[first : first + count]
+            assert lasting.max() - lasting.min() <= 1 and lasting.min() >= 1
+            first += count
+            assert abs(float(durations[:first].sum() - said[:first].sum())) <= 0.5 + 1e-4
+        assert not durations[first:].any()
+    assert abs(float(spoken.said[0, 0] - spoken.said[0, 2])) > 0.01
+    assert torch.equal(spoken.frames, spoken.durations.sum(1))
 
 
 def test_a_sample_is_spoken_as_if_it_were_alone(head: SpeechHead) -> None:
@@ -89,6 +105,17 @@ def test_the_sound_has_the_spectrogram_that_was_asked_for() -> None:
     assert GriffinLim()(mel[:, :2]).shape == (1, 320), "however short"
 
 
+def test_what_nobody_hears_is_not_learned(head: SpeechHead) -> None:
+    durations = 5 * (IDS >= 0)
+    spoken = head(memory_of(2), ids=IDS, voice=VOICE, durations=durations)
+    silent, quieter = torch.full_like(spoken.mel, -5.0), torch.full_like(spoken.mel, -13.0)
+    assert head.loss(spoken, silent, durations)[0] == head.loss(spoken, quieter, durations)[0] > 0.1
+    assert head.loss(spoken._replace(mel=quieter), silent, durations)[0] == 0
+    hushed = head.train()(memory_of(2), ids=IDS, voice=VOICE, durations=durations).mel < AUDIBLE
+    assert hushed.any() and not hushed.all()
+    assert torch.equal(spoken.mel == SILENT, hushed) and (spoken.mel[~hushed] >= AUDIBLE).all()
+
+
 def test_at_first_it_is_about_as_loud_as_a_sound() -> None:
     """Log energies far from zero would take long to be reached."""
     torch.manual_seed(0)
@@ -102,7 +129,7 @@ def test_at_first_it_is_about_as_loud_as_a_sound() -> None:
 
 def test_it_learns_sound_durations_and_voices() -> None:
     torch.manual_seed(0)
-    head = SpeechHead(size=20, voices=2, dim=16)
+    head = SpeechHead(size=20, voices=2, dim=16, between=(5,))  # two words
     ids, voice = torch.tensor([[3, 5], [3, 5]]), torch.tensor([0, 1])
     durations = torch.tensor([[6, 3], [4, 8]])
     mel = torch.zeros(2, 12, BANDS)

@@ -205,6 +205,7 @@ def test_a_task_alone_trains_its_own_heads_alone(root: Path, tmp_path: Path) -> 
     recipe = replace(recipe, heads=with_changes(TINY_HEADS, batches=28))
     data = recipe.data_module()
     assert [batch.task for batch in data.train_dataloader()] == ["find"] * 4, "as many as among all tasks"
+    assert [*recipe.module(recipe.new_model(data), data).columns] == ["train loss", "find"]
     before, after = recipe.new_model(data).state_dict(), fit(recipe, tmp_path)
     moved = {".".join(name.split(".")[:2]) for name in after if not torch.equal(before[name], after[name])}
     assert {name for name in moved if name.startswith("heads.")} == {"heads.boxes"}
@@ -241,5 +242,5 @@ def test_recipes_are_known_by_name(root: Path) -> None:
 def test_a_checkpoint_of_other_heads_is_not_loaded(made: Made) -> None:
     folder = made.recipe.work_folder(made.data)
     other = replace(made.recipe, heads=with_changes(TINY_HEADS, temperature=2.0))
-    with pytest.raises(CheckpointError, match=r"heads.temperature: has 8.0, expected 2.0"):
+    with pytest.raises(CheckpointError, match=r"heads.temperature: has 16.0, expected 2.0"):
         load_model(folder, made.recipe.new_model(made.data), identity=other.identity(made.data))

@@ -264,15 +264,16 @@ def test_weights_in_blocks_of_a_byte_each(shape: tuple[int, ...]) -> None:
     assert steps.dtype == torch.int8 and steps.shape == shape and scales.shape == (-(-weights.numel() // 64),)
     back = from_blocks(steps, scales)
     for some, kept in zip(weights.flatten().split(64), back.flatten().split(64), strict=True):
-        assert (some - kept).abs().max() <= some.abs().max() / 253
-    again = from_blocks(*to_blocks(back))
-    assert torch.allclose(again, back, rtol=1e-6, atol=0), "saving once more changes nothing"
+        assert (some - kept).abs().max() <= max(float(some.abs().max()) / 250, 4e-6)
+    assert torch.equal(from_blocks(*to_blocks(back)), back), "saving once more changes nothing"
 
 
 def test_blocks_of_zeros_and_of_what_is_no_number() -> None:
     assert torch.equal(from_blocks(*to_blocks(torch.zeros(2, 70))), torch.zeros(2, 70))
     with pytest.raises(ValueError, match="must be finite"):
         to_blocks(torch.tensor([[1.0, float("nan")]]))
+    with pytest.raises(ValueError, match=r"at most 8e6: got 1e\+07"):
+        to_blocks(torch.tensor([[1.0, 1e7]]))
 
 
 def test_a_saved_model_takes_little_more_than_a_byte_a_weight(recipe: Recipe, tmp_path: Path) -> None:

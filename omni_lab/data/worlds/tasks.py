@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
@@ -19,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -29,12 +32,13 @@ from omni_lab.data.worlds.captions import phrase
 from omni_lab.data.worlds.emoji_world import EmojiWorld
 from omni_lab.data.worlds.sayings import HEARD, SPEAKERS, STREAMS, Sayings
 from omni_lab.data.worlds.scenes import Placed, caption, coloured_noise, draw_voice, render, say
-from omni_lab.data.worlds.things import LANGUAGES, background
+from omni_lab.data.worlds.things import LANGUAGES, Thing, background
 from omni_lab.data.worlds.utterances import FRAME, Utterances, ensure_utterances, letter_durations
 from omni_lab.modalities import Modality, OmniBatch
 
 TASKS = ("describe", "find", "answer", "restore", "translate", "transcribe", "speak")
 DAMAGES = ("hole", "noise", "coarse")
+TURNS = ("hole", "noise", "hole", "coarse")  # in which batches are damaged: what stood in a hole is learned slowest
 HINTS = ("untold", "written", "spoken")
 MOST = 4  # things in a picture
 BEGUN, BLIND = 1 / 6, 1 / 8  # of the captions begun; and of what is written, without the picture, in training
@@ -153,11 +157,10 @@ class HeadTasks(Dataset[HeadBatch]):
         maker: Callable[..., Drawn] = getattr(self, f"_{task}")
         if task == "restore":
             turn = take if self.split == "train" else examples[0] // self.sizes[task]
-            wanted = {"damage": DAMAGES[turn % len(DAMAGES)], **wanted}
+            wanted = {"damage": TURNS[turn % len(TURNS)], **wanted}
         drawn = []
         for k in examples:
-            key = [self.world.seed, self.seed, STREAMS[self.split], 4 + TASKS.index(task), k]
-            drawn.append(maker(k, np.random.default_rng(key), np.random.default_rng([*key, take]), **wanted))
+            drawn.append(maker(k, self._rng(task, k), self._rng(task, k, take), **wanted))
         names = [f"{self.split}-{task}-{k}" for k in examples]
         samples = [Sample(name, task, d.kind, d.inputs) for name, d in zip(names, drawn, strict=True)]
         batch = collate(samples)
@@ -167,6 +170,35 @@ class HeadTasks(Dataset[HeadBatch]):
             marks, begun, rest = zip(*written, strict=True)
             targets |= {"prompt": self.codec.prompts(marks, begun), "target": self.codec.targets(rest)}
         return HeadBatch(task, replace(batch, targets=targets), [d.references for d in drawn] if written else ())
+
+    def supposed(self, k: int) -> tuple[UInt8[Tensor, "n 3 h w"], Float[Tensor, " n"]]:
+        """Example k of `restore` with each of the things in the place of that which is gone, and how likely each is, to
+        one who knows this world: things that are still to be seen come twice more often than others, or never."""
+        base, picture, which = self._torn(self._rng("restore", k))
+        gone, seen = picture[which], _numbers(picture, which)
+        alike = Counter(seen[thing] for thing in self.things)
+        often = self._repeats[tuple(sorted(seen.values()))]
+        chances = [often[seen[thing]] / alike[seen[thing]] / often.total() for thing in self.things]
+        others = [[*picture[:which], replace(gone, thing=t), *picture[which + 1 :]] for t in self.things]
+        return torch.from_numpy(np.stack([render(base, placed) for placed in others])), torch.tensor(chances)
+
+    @cached_property
+    def _repeats(self) -> Mapping[tuple[int, ...], Counter[int]]:
+        """By how many of each thing are seen, how often so many are seen of the one gone: in scenes drawn anew."""
+        rng = np.random.default_rng([self.world.seed, self.seed, STREAMS[self.split], 4 + len(TASKS)])
+        found: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+        for _ in range(2000):
+            picture = self.sayings.scene(rng).picture
+            which = int(rng.integers(len(picture)))
+            seen = _numbers(picture, which)
+            found[tuple(sorted(seen.values()))][seen[picture[which].thing]] += 1
+        return found
+
+    def _torn(self, rng: np.random.Generator) -> tuple[Image.Image, Sequence[Placed], int]:
+        """A background, what stands before it, and which of that will be gone."""
+        picture = self.sayings.scene(rng).picture
+        base = background(self.world.picture_size, rng)
+        return base, picture, int(rng.integers(len(picture)))
 
     def _describe(self, k: int, rng: np.random.Generator, noise: np.random.Generator) -> Drawn:
         picture = self.sayings.scene(rng).picture
@@ -208,9 +240,8 @@ class HeadTasks(Dataset[HeadBatch]):
     def _restore(
         self, k: int, rng: np.random.Generator, noise: np.random.Generator, *, damage: str, hint: str = ""
     ) -> Drawn:
-        picture = self.sayings.scene(rng).picture
-        whole = self._shown(picture, rng)
-        gone = picture[int(rng.integers(len(picture)))]
+        base, picture, which = self._torn(rng)
+        whole, gone = torch.from_numpy(render(base, picture)), picture[which]
         damaged, kept = damage_picture(whole, gone, damage, rng)
         language, drawn = str(rng.choice(LANGUAGES)), str(rng.choice(HINTS, p=(0.4, 0.4, 0.2)))
         inputs = {Modality.IMAGE: damaged}
@@ -256,11 +287,19 @@ class HeadTasks(Dataset[HeadBatch]):
         }
         return Drawn(line.kind, {Modality.TEXT: self._read(line.text)}, targets)
 
+    def _rng(self, task: str, k: int, *take: int) -> np.random.Generator:
+        key = [self.world.seed, self.seed, STREAMS[self.split], 4 + TASKS.index(task), k, *take]
+        return np.random.default_rng(key)
+
     def _read(self, text: str) -> Tensor:
         return torch.tensor(self.codec.heard(text))
 
     def _shown(self, placed: Sequence[Placed], rng: np.random.Generator) -> Tensor:
         return torch.from_numpy(render(background(self.world.picture_size, rng), placed))
+
+
+def _numbers(picture: Sequence[Placed], without: int) -> Counter[Thing]:
+    return Counter(placed.thing for i, placed in enumerate(picture) if i != without)
 
 
 def _padded(name: str, values: Sequence[Tensor]) -> Tensor:
