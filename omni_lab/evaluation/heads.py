@@ -152,7 +152,6 @@ def restore(model: OmniModel, batches: Iterable[HeadBatch], *, change: Change = 
     )
 
 
-@torch.inference_mode()
 def best_guesses(tasks: HeadTasks, count: int | None = None) -> Float[Tensor, "n 3 h w"]:
     """What no filling of holes can outdo in squared error, if it is not told what is missing: of the first `count`
     examples of `restore` (default: all) the mean over all things that could stand there, each as much as it is likely.
@@ -164,6 +163,7 @@ def best_guesses(tasks: HeadTasks, count: int | None = None) -> Float[Tensor, "n
     return torch.stack(guesses)
 
 
+@torch.inference_mode()
 def answer(
     model: OmniModel, batches: Iterable[HeadBatch], *, change: Change = lambda batch: batch
 ) -> Bool[Tensor, " n"]:

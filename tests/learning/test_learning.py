@@ -264,7 +264,7 @@ def test_weights_in_blocks_of_a_byte_each(shape: tuple[int, ...]) -> None:
     assert steps.dtype == torch.int8 and steps.shape == shape and scales.shape == (-(-weights.numel() // 64),)
     back = from_blocks(steps, scales)
     for some, kept in zip(weights.flatten().split(64), back.flatten().split(64), strict=True):
-        assert (some - kept).abs().max() <= max(float(some.abs().max()) / 250, 4e-6)
+        assert (some - kept).abs().max() <= max(float(some.abs().max()) / 253, 4e-6)
     assert torch.equal(from_blocks(*to_blocks(back)), back), "saving once more changes nothing"
 
 

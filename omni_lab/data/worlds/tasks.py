@@ -173,11 +173,11 @@ class HeadTasks(Dataset[HeadBatch]):
 
     def supposed(self, k: int) -> tuple[UInt8[Tensor, "n 3 h w"], Float[Tensor, " n"]]:
         """Example k of `restore` with each of the things in the place of that which is gone, and how likely each is, to
-        one who knows this world: things that are still to be seen come twice more often than others, or never."""
+        one who knows this world: whether a thing that is still to be seen comes again depends on what else is seen."""
         base, picture, which = self._torn(self._rng("restore", k))
         gone, seen = picture[which], _numbers(picture, which)
         alike = Counter(seen[thing] for thing in self.things)
-        often = self._repeats[tuple(sorted(seen.values()))]
+        often = self._repeats[tuple(sorted(seen.values()))] or Counter({0: 1})
         chances = [often[seen[thing]] / alike[seen[thing]] / often.total() for thing in self.things]
         others = [[*picture[:which], replace(gone, thing=t), *picture[which + 1 :]] for t in self.things]
         return torch.from_numpy(np.stack([render(base, placed) for placed in others])), torch.tensor(chances)
