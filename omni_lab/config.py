@@ -284,7 +284,10 @@ class FaceConfig:
 @dataclass(frozen=True)
 class HeadsConfig:
     """The model of many heads, and what it is trained on. model: its encoders and fusion. dim: of the memory and of the
-    heads that read it; memory_depth to speech_layers: see them.
+    heads that read it. mlp_ratio: of the heads' hidden layers to `dim`. memory_depth, text_depth, boxes_depth,
+    pixels_depth, speech_depth: transformer layers of the memory and of each head. queries: things found at most.
+    widths: channels of the pixels head, from fine to coarse. speech_layers: convolutions over frames. sentences: of
+    each kind, that the tokenizer is made from. longest: tokens of prompt and text together.
 
     examples: of each task, by split; a training batch is of a task drawn with a chance that goes with its number of
     examples to the power of one over `temperature` (Raffel et al. 2020, section 3.5.2): 1 for as often as there are
@@ -301,14 +304,14 @@ class HeadsConfig:
     temperature: float = 16.0
     uncertainty: bool = True
     dim: int = 128
-    mlp_ratio: float = 1.5
+    mlp_ratio: float = 1.0
     memory_depth: int = 1
     text_depth: int = 2
     boxes_depth: int = 2
     queries: int = 8
     widths: tuple[int, ...] = (64,)
-    pixels_depth: int = 1
-    speech_depth: int = 1
+    pixels_depth: int = 2
+    speech_depth: int = 2
     speech_layers: int = 5
     sentences: int = 1000
     longest: int = 64
@@ -506,7 +509,7 @@ PROFILES = {
             heads=HeadsConfig(
                 things=32,
                 model=OF_MANY_HEADS,
-                training=TrainingConfig(epochs=18, augment=False, warmup_fraction=0.02),
+                training=TrainingConfig(epochs=22, augment=False, warmup_fraction=0.02),
                 examples={
                     "train": _DRAWN | {"transcribe": 12_000, "speak": 4_000},
                     "validation": dict.fromkeys(TOGETHER, 96),
@@ -575,7 +578,6 @@ PROFILES = {
                 memory_depth=2,
                 text_depth=4,
                 boxes_depth=3,
-                pixels_depth=2,
                 speech_depth=3,
                 speech_layers=6,
             ),

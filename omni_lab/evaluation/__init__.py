@@ -21,13 +21,14 @@ from omni_lab.evaluation.pareto import (
     paired_difference,
     pareto_front,
 )
-from omni_lab.evaluation.restored import FILLS, Restoration, fill, restoration
+from omni_lab.evaluation.restored import FILLS, SMOOTHINGS, Restoration, best_smoothing, fill, restoration, smooth
 from omni_lab.evaluation.retrieval import Consistency, consistency, prototypes, recall_at
 from omni_lab.evaluation.timing import interleaved_seconds, ratio
-from omni_lab.evaluation.written import bleu, bleu_gain, chrf, error_rate
+from omni_lab.evaluation.written import bleu, bleu_gain, chrf, error_rate, error_ratio
 
 __all__ = [
     "FILLS",
+    "SMOOTHINGS",
     "BlindRow",
     "Consistency",
     "Difference",
@@ -39,6 +40,7 @@ __all__ = [
     "Predictions",
     "Restoration",
     "average_precision",
+    "best_smoothing",
     "bleu",
     "bleu_gain",
     "blind_table",
@@ -48,6 +50,7 @@ __all__ = [
     "consistency",
     "corpus_estimate",
     "error_rate",
+    "error_ratio",
     "fill",
     "hypervolume",
     "hypervolume_difference",
@@ -65,4 +68,5 @@ __all__ = [
     "share",
     "share_interval",
     "shuffle_pictures",
+    "smooth",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
@@ -10,9 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from omni_lab.data.samples import Sample, collate
 from omni_lab.data.tokenizer import Codec
 from omni_lab.data.worlds.ambiguous import ambiguous_words
-from omni_lab.data.worlds.tasks import HeadBatch, HeadTasks
+from omni_lab.data.worlds.tasks import HeadBatch, HeadTasks, captions
 from omni_lab.encoders.audio import LogMel
 from omni_lab.evaluation.found import average_precision
 from omni_lab.evaluation.restored import restoration
@@ -42,22 +44,37 @@ class Texts(NamedTuple):
         return [text in known for text, known in zip(self.written, self.references, strict=True)]
 
 
-def senses(texts: Texts) -> list[tuple[str | None, str]]:
-    """Of translations of sentences in which a word means two things: which of them was written (None: neither), and
-    which was meant; both as they are called in the language that is translated into."""
+class Sense(NamedTuple):
+    """Which of two things a word was taken for (None: neither), and which it meant, as they are called in the language
+    that is translated into. word: its number among `ambiguous_words`."""
+
+    said: str | None
+    meant: str
+    word: int
+
+
+def senses(texts: Texts) -> list[Sense]:
+    """Of translations of sentences in which a word means two things. Raises ValueError where none of them is meant."""
     found = []
     for text, (known, *_), kind in zip(*texts, strict=True):
         source, target = kind.split(",")[0].split("-")
-        words = [[s.names[target].lower() for s in w.senses] for w in ambiguous_words() if w.language == source]
-        meant, names = max(((_longest(names, known), names) for names in words), key=lambda found: len(found[0] or ""))
-        if meant is None:
+        meanings = []
+        for number, word in enumerate(ambiguous_words()):
+            names = [sense.names[target].lower() for sense in word.senses] if word.language == source else []
+            meant = _longest(names, known, target)
+            if meant is not None:
+                meanings.append(Sense(_longest(names, text, target), meant, number))
+        if not meanings:
             raise ValueError(f"no word of {known!r} is one of two: {kind}")
-        found.append((_longest(names, text), meant))
+        found.append(max(meanings, key=lambda sense: len(sense.meant)))
     return found
 
 
-def _longest(names: Sequence[str], text: str) -> str | None:
-    return max((name for name in names if name in text), key=len, default=None)
+def _longest(names: Sequence[str], text: str, language: str) -> str | None:
+    """Of the names that stand in the text, as words of their own where the language has spaces ("pen" is in no
+    "penguin")."""
+    edge = "" if language == "zh" else r"\b"
+    return max((name for name in names if re.search(edge + re.escape(name) + edge, text)), key=len, default=None)
 
 
 def unseen(batch: OmniBatch) -> OmniBatch:
@@ -95,7 +112,9 @@ class Speech(NamedTuple):
 
 def examples(tasks: HeadTasks, task: str, count: int | None = None, **wanted: Any) -> Iterator[HeadBatch]:
     """The first examples of a task (all of them), in batches. wanted: see `HeadTasks.batch`."""
-    end = min(count or tasks.examples[task], tasks.examples[task])
+    if count is not None and count < 0:
+        raise ValueError(f"count must be 0 or more: got {count}")
+    end = tasks.examples[task] if count is None else min(count, tasks.examples[task])
     for start in range(0, end, tasks.sizes[task]):
         yield tasks.batch(task, range(start, min(start + tasks.sizes[task], end)), **wanted)
 
@@ -153,9 +172,10 @@ def restore(model: OmniModel, batches: Iterable[HeadBatch], *, change: Change = 
 
 
 def best_guesses(tasks: HeadTasks, count: int | None = None) -> Float[Tensor, "n 3 h w"]:
-    """What no filling of holes can outdo in squared error, if it is not told what is missing: of the first `count`
-    examples of `restore` (default: all) the mean over all things that could stand there, each as much as it is likely.
-    In [0, 1]. It knows the background, the place and the turn of the thing, and how often things come again."""
+    """What no filling of holes can be expected to outdo in squared error, if it is not told what is missing: of the
+    first `count` examples of `restore` (default: all) the mean over all things that could stand there, each as much as
+    `HeadTasks.supposed` says. In [0, 1]. It knows the background, the place and the turn of the thing, and how often
+    things come again, but not which sets of things belong to which split."""
     guesses = []
     for k in range(tasks.examples["restore"] if count is None else count):
         pictures, chances = tasks.supposed(k)
@@ -177,50 +197,40 @@ def answer(
 
 @torch.inference_mode()
 def pronounce(model: OmniModel, tasks: HeadTasks, batches: Iterable[HeadBatch], *, vocoder: GriffinLim) -> Speech:
-    """What the speech head says, with durations of its own."""
+    """What the speech head says of examples of these tasks, with durations of its own."""
     said = Speech([], [], [], [])
-    for given, number in zip(batches, _counted(tasks.sizes["speak"]), strict=False):
+    for given in batches:
         told = {name: given.targets[name] for name in ("ids", "voice")}
         spoken = model(given.batch, heads={"speech": told}).heads["speech"]
         for mel, frames in zip(spoken.mel, spoken.frames.tolist(), strict=True):
             said.ours.append(vocoder(mel[None, :frames])[0])
-        for k in range(number, number + len(given)):
+        for k in (int(name.rpartition("-")[2]) for name in given.batch.ids):
             said.texts.append(tasks.spoken.lines[k].text)
             said.reference.append(torch.from_numpy(tasks.spoken.sound(k)))
         said.voices.extend(given.kinds)
     return said
 
 
-def _counted(step: int) -> Iterator[int]:
-    number = 0
-    while True:
-        yield number
-        number += step
-
-
 @torch.inference_mode()
-def nearest_captions(model: OmniModel, known: Sequence[HeadBatch], asked: Iterable[HeadBatch]) -> list[str]:
-    """For each picture the caption, in the language that is asked for, of that picture among `known` which the model's
-    own eyes find most alike: the largest cosine of their cells side by side. Captions that were begun are left out of
-    those known."""
-    gallery, captions = [], []
-    for given in known:
-        whole = [i for i, kind in enumerate(given.kinds) if "begun" not in kind]
-        gallery.append(_looks(model, given)[whole])
-        captions += [(given.kinds[i], _as_read(given.references[i][0])) for i in whole]
-    seen = torch.cat(gallery)
-    languages = [language for language, _ in captions]
-    found = []
+def nearest_captions(model: OmniModel, tasks: HeadTasks, count: int, asked: Iterable[HeadBatch]) -> list[str]:
+    """For each picture a caption, in the language that is asked for, of that one among the first `count` pictures of
+    these tasks, all whole, which the model's own eyes find most alike: the largest cosine of their cells side by side.
+    """
+    looks, gallery, step = [], [], tasks.sizes["describe"]
+    for start in range(0, count, step):
+        known = [tasks.pictured(k) for k in range(start, min(start + step, count))]
+        gallery += [placed for placed, _ in known]
+        looks.append(_looks(model, collate([Sample("", "", "", {Modality.IMAGE: shown}) for _, shown in known])))
+    seen, found = torch.cat(looks), []
     for given in asked:
-        alike = _looks(model, given) @ seen.T
-        for row, kind in zip(alike, given.kinds, strict=True):
-            other = torch.tensor([language != kind.split(",")[0] for language in languages])
-            found.append(captions[int(row.masked_fill(other, -2.0).argmax())][1])
+        nearest = (_looks(model, given.batch) @ seen.T).argmax(1).tolist()
+        for i, kind in zip(nearest, given.kinds, strict=True):
+            found.append(_as_read(captions(gallery[i], kind.split(",")[0])[0]))
     return found
 
 
-def _looks(model: OmniModel, given: HeadBatch) -> Float[Tensor, "b f"]:
-    tokens = cast(Any, model.encode(given.batch)[Modality.IMAGE]).expanded()
+def _looks(model: OmniModel, batch: OmniBatch) -> Float[Tensor, "b f"]:
+    tokens = cast(Any, model.encode(batch)[Modality.IMAGE]).expanded()
     return torch.nn.functional.normalize(tokens.values.flatten(1), dim=1) * tokens.mask.any(1)[:, None]
 
 
@@ -232,32 +242,37 @@ class Score(NamedTuple):
     higher_is_better: bool = True
 
 
-def task_score(model: OmniModel, tasks: HeadTasks, task: str) -> Score:
-    """One number for each task, to compare models by, over all examples of `tasks`."""
-    batches = examples(tasks, task, damage="hole", hint="untold") if task == "restore" else examples(tasks, task)
+def task_score(model: OmniModel, tasks: HeadTasks, task: str, done: Any = None) -> Score:
+    """One number for each task, to compare models by, over all examples of `tasks`. done: what `write`, `find`,
+    `answer`, or `restore` (of holes, untold) gave for all of them, if that is known already."""
+    if done is None:
+        batches = examples(tasks, task, damage="hole", hint="untold") if task == "restore" else examples(tasks, task)
+        ways: dict[str, Callable[..., Any]] = {
+            "find": find,
+            "answer": answer,
+            "restore": restore,
+            "speak": spectrogram_distance,
+        }
+        done = ways[task](model, batches) if task in ways else write(model, tasks.codec, batches)
     if task == "find":
-        return Score(average_precision(*find(model, batches), resamples=1).map50.value, "mAP at an overlap of 0.5")
+        return Score(average_precision(*done, resamples=1).map50.value, "mAP at an overlap of 0.5")
     if task == "answer":
-        return Score(float(answer(model, batches).double().mean()), "accuracy of chosen answers")
+        return Score(float(done.double().mean()), "accuracy of chosen answers")
     if task == "restore":
-        pictures = restore(model, batches)
-        return Score(
-            float(restoration(pictures.restored, pictures.whole).psnr.mean()), "PSNR of pictures with a hole (dB)"
-        )
+        psnr = restoration(done.restored, done.whole).psnr
+        return Score(float(psnr.mean()), "PSNR of pictures with a hole (dB)")
     if task == "speak":
-        return Score(spectrogram_distance(model, batches), "distance of log mel spectrograms", False)
-    texts = write(model, tasks.codec, batches)
+        return Score(done, "distance of log mel spectrograms", False)
     if task == "transcribe":
-        heard = texts.of(*(kind for kind in texts.kinds if "hsk" not in kind))
+        heard = done.of(*(kind for kind in done.kinds if "hsk" not in kind))
         known = [references[0] for references in heard.references]
-        return Score(
-            error_rate(heard.written, known, unit="character", resamples=1).value, "character error rate", False
-        )
+        rate = error_rate(heard.written, known, unit="character", resamples=1)
+        return Score(rate.value, "character error rate", False)
     scores = []
-    for kind in dict.fromkeys(kind for kind in texts.kinds if "hsk" not in kind and "begun" not in kind):
-        some = texts.of(kind)
+    for kind in dict.fromkeys(kind for kind in done.kinds if "hsk" not in kind and "begun" not in kind):
+        some = done.of(kind)
         scores.append(bleu(some.written, some.references, kind.split(",")[0][-2:], resamples=1).value)
-    return Score(sum(scores) / len(scores), "BLEU-4, mean over languages or directions")
+    return Score(sum(scores) / len(scores), "BLEU-4, mean over kinds of texts")
 
 
 @torch.inference_mode()

@@ -1,16 +1,28 @@
-"""How near a restored picture is to the whole one; and fillings of holes that know nothing but the pixels around."""
+"""How near a restored picture is to the whole one; and the controls of a model that restores: fillings of holes and
+smoothings that know nothing but the pixels given."""
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchvision.transforms.v2.functional import gaussian_blur
 
 FILLS = ("mean", "biharmonic", "telea")
+SMOOTHINGS = MappingProxyType(  # and how much of each is worth a try
+    {
+        "gaussian": (0.5, 1.0, 1.5, 2.0, 3.0),  # standard deviation in pixels
+        "total_variation": (0.05, 0.1, 0.2, 0.4),  # weight
+        "nonlocal_means": (0.1, 0.2, 0.3, 0.4),  # distance at which patches are no longer alike
+        "bicubic": (2, 4, 8),  # side in pixels of the blocks that are averaged, and then interpolated
+    }
+)
 EXACT = 100.0  # dB, of an exact copy, whose ratio has no bound
 SMALLEST = 11  # pixels: the window that structures are compared in
 RADIUS = 3  # pixels around a hole that Telea's filling looks at
@@ -79,3 +91,39 @@ def _guess(picture: UInt8[Tensor, "3 h w"], known: Bool[Tensor, "h w"], how: str
 
         guess = cv2.inpaint(shown, hole.astype(np.uint8), RADIUS, cv2.INPAINT_TELEA) / 255.0
     return torch.from_numpy(np.ascontiguousarray(guess)).float().permute(2, 0, 1)
+
+
+def smooth(pictures: UInt8[Tensor, "b 3 h w"], how: str, strength: float) -> Float[Tensor, "b 3 h w"]:
+    """The controls of a model that removes noise or adds pixels: in [0, 1].
+
+    how: "gaussian" blur; "total_variation" (Chambolle 2004) and "nonlocal_means" (Buades et al. 2005), as in
+    scikit-image; "bicubic" interpolation of blocks. strength: see `SMOOTHINGS`. Raises ValueError for another, and for
+    blocks that do not fit.
+    """
+    if how not in SMOOTHINGS or strength <= 0:
+        raise ValueError(f"how must be one of {[*SMOOTHINGS]}, strength above 0: got {how!r} and {strength}")
+    given = pictures.float() / 255
+    if how == "gaussian":
+        return gaussian_blur(given, 2 * round(3 * strength) + 1, strength).clamp(0, 1)
+    if how == "bicubic":
+        side, sizes = int(strength), pictures.shape[2:]
+        if side != strength or any(size % side for size in sizes):
+            raise ValueError(f"strength must be the side of blocks that {[*sizes]} pixels are made of: got {strength}")
+        return F.interpolate(F.avg_pool2d(given, side), sizes, mode="bicubic").clamp(0, 1)
+    from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
+
+    smoothed = []
+    for picture in given.permute(0, 2, 3, 1).cpu().numpy():
+        if how == "total_variation":
+            found = denoise_tv_chambolle(picture, weight=strength, channel_axis=-1)
+        else:
+            found = denoise_nl_means(picture, patch_size=5, patch_distance=6, h=strength, channel_axis=-1)
+        smoothed.append(torch.from_numpy(found).float())
+    return torch.stack(smoothed).permute(0, 3, 1, 2).clamp(0, 1).to(given.device)
+
+
+def best_smoothing(pictures: UInt8[Tensor, "b 3 h w"], whole: Float[Tensor, "_ 3 _ _"]) -> tuple[str, float]:
+    """Which of `SMOOTHINGS`, and how much of it, gives the highest PSNR, the mean over pictures. To be asked of
+    pictures that are not tested."""
+    tried = [(how, strength) for how, strengths in SMOOTHINGS.items() for strength in strengths]
+    return max(tried, key=lambda one: float(restoration(smooth(pictures, *one), whole).psnr.mean()))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torchmetrics.text import CharErrorRate, CHRFScore, SacreBLEUScore, WordErrorRate
 
-from omni_lab.evaluation.intervals import Estimate, corpus_estimate
+from omni_lab.evaluation.intervals import Estimate, corpus_estimate, share_interval
 
 TOKENIZERS = {"en": "13a", "de": "13a", "zh": "zh"}  # of SacreBLEU; Chinese by character
 ORDER = 4  # of BLEU: up to four tokens in a row
@@ -52,7 +52,7 @@ def bleu_gain(
 ) -> Estimate:
     """How much higher the BLEU of `written` is than that of `others`, by paired bootstrap (Koehn 2004): both are judged
     on the same draws."""
-    first, second = (_bleu_counts(texts, references, language) for texts in (written, others))
+    first, second = _bleu_counts(written, references, language), _bleu_counts(others, references, language, "others")
     counts = np.concatenate([first, second], axis=1)
     cut = first.shape[1]
 
@@ -93,22 +93,42 @@ def error_rate(
 ) -> Estimate:
     """Insertions, deletions and substitutions over the length of the references, all texts together; above 1 where more
     is wrong than was to be written. unit: "character" (CER; spaces count, several as one) or "word" (WER). Case and
-    punctuation count: take away first what nobody can hear. Raises ValueError where the references are all empty."""
-    if unit not in UNITS:
-        raise ValueError(f"unit must be one of {UNITS}: got {unit!r}")
-    _check(written, [[text] for text in references])
-    texts, known = ([" ".join(text.split()) for text in side] for side in (written, references))
-    metric = CharErrorRate() if unit == "character" else WordErrorRate()
-    counts = _counts(metric, ["errors", "total"], texts, known)
-    if counts[:, 1].sum() == 0:
-        raise ValueError(f"references must hold at least one {unit}: all {len(known)} are empty")
-    return corpus_estimate(counts, _rate, groups, resamples=resamples, seed=seed)
+    punctuation count: take away first what nobody can hear. Where nothing is wrong, resampling knows no doubt: the
+    interval then ends at the exact one of the share of texts (or groups) with errors (`share_interval`). Raises
+    ValueError where the references are all empty."""
+    counts = _error_counts(written, references, unit)
+    found = corpus_estimate(counts, _rate, groups, resamples=resamples, seed=seed)
+    if found.value > 0:
+        return found
+    alone = np.arange(len(counts)) if groups is None else groups
+    return found._replace(high=share_interval(np.zeros(len(counts)), alone, resamples=resamples)[1])
 
 
-def _check(written: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+def error_ratio(
+    written: Sequence[str],
+    others: Sequence[str],
+    references: Sequence[str],
+    *,
+    unit: str,
+    groups: np.ndarray | None = None,
+    resamples: int,
+    seed: int = 0,
+) -> Estimate:
+    """How many times as much is wrong in `written` as in `others`, by paired bootstrap as in `bleu_gain`; see
+    `error_rate`. Where the others err nowhere, that counts as half an error, so that the ratio has a bound."""
+    sides = {"written": written, "others": others}
+    counts = np.stack([_error_counts(texts, references, unit, name)[:, 0] for name, texts in sides.items()], axis=1)
+
+    def ratio(sums: np.ndarray) -> np.ndarray:
+        return sums[:, 0] / np.maximum(sums[:, 1], 0.5)
+
+    return corpus_estimate(counts, ratio, groups, resamples=resamples, seed=seed)
+
+
+def _check(written: Sequence[str], references: Sequence[Sequence[str]], name: str = "written") -> None:
     if isinstance(written, str) or len(written) == 0 or len(written) != len(references):
         raise ValueError(
-            f"written and references must be equally many texts, at least one: got {len(written)} and {len(references)}"
+            f"{name} and references must be equally many texts, at least one: got {len(written)} and {len(references)}"
         )
     odd = [i for i, known in enumerate(references) if isinstance(known, str) or len(known) == 0]
     if odd:
@@ -125,11 +145,26 @@ def _counts(metric: Any, states: Sequence[str], written: Sequence[str], referenc
     return torch.stack(rows).double().numpy()
 
 
-def _bleu_counts(written: Sequence[str], references: Sequence[Sequence[str]], language: str) -> np.ndarray:
+def _error_counts(written: Sequence[str], references: Sequence[str], unit: str, name: str = "written") -> np.ndarray:
+    """[n, 2]: errors, and units of the reference. name: what the texts are called in an error."""
+    if unit not in UNITS:
+        raise ValueError(f"unit must be one of {UNITS}: got {unit!r}")
+    _check(written, [[text] for text in references], name)
+    texts, known = ([" ".join(text.split()) for text in side] for side in (written, references))
+    metric = CharErrorRate() if unit == "character" else WordErrorRate()
+    counts = _counts(metric, ["errors", "total"], texts, known)
+    if counts[:, 1].sum() == 0:
+        raise ValueError(f"references must hold at least one {unit}: all {len(known)} are empty")
+    return counts
+
+
+def _bleu_counts(
+    written: Sequence[str], references: Sequence[Sequence[str]], language: str, name: str = "written"
+) -> np.ndarray:
     """[n, 2 * ORDER + 2]: n-grams that are right, n-grams, and tokens of the text and of the nearest reference."""
     if language not in TOKENIZERS:
         raise ValueError(f"language must be one of {[*TOKENIZERS]}: got {language!r}")
-    _check(written, references)
+    _check(written, references, name)
     metric = SacreBLEUScore(ORDER, tokenize=TOKENIZERS[language], lowercase=True)  # type: ignore[arg-type]
     # of two references equally near in length SacreBLEU takes the shorter, torchmetrics the first
     known = [sorted(texts, key=lambda text: len(metric.tokenizer(text))) for texts in references]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from omni_lab.heads.decoder import Layer
 from omni_lab.heads.memory import HeadError, Remembered
 
+PAINTED = 4  # colours to add, and how much what is given is doubted
 CHANNELS = 6  # of what a place is told: three colours, whether they are certain, and where in a hole it lies
 
 
@@ -48,9 +50,9 @@ class Convolutions(nn.Module):
 
 
 class PixelsHead(nn.Module):
-    """A U-Net (Ronneberger et al. 2015) over what is left of the picture, which says what to add to it. At its
-    coarsest, each cell attends to all others and to the memory: there enters what was said of the picture, or heard.
-    [B, 3, H, W] in [0, 1], in training also a little beyond.
+    """A U-Net (Ronneberger et al. 2015) over what is left of the picture, which says how far to doubt it, towards gray,
+    and what to add. At its coarsest, each cell attends to all others and to the memory: there enters what was said of
+    the picture, or heard. [B, 3, H, W] in [0, 1], in training also a little beyond.
 
     dim: of the memory. size: the side of a picture. patch: so many pixels squared make one place of the finest scale,
     their colours its channels, and are painted as one (sub-pixel convolution, Shi et al. 2016). widths: channels at
@@ -72,19 +74,18 @@ class PixelsHead(nn.Module):
     ) -> None:
         super().__init__()
         self.size, self.patch = size, patch
-        widths = (*widths, dim)
-        self.shrink = patch * 2 ** (len(widths) - 1)
+        self.shrink = patch * 2 ** len(widths)
         if size % self.shrink:
             raise HeadError(f"pixels: the side of pictures must be a multiple of {self.shrink}: got {size}")
-        self.down = nn.ModuleList(
-            Convolutions(a, b) for a, b in zip((CHANNELS * patch**2, *widths[:-1]), widths, strict=True)
-        )
+        inner = (CHANNELS * patch**2, *widths)
+        self.down = nn.ModuleList(Convolutions(a, b) for a, b in itertools.pairwise(inner))
+        self.enter = nn.Conv2d(widths[-1], dim, 1)
         self.cell = nn.Parameter(torch.randn((size // self.shrink) ** 2, dim) * 0.02)
         self.layers = nn.ModuleList(Layer(dim=dim, heads=heads, mlp_ratio=mlp_ratio, dropout=0.0) for _ in range(depth))
-        pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))  # coarse, and the finer one
-        self.narrow = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for coarse, fine in pairs)
-        self.up = nn.ModuleList(Convolutions(fine, fine) for _, fine in pairs)
-        self.paint = nn.Conv2d(widths[0], 3 * patch**2, 1)
+        outer = list(itertools.pairwise((dim, *reversed(widths))))  # coarse, and the finer one
+        self.narrow = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for coarse, fine in outer)
+        self.up = nn.ModuleList(Convolutions(fine, fine) for _, fine in outer)
+        self.paint = nn.Conv2d(widths[0], PAINTED * patch**2, 1)
         nn.init.zeros_(self.paint.weight)  # at first, what is given is what is returned
         assert self.paint.bias is not None
         nn.init.zeros_(self.paint.bias)
@@ -111,17 +112,19 @@ class PixelsHead(nn.Module):
             certain = kept[:, None].to(given.dtype)
             given = torch.where(kept[:, None], given, 0.5)  # whatever stands in a hole is not looked at
         x, finer = F.pixel_unshuffle(torch.cat([given - 0.5, certain, within(certain)], dim=1), self.patch), []
-        for scale, block in enumerate(self.down):
-            x = block(F.avg_pool2d(x, 2) if scale else x)
-            finer.append(x)
+        for block in self.down:
+            finer.append(block(x))
+            x = F.avg_pool2d(finer[-1], 2)
+        x = self.enter(x)
         side = x.shape[-1]
         cells = x.flatten(2).transpose(1, 2) + self.cell  # [B, side * side, D]
         for layer in self.layers:
             cells = layer.together(cells, memory.tokens)  # type: ignore[operator]
         x = cells.transpose(1, 2).unflatten(2, (side, side))
-        for narrow, block, skipped in zip(self.narrow, self.up, finer[-2::-1], strict=True):
+        for narrow, block, skipped in zip(self.narrow, self.up, reversed(finer), strict=True):
             x = block(F.interpolate(narrow(x), scale_factor=2.0, mode="nearest") + skipped)
-        restored = given + F.pixel_shuffle(self.paint(x), self.patch)
+        colours, doubt = F.pixel_shuffle(self.paint(x), self.patch).split((3, 1), dim=1)
+        restored = given + doubt * (0.5 - given) + colours
         if not self.training:
             restored = restored.clamp(0, 1)
         return restored if kept is None else torch.where(kept[:, None], given, restored)

@@ -140,8 +140,14 @@ class SpeechHead(nn.Module):
         if durations is None:
             ends = ((said.exp().clamp(1, LONGEST) * real).cumsum(1) + 0.5).floor().long()
             durations = torch.diff(ends, dim=1, prepend=torch.zeros_like(ends[:, :1]))
-        if durations.shape != ids.shape or (durations[~real] != 0).any() or (durations.sum(1) == 0).any():
-            raise HeadError("speech: every text wants durations of its tokens, and of nothing else")
+        if durations.shape != ids.shape:
+            raise HeadError(f"speech: expected durations of {list(ids.shape)} tokens: got {list(durations.shape)}")
+        odd = ((durations * ~real != 0).any(1) | (durations < 0).any(1) | (durations.sum(1) == 0)).nonzero().flatten()
+        if len(odd):
+            raise HeadError(
+                f"speech: every text wants frames for its tokens, and for nothing else: got {durations[odd].tolist()} "
+                f"for texts {odd.tolist()} of {real[odd].sum(1).tolist()} tokens"
+            )
         rows = []
         for vectors, lasts in zip(x, durations, strict=True):
             token = torch.arange(len(lasts), device=x.device).repeat_interleave(lasts)  # [F]

@@ -105,10 +105,17 @@ class TextHead(nn.Module):
         target: Int[Tensor, "b t"] | None = None,
         decoding: Decoding | None = None,
     ) -> Float[Tensor, "b t v"] | Written:
-        """prompt: see `Codec.prompts`. target: see `Codec.targets`; where given, logits for each of its tokens."""
+        """prompt: see `Codec.prompts`. target: see `Codec.targets`; where given, logits for each of its tokens. Raises
+        HeadError where they are too long, and as `begin`."""
         state = self.begin(memory.tokens, prompt)
         if target is None:
             return self.write(state, prompt, decoding or Decoding())
+        read = (prompt >= 0).sum(1) + (target >= 0).sum(1) - 1  # the end is not read
+        if (read > self.max_length).any():
+            raise HeadError(
+                f"text: prompt and target must have at most {self.max_length} tokens before the end: "
+                f"got {read.tolist()}"
+            )
         whole = torch.cat([prompt, target[:, :-1]], dim=1)
         return self._step(state, whole)[0][:, prompt.shape[1] - 1 :]
 
@@ -119,9 +126,11 @@ class TextHead(nn.Module):
     def heard_loss(self, memory: Remembered, target: Int[Tensor, "b t"]) -> Float[Tensor, ""]:
         """Connectionist temporal classification (Graves et al. 2006): each token of the sound in memory should say what
         is said at that time, in order, or the end for nothing new. Beside the decoder's loss it teaches where to listen
-        (Kim et al. 2017). The mean over target tokens. Raises HeadError where there is no sound."""
-        if not memory.present(Modality.AUDIO).all():
-            raise HeadError("text: there is no sound in which the target could be heard")
+        (Kim et al. 2017). The mean over samples of the loss a target token. Raises HeadError where there is no sound.
+        """
+        deaf = (~memory.present(Modality.AUDIO)).nonzero().flatten().tolist()
+        if deaf:
+            raise HeadError(f"text: there is no sound in which the target could be heard: samples {deaf} lack one")
         place = memory.places[Modality.AUDIO]
         said = F.linear(self.ear(memory.tokens.values[:, place]), self.embedding.weight).log_softmax(dim=2)  # [B, N, V]
         lengths = memory.tokens.mask[:, place].sum(1)

@@ -34,7 +34,7 @@ from omni_lab.config import (
 from omni_lab.data import Distracted, EasyVqa, EmojiWorld, OmniDataModule, TalkingFace, ViewsDataModule, VqaSource
 from omni_lab.data.heads import HeadsDataModule
 from omni_lab.data.worlds.sayings import SPEAKERS
-from omni_lab.data.worlds.tasks import HeadBatch
+from omni_lab.data.worlds.tasks import RULES, HeadBatch
 from omni_lab.data.worlds.things import vocabulary
 from omni_lab.fusion import FusionPlan, Stage
 from omni_lab.learning.alignment import AlignmentModel, EncoderAlignment
@@ -191,7 +191,7 @@ class HeadsRecipe(Recipe):
         heads["examples"] = self.config.examples["train"]  # tested on, or validated, is any number
         vocabulary = hashlib.sha256(data.codec.tokenizer.to_str().encode()).hexdigest()
         facts = {"model": self.model, "heads": heads, "vocabulary": vocabulary, "world": data.world.fingerprint()}
-        return {**facts, "training": training, "seed": self.seed, "task": self.task}
+        return {**facts, "training": training, "seed": self.seed, "task": self.task, "rules": RULES}
 
     def new_model(self, data: HeadsDataModule) -> OmniModel:  # type: ignore[override]
         with torch.random.fork_rng(devices=[]):

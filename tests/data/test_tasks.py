@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -173,7 +174,7 @@ def test_what_is_found_stands_where_it_is_said_to(make: Make, monkeypatch: pytes
 
 
 def test_the_pixels_are_those_of_the_thing_that_is_named(make: Make) -> None:
-    batch = make().batch("find", range(40))
+    batch = make("test").batch("find", range(40))
     right = []
     for i in range(40):
         for name, box in zip(batch.targets["labels"][i], batch.targets["boxes"][i], strict=True):
@@ -188,6 +189,45 @@ def test_the_pixels_are_those_of_the_thing_that_is_named(make: Make) -> None:
                 off.append(float((patch - art[:3]).abs().mean(0)[art[3] > 128].mean()))
             right.append(int(np.argmin(off)) == int(name))
     assert len(right) > 80 and np.mean(right) > 0.9, "though it is turned a little"
+
+
+@pytest.mark.parametrize("task", ["describe", "find"])
+def test_of_a_hole_in_what_is_described_or_searched_the_thing_is_named(
+    make: Make, codec: Codec, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    tasks = make("test")
+    seen, said = watched(tasks, monkeypatch), []
+    say = tasks_module.say
+    monkeypatch.setattr(tasks_module, "say", lambda words, voice: said.append(words) or say(words, voice))
+    whole, torn = tasks.batch(task, range(40)), tasks.batch(task, range(40), damage="hole")
+    assert all(torch.equal(values, torn.targets[name]) for name, values in whole.targets.items())
+    assert torn.references == whole.references and torn.kinds == whole.kinds, "it is still asked for all of them"
+    pictures, damaged = whole.inputs[IMAGE].values, torn.inputs[IMAGE].values
+    spoken = iter(said)
+    for i, (placed, picture, hole) in enumerate(zip(seen[:40], pictures, damaged, strict=True)):
+        gone = [p for p in placed if torch.equal(picture * kept_without(p), hole)]
+        assert gone and not torch.equal(picture, hole)
+        hint = alone(torn, i).get("text")
+        if hint is None:
+            assert next(spoken) in [p.thing.names["en"] for p in gone]
+        else:
+            names = [phrase(p.thing, n, colour=True).lower() for p in gone for n in LANGUAGES]
+            assert codec.said(hint.tolist()).strip() in names
+    assert next(spoken, None) is None and 8 < len(said) < 32
+    assert torn.batch.present[:, [TEXT.column, AUDIO.column]].sum(1).tolist() == [1] * 40
+
+
+@pytest.mark.parametrize("task", ["describe", "find"])
+def test_only_in_training_some_of_it_is_damaged(make: Make, task: str) -> None:
+    for split, least, most in (("train", 0.1, 0.24), ("test", 0.0, 0.0)):
+        batch = make(split).batch(task, range(120))
+        hints = batch.batch.present[:, [TEXT.column, AUDIO.column]].any(1)
+        coarse = [
+            torch.equal(p[:, ::4, ::4].repeat_interleave(4, 1).repeat_interleave(4, 2), p)
+            for p in batch.inputs[IMAGE].values
+        ]
+        assert least / 2 <= float(hints.float().mean()) <= most / 1.2, "half of the damages are holes, and named"
+        assert least / 6 <= np.mean(coarse) <= most / 2
 
 
 def test_a_caption_may_begin_with_either() -> None:
@@ -254,13 +294,15 @@ def test_damage_is_what_it_says(make: Make, monkeypatch: pytest.MonkeyPatch, dam
 
 def missing(placed: Sequence[Placed], kept: Tensor) -> list[Placed]:
     """Which of the things stand exactly where a picture is not kept."""
-    found = []
-    for p in placed:
-        hole = torch.ones_like(kept)
-        left, top, right, bottom = (round(min(max(edge, 0), 64)) for edge in p.box)
-        hole[top:bottom, left:right] = False
-        found += [p] if torch.equal(hole, kept) else []
-    return found
+    return [p for p in placed if torch.equal(kept_without(p), kept)]
+
+
+def kept_without(placed: Placed) -> Tensor:
+    """[64, 64], where one of the things does not stand."""
+    kept = torch.ones(64, 64, dtype=torch.bool)
+    left, top, right, bottom = (round(min(max(edge, 0), 64)) for edge in placed.box)
+    kept[top:bottom, left:right] = False
+    return kept
 
 
 def test_a_batch_is_damaged_alike(make: Make) -> None:
@@ -454,6 +496,11 @@ def test_noise_is_as_loud_as_it_is_to_be(make: Make) -> None:
     assert min(takes) < 12 and max(takes) > 33 and 18 < np.mean(takes) < 27, "anywhere from 5 to 40"
 
 
+def test_noise_of_the_test_split_is_in_no_other() -> None:
+    white = [tasks_module._noises(split)[0] for split in SPLITS]
+    assert all(abs(np.corrcoef(one, other)[0, 1]) < 0.02 for one, other in itertools.combinations(white, 2))
+
+
 def test_noise_is_drawn_anew_in_every_take(make: Make) -> None:
     training = make()
     one, two, other = (training.batch("transcribe", [5], take=take) for take in (1, 1, 2))
@@ -518,6 +565,16 @@ def test_a_batch_goes_where_it_is_sent(make: Make) -> None:
 
 
 def test_what_is_unknown_is_named(make: Make, codec: Codec, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"task must be of .*: got 'sing'"):
+        make("test").batch("sing", [0])
+    for task, wanted, said in (
+        ("restore", {"damage": "holes"}, r"restore: .*'damage': \('hole', .*: got damage='holes'"),
+        ("restore", {"hint": "sung"}, r"restore: .*'hint': \('untold', .*: got hint='sung'"),
+        ("find", {"hint": "spoken"}, r"find: .*: got hint='spoken'"),
+        ("speak", {"damage": "hole"}, r"speak: of its examples can be wanted nothing: got damage='hole'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make("test").batch(task, [0], **wanted)
     with pytest.raises(ValueError, match=r"tasks must be of .*'translate'.*: got \['find', 'sing'\]"):
         make(mix={"find": 1.0, "sing": 1.0})
     with pytest.raises(ValueError, match=r"tasks must be of .*: got \[\]"):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from omni_lab.evaluation import FILLS, fill, restoration
+from omni_lab.evaluation import FILLS, SMOOTHINGS, best_smoothing, fill, restoration, smooth
 
 
 def slope() -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,3 +79,44 @@ def test_what_cannot_be_restored_is_named() -> None:
         restoration(whole[..., :8, :8], whole[..., :8, :8])
     with pytest.raises(ValueError, match=r"restored must be in \[0, 1\]: got 0 to 255"):
         restoration(torch.tensor([0.0, 255.0]).repeat(1, 3, 16, 8), whole[:1])
+
+
+@pytest.mark.parametrize("how", SMOOTHINGS)
+def test_smoothing_takes_noise_away_and_leaves_what_is_flat(how: str) -> None:
+    torch.manual_seed(0)
+    flat = torch.full((2, 3, 32, 32), 120, dtype=torch.uint8)
+    flat[1, 0] = 40
+    noisy = (flat + 30 * torch.randn(2, 3, 32, 32)).clamp(0, 255).to(torch.uint8)
+    for strength in SMOOTHINGS[how]:
+        kept = smooth(flat, how, strength)
+        assert kept.shape == (2, 3, 32, 32) and kept.dtype == torch.float32
+        assert torch.allclose(kept, flat / 255, atol=1e-3)
+        assert smooth(torch.full_like(flat, 255), how, strength).max() <= 1, "white stays white"
+        found = smooth(noisy, how, strength)
+        assert found.min() >= 0 and found.max() <= 1
+        assert torch.allclose(found[1], smooth(noisy[1:], how, strength)[0], atol=1e-6), "each picture by itself"
+    strongest = restoration(smooth(noisy, how, SMOOTHINGS[how][-1]), flat / 255).psnr
+    assert (strongest > restoration(noisy / 255, flat / 255).psnr + 6).all()
+
+
+def test_the_best_smoothing_is_the_best_of_all() -> None:
+    slope_ = (torch.arange(32) * 8).to(torch.uint8).expand(2, 3, 32, 32)
+    blocks = torch.nn.functional.avg_pool2d(slope_.float(), 4)
+    coarse = blocks.repeat_interleave(4, 2).repeat_interleave(4, 3).to(torch.uint8)
+    chosen = best_smoothing(coarse, slope_ / 255)
+    best = restoration(smooth(coarse, *chosen), slope_ / 255).psnr.mean()
+    for how, strengths in SMOOTHINGS.items():
+        for strength in strengths:
+            assert restoration(smooth(coarse, how, strength), slope_ / 255).psnr.mean() <= best
+    assert best > restoration(coarse / 255, slope_ / 255).psnr.mean() + 3
+    gradual = smooth(coarse, "bicubic", 4)[0, 0, 16, 8:24]
+    assert (gradual.diff() > 0).all(), "no steps are left"
+
+
+def test_what_cannot_be_smoothed_is_named() -> None:
+    picture = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    for how, strength in (("median", 1.0), ("gaussian", 0.0)):
+        with pytest.raises(ValueError, match=rf"how must be one of .*'bicubic'\], strength above 0: got '{how}' and"):
+            smooth(picture, how, strength)
+    with pytest.raises(ValueError, match=r"blocks that \[32, 32\] pixels are made of: got 5"):
+        smooth(picture, "bicubic", 5)

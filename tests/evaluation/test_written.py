@@ -5,7 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from omni_lab.evaluation import bleu, bleu_gain, bootstrap_interval, chrf, error_rate, share, share_interval
+from omni_lab.evaluation import (
+    bleu,
+    bleu_gain,
+    bootstrap_interval,
+    chrf,
+    error_rate,
+    error_ratio,
+    share,
+    share_interval,
+)
 
 WRITTEN = ["a frog left of a key", "two frogs and a bus", "a red rose", "a key"]
 KNOWN = [
@@ -94,9 +103,24 @@ def test_error_rates_by_hand() -> None:
     assert error_rate([""], ["a b"], unit="word", resamples=1).value == 1.0
     assert error_rate(["a b c d"], ["a"], unit="word", resamples=1).value == 3.0, "more can be wrong than there is"
     assert error_rate(["x", "a"], ["", "a"], unit="word", resamples=1).value == 1.0, "of nothing, something"
+    none = error_rate(["a b"] * 30, ["a b"] * 30, unit="word", resamples=10)
+    assert none.value == none.low == 0 and none.high == pytest.approx(1 - 0.025 ** (1 / 30)), "as in `share`"
     errors, lengths = np.array([1.0, 0.0, 2.0]), np.array([2, 2, 2])
     three = error_rate(["a x", "a b", "x y"], ["a b"] * 3, unit="word", resamples=200)
     assert three.interval == pytest.approx(bootstrap_interval(errors / lengths, np.arange(3), resamples=200))
+
+
+def test_the_ratio_of_errors_is_paired() -> None:
+    known = ["a b", "c d e", "f", "g h"]
+    mine, other = ["x b", "x x e", "f", "g h"], ["x b", "c d x", "x", "g h"]
+    found = error_ratio(mine, other, known, unit="word", resamples=500)
+    assert found.value == pytest.approx(3 / 3) and found.low < 1 < found.high
+    twice = error_ratio(["x b", "x x e"], ["x b", "x x e"], ["a b", "c d e"], unit="word", resamples=200)
+    assert twice == (1.0, 1.0, 1.0), "the same errors, in any draw"
+    letters = error_ratio(["ab"], ["ad"], ["cd"], unit="character", resamples=10)
+    assert letters.value == 2.0 == letters.low == letters.high
+    none = error_ratio(["x", "a"], ["a", "a"], ["a", "a"], unit="word", resamples=300)
+    assert none.value == 2.0 and none.interval == (0.0, 4.0), "one against half an error; at most two"
 
 
 def test_shares() -> None:
@@ -114,7 +138,7 @@ def test_what_cannot_be_measured_is_named() -> None:
         bleu(["a"], [["a"]], "fr", resamples=10)
     with pytest.raises(ValueError, match="equally many texts, at least one: got 2 and 1"):
         bleu(["a", "b"], [["a"]], "en", resamples=10)
-    with pytest.raises(ValueError, match="equally many texts, at least one: got 1 and 2"):
+    with pytest.raises(ValueError, match="others and references must be equally many texts, at least one: got 1 and 2"):
         bleu_gain(["a", "b"], ["a"], [["a"], ["b"]], "en", resamples=10)
     with pytest.raises(ValueError, match="equally many texts, at least one: got 0 and 0"):
         chrf([], [], resamples=10)
@@ -124,6 +148,8 @@ def test_what_cannot_be_measured_is_named() -> None:
         error_rate(["a"], ["a"], unit="letter", resamples=10)
     with pytest.raises(ValueError, match="at least one word: all 2 are empty"):
         error_rate(["a", ""], ["", " "], unit="word", resamples=10)
+    with pytest.raises(ValueError, match="others and references must be equally many texts, at least one: got 1 and 2"):
+        error_ratio(["a", "b"], ["a"], ["a", "b"], unit="word", resamples=10)
     with pytest.raises(ValueError, match="equally long, not empty: got 1 and 2"):
         bleu(["a"], [["a"]], "en", groups=np.arange(2), resamples=10)
     with pytest.raises(ValueError, match="resamples must be at least 1: got 0"):

@@ -79,7 +79,7 @@ def test_at_first_it_leaves_a_picture_as_it_is(head: PixelsHead, picture: Tensor
 
 def test_colours_that_there_are_not_are_cut_off_but_in_training(head: PixelsHead, picture: Tensor) -> None:
     with torch.no_grad():
-        head.paint.bias.copy_(torch.tensor([2.0, -2.0, 0.0]).repeat_interleave(head.patch**2))
+        head.paint.bias.copy_(torch.tensor([2.0, -2.0, 0.0, 0.0]).repeat_interleave(head.patch**2))
     memory, kept = memory_of(torch.randn(3, 4, 16)), holes()
     beyond = head.train()(memory, picture=picture)
     assert (beyond[:, 0] >= 2).all() and (beyond[:, 1] <= -1).all(), "so that their loss has a gradient"
@@ -88,6 +88,16 @@ def test_colours_that_there_are_not_are_cut_off_but_in_training(head: PixelsHead
     assert torch.allclose(restored[:, 2], picture[:, 2] / 255)
     filled = head(memory, picture=picture, kept=kept)
     assert torch.equal(filled, torch.where(kept[:, None], picture / 255, filled)) and (filled[:, 0][~kept] == 1).all()
+
+
+def test_what_is_doubted_is_drawn_towards_gray(head: PixelsHead, picture: Tensor) -> None:
+    """So noise is taken away though no channel could hold what it is at each pixel."""
+    with torch.no_grad():
+        head.paint.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.75]).repeat_interleave(head.patch**2))
+    memory, kept = memory_of(torch.randn(3, 4, 16)), holes()
+    assert torch.allclose(head(memory, picture=picture), 0.375 + 0.25 * picture / 255, atol=1e-6)
+    filled = head(memory, picture=picture, kept=kept)
+    assert torch.equal(filled, torch.where(kept[:, None], picture / 255, 0.5)), "what is kept is not doubted"
 
 
 def test_a_hint_decides_what_no_pixel_can(head: PixelsHead) -> None:

@@ -154,7 +154,8 @@ def test_what_cannot_be_is_said(head: SpeechHead) -> None:
         head(memory, ids=torch.where(torch.tensor([[True], [False]]), IDS, -1), voice=VOICE)
     with pytest.raises(HeadError, match=r"texts must have 1 to 80 tokens"):
         head(memory, ids=IDS.repeat(1, 20), voice=VOICE)
-    with pytest.raises(HeadError, match="durations of its tokens, and of nothing else"):
-        head(memory, ids=IDS, voice=VOICE, durations=torch.ones_like(IDS))
+    for i, wrong in ((1, torch.ones_like(IDS)), (0, torch.where(torch.tensor([[True], [False]]), 0, 3 * (IDS >= 0)))):
+        with pytest.raises(HeadError, match=rf"and for nothing else: got .* for texts \[{i}\] of"):
+            head(memory, ids=IDS, voice=VOICE, durations=wrong)
     with pytest.raises(HeadError, match="a chunk must have a frame or more: got 0"):
         list(head.stream(memory, ids=IDS, voice=VOICE, chunk=0))

@@ -76,7 +76,7 @@ def test_a_head_that_is_not_asked_for_costs_nothing(model: OmniModel, make_batch
         paint(torch.zeros(1, 8, 4, 4))
 
     meddling = model.heads["boxes"].register_forward_hook(meddle)
-    assert unused_flops(model, batch, {"boxes": {}}) == 2 * 48 * 8 * 16, "a head that works unasked is seen"
+    assert unused_flops(model, batch, {"boxes": {}}) == 2 * 64 * 8 * 16, "a head that works unasked is seen"
     meddling.remove()
     whole = dict(model.heads.items())
     model.heads, model.memory = nn.ModuleDict({"answer": whole["answer"]}), None

@@ -256,11 +256,14 @@ def test_without_a_sound_nothing_is_heard(head: TextHead, memory: Remembered, co
     deaf = sounds.tokens.mask.clone()
     deaf[2, sounds.places[Modality.AUDIO]] = False
     for without in (memory, replace(sounds, tokens=replace(sounds.tokens, mask=deaf))):
-        with pytest.raises(HeadError, match="there is no sound in which the target could be heard"):
+        with pytest.raises(HeadError, match="there is no sound in which the target could be heard: samples"):
             head.heard_loss(without, target)
 
 
 def test_what_cannot_be_is_said(head: TextHead, memory: Remembered, codec: Codec) -> None:
+    marks, long = codec.prompts(["en"] * 4), torch.ones(4, 25, dtype=torch.long)
+    long[1:, -1] = -1
+    assert head(memory, prompt=marks, target=long[:, :24]).shape[1] == 24, "it just fits"
     for call, said in (
         (lambda: codec.mark("fr"), "nothing is written in or as 'fr'"),
         (lambda: codec.prompts(["answer"], ["  "]), "nothing to go on from: the prompt is '  '"),
@@ -268,6 +271,7 @@ def test_what_cannot_be_is_said(head: TextHead, memory: Remembered, codec: Codec
         (lambda: codec.targets(["key " * 40]), "must be shorter than 24 tokens: got"),
         (lambda: head(memory, prompt=torch.empty(4, 0, dtype=torch.long)), "wants a prompt"),
         (lambda: head(memory, prompt=codec.prompts(["en"])), "expected 4 prompts"),
+        (lambda: head(memory, prompt=marks, target=long), r"at most 24 tokens before the end: got \[25, 24, 24, 24\]"),
         (lambda: Decoding(beams=0), "beams and longest of 1 or more"),
         (lambda: Decoding(beams=2, temperature=1.0), "either beams or a temperature"),
     ):

@@ -13,7 +13,7 @@ import torch
 
 from omni_lab.config import DataConfig, HeadsConfig, Profile, TrainingConfig, get_profile, with_changes
 from omni_lab.data.heads import HeadsDataModule
-from omni_lab.data.worlds.tasks import TASKS, HeadBatch
+from omni_lab.data.worlds.tasks import RULES, TASKS, HeadBatch
 from omni_lab.learning import CheckpointError, get_recipe, load_model, load_or_train, train
 from omni_lab.learning.heads import LEAST, HeadsTraining
 from omni_lab.learning.recipes import HeadsRecipe, Trained
@@ -31,7 +31,6 @@ TINY_HEADS: HeadsConfig = with_changes(
     sizes=dict.fromkeys(TASKS, 4),
     batches=7,
     dim=16,
-    mlp_ratio=1.0,
     text_depth=1,
     boxes_depth=1,
     widths=(4, 4, 8),
@@ -235,6 +234,9 @@ def test_recipes_are_known_by_name(root: Path) -> None:
     made = [whole, fixed, tiny_recipe("heads_find"), tiny_recipe("heads_speak"), replace(whole, seed=1)]
     folders = {recipe.work_folder(recipe.data_module()) for recipe in made}
     assert len(folders) == 5 and all(str(folder).startswith(str(root)) for folder in folders)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("omni_lab.learning.recipes.RULES", RULES + 1)
+        assert whole.work_folder(whole.data_module()) not in folders, "drawn by other rules, it is another model"
     with pytest.raises(ValueError, match="unknown recipe 'heads_sing'; the nearest of .* is 'heads_"):
         get_recipe("heads_sing", TINY)
 

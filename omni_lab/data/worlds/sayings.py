@@ -41,7 +41,8 @@ class Saying(NamedTuple):
 
 class Sayings:
     """Draws scenes and sentences of one split. A set of two things or more belongs to one split, whatever is said of
-    it, so that no sentence about it has been trained on; both senses of a word with two of them count as one thing."""
+    it: no picture or sentence of exactly these things has been trained on, though some with more things may hold them
+    too. Both senses of a word with two of them count as one thing."""
 
     def __init__(self, world: EmojiWorld, split: str) -> None:
         if split not in STREAMS:

@@ -1,10 +1,11 @@
 """What heads are trained on and tested with: batches that are drawn afresh, each of one task.
 
 `describe`: a picture and its caption, in one of three languages; some are begun already. `find`: a picture, and what
-stands where in it. `answer`: a picture, and a written question about it. `restore`: a damaged picture, with or without
-words, written or spoken, that say what is missing. `translate`: a sentence, and a picture of what it speaks of; in
-most, a word means two things, and only the picture says which. `transcribe`: a sound, and what is said in it. `speak`:
-a sentence, and how it sounds in one of several voices.
+stands where in it. (In training some of these pictures are damaged; if a thing is gone, it is named.) `answer`: a
+picture, and a written question, about it or about words alone. `restore`: a damaged picture, with or without words,
+written or spoken, that say what is missing. `translate`: a sentence, and a picture of what it speaks of; in most, a
+word means two things, and only the picture says which. `transcribe`: a sound, and what is said in it. `speak`: a
+sentence, and how it sounds in one of several voices.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch.utils.data import Dataset
 
 from omni_lab.data.samples import Sample, collate
 from omni_lab.data.sounds import SAMPLE_RATE
+from omni_lab.data.sources import SPLITS
 from omni_lab.data.tokenizer import Codec, spelt
 from omni_lab.data.worlds.captions import phrase
 from omni_lab.data.worlds.emoji_world import EmojiWorld
@@ -40,8 +42,12 @@ TASKS = ("describe", "find", "answer", "restore", "translate", "transcribe", "sp
 DAMAGES = ("hole", "noise", "coarse")
 TURNS = ("hole", "noise", "hole", "coarse")  # in which batches are damaged: what stood in a hole is learned slowest
 HINTS = ("untold", "written", "spoken")
+_CHOICES = {"damage": DAMAGES, "hint": HINTS}
+_WANTED = {"restore": ("damage", "hint"), "describe": ("damage",), "find": ("damage",)}
 MOST = 4  # things in a picture
-BEGUN, BLIND = 1 / 6, 1 / 8  # of the captions begun; and of what is written, without the picture, in training
+RULES = 1  # raise it when the same example of a split is drawn otherwise: models of before are then trained anew
+BEGUN, BLIND = 1 / 6, 1 / 8  # of captions begun; in training, of captions and translations without the picture
+TORN = 1 / 6  # of the pictures to be described or searched, damaged, in training
 ASKED = ("image_what", "image_where", "image_count", "text_sum", "text_letters", "text_translate")
 
 
@@ -77,8 +83,8 @@ class HeadBatch:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One sample before it is put in a batch. written: of its text, the mark, the beginning if there is one, the rest
-    and all that would be right."""
+    """One sample before it is put in a batch. written: of its text, the mark, the beginning if there is one, and the
+    rest. references: all that would be right."""
 
     kind: str
     inputs: Mapping[Modality, Tensor]
@@ -88,9 +94,10 @@ class Drawn:
 
 
 class HeadTasks(Dataset[HeadBatch]):
-    """Sample k of a task depends on (world.seed, seed, split, task, k) alone, and a task has so many `examples`; a
-    batch is of `sizes` of one task. In training, batch i is of a task drawn by `mix`, how often each comes, and of
-    samples drawn from its examples; else batches go through the examples of each task in turn.
+    """Sample k of a task depends on (world.seed, seed, split, task, k), on how its batch is damaged, and, in the noise
+    over what is heard, on the batch's number. A task has so many `examples`; a batch is of `sizes` of one task. In
+    training, batch i is of a task drawn by `mix`, how often each comes, and of samples drawn from its examples; else
+    batches go through the examples of each task in turn.
 
     folder: where what is spoken is kept.
     """
@@ -152,8 +159,15 @@ class HeadTasks(Dataset[HeadBatch]):
         return self.batch(task, rng.integers(self.examples[task], size=self.sizes[task]).tolist(), take=i)
 
     def batch(self, task: str, examples: Sequence[int], *, take: int = 0, **wanted: Any) -> HeadBatch:
-        """Some examples of a task. take: noise differs between takes. wanted: of what is to be restored, the "damage"
-        (of `DAMAGES`; else they take turns) and the "hint" ("untold", "written" or "spoken"; else each is drawn)."""
+        """Some examples of a task. take: the noise over what is to be transcribed differs between takes. wanted: of
+        what is to be restored, the "damage" (of `DAMAGES`; else they take turns) and the "hint" (of `HINTS`; else each
+        is drawn); of what is to be described or searched, a "damage". Raises ValueError for anything else."""
+        if task not in TASKS:
+            raise ValueError(f"task must be of {TASKS}: got {task!r}")
+        for name, value in wanted.items():
+            if name not in _WANTED.get(task, ()) or value not in _CHOICES[name]:
+                known = {name: _CHOICES[name] for name in _WANTED.get(task, ())}
+                raise ValueError(f"{task}: of its examples can be wanted {known or 'nothing'}: got {name}={value!r}")
         maker: Callable[..., Drawn] = getattr(self, f"_{task}")
         if task == "restore":
             turn = take if self.split == "train" else examples[0] // self.sizes[task]
@@ -171,9 +185,16 @@ class HeadTasks(Dataset[HeadBatch]):
             targets |= {"prompt": self.codec.prompts(marks, begun), "target": self.codec.targets(rest)}
         return HeadBatch(task, replace(batch, targets=targets), [d.references for d in drawn] if written else ())
 
+    def pictured(self, k: int) -> tuple[Sequence[Placed], UInt8[Tensor, "3 h w"]]:
+        """What stands in the picture of example k of `describe`, and a picture of it that is whole."""
+        rng = self._rng("describe", k)
+        placed = self.sayings.scene(rng).picture
+        return placed, self._shown(placed, rng)
+
     def supposed(self, k: int) -> tuple[UInt8[Tensor, "n 3 h w"], Float[Tensor, " n"]]:
         """Example k of `restore` with each of the things in the place of that which is gone, and how likely each is, to
-        one who knows this world: whether a thing that is still to be seen comes again depends on what else is seen."""
+        one who knows this world, but not which sets of things belong to which split: whether a thing that is still to
+        be seen comes again depends on what else is seen."""
         base, picture, which = self._torn(self._rng("restore", k))
         gone, seen = picture[which], _numbers(picture, which)
         alike = Counter(seen[thing] for thing in self.things)
@@ -200,7 +221,9 @@ class HeadTasks(Dataset[HeadBatch]):
         base = background(self.world.picture_size, rng)
         return base, picture, int(rng.integers(len(picture)))
 
-    def _describe(self, k: int, rng: np.random.Generator, noise: np.random.Generator) -> Drawn:
+    def _describe(
+        self, k: int, rng: np.random.Generator, noise: np.random.Generator, *, damage: str | None = None
+    ) -> Drawn:
         picture = self.sayings.scene(rng).picture
         language = str(rng.choice(LANGUAGES))
         every = captions(picture, language)
@@ -213,18 +236,21 @@ class HeadTasks(Dataset[HeadBatch]):
             space = "" if language == "zh" else " "  # "ein" does not begin "eine"
             every = [c.removeprefix(begun + space) for c in every if c.startswith(begun + space)]
             kind = f"{language}, begun"
-        shown = self._shown(picture, rng)
-        inputs = {} if self.split == "train" and k % round(1 / BLIND) == 0 else {Modality.IMAGE: shown}
+        inputs = self._given(picture, damage, rng)
+        if self.split == "train" and k % round(1 / BLIND) == 0:
+            inputs = {}
         return Drawn(kind, inputs, {}, (language, begun, chosen), every)
 
-    def _find(self, k: int, rng: np.random.Generator, noise: np.random.Generator) -> Drawn:
+    def _find(
+        self, k: int, rng: np.random.Generator, noise: np.random.Generator, *, damage: str | None = None
+    ) -> Drawn:
         picture = self.sayings.scene(rng).picture
         labels, boxes = torch.full((MOST,), -1), torch.zeros(MOST, 4)
         for i, placed in enumerate(picture):
             labels[i] = self.index[placed.thing.names["en"]]
             boxes[i] = torch.tensor(placed.box) / self.world.picture_size
         targets = {"labels": labels, "boxes": boxes.clamp(0, 1)}
-        return Drawn(str(len(picture)), {Modality.IMAGE: self._shown(picture, rng)}, targets)
+        return Drawn(str(len(picture)), self._given(picture, damage, rng), targets)
 
     def _answer(self, k: int, rng: np.random.Generator, noise: np.random.Generator) -> Drawn:
         """The kinds of question that a scene allows come equally often, and so do the questions of one kind."""
@@ -244,14 +270,9 @@ class HeadTasks(Dataset[HeadBatch]):
         whole, gone = torch.from_numpy(render(base, picture)), picture[which]
         damaged, kept = damage_picture(whole, gone, damage, rng)
         language, drawn = str(rng.choice(LANGUAGES)), str(rng.choice(HINTS, p=(0.4, 0.4, 0.2)))
-        inputs = {Modality.IMAGE: damaged}
         hint = hint or drawn
-        if hint == "written":
-            words = phrase(gone.thing, language, colour=True) if damage == "hole" else caption(picture, language)
-            inputs[Modality.TEXT] = self._read(words)
-        elif hint == "spoken":
-            voice = replace(draw_voice(self.split, rng), rate=195, pitch=40)
-            inputs[Modality.AUDIO] = _in_noise(say(gone.thing.names["en"], voice).samples, 30.0, rng)
+        words = phrase(gone.thing, language, colour=True) if damage == "hole" else caption(picture, language)
+        inputs = {Modality.IMAGE: damaged} | self._hint(hint, words, gone.thing, rng)
         targets = {"picture": whole, "damaged": damaged} | ({} if kept is None else {"kept": kept})
         return Drawn(f"{damage}, {hint}", inputs, targets)
 
@@ -270,7 +291,7 @@ class HeadTasks(Dataset[HeadBatch]):
         ratio = float(noise.uniform(5, 40)) if self.split == "train" else 40.0 if clean else 10.0
         kind = line.kind if self.split == "train" else f"{line.kind}, {'clean' if clean else '10 dB'}"
         text = unpunctuated(line.text)
-        sound = _in_noise(self.heard.sound(k), ratio, noise)
+        sound = _in_noise(self.heard.sound(k), ratio, noise, self.split)
         return Drawn(kind, {Modality.AUDIO: sound}, {}, ("transcript", None, text), [text])
 
     def _speak(self, k: int, rng: np.random.Generator, noise: np.random.Generator) -> Drawn:
@@ -291,6 +312,29 @@ class HeadTasks(Dataset[HeadBatch]):
         key = [self.world.seed, self.seed, STREAMS[self.split], 4 + TASKS.index(task), k, *take]
         return np.random.default_rng(key)
 
+    def _given(self, picture: Sequence[Placed], damage: str | None, rng: np.random.Generator) -> dict[Modality, Tensor]:
+        """A picture as it is, or with the damage; in training `TORN` of them have any. If one of the things is gone,
+        it is named, written or spoken."""
+        shown = self._shown(picture, rng)
+        if damage is None and self.split == "train" and rng.random() < TORN:
+            damage = str(rng.choice(TURNS))
+        if damage is None:
+            return {Modality.IMAGE: shown}
+        gone = picture[int(rng.integers(len(picture)))]
+        damaged, _ = damage_picture(shown, gone, damage, rng)
+        hint = str(rng.choice(HINTS[1:])) if damage == "hole" else "untold"
+        words = phrase(gone.thing, str(rng.choice(LANGUAGES)), colour=True)
+        return {Modality.IMAGE: damaged} | self._hint(hint, words, gone.thing, rng)
+
+    def _hint(self, hint: str, words: str, thing: Thing, rng: np.random.Generator) -> dict[Modality, Tensor]:
+        """The words, if they are to be "written"; the thing's English name, if it is to be "spoken"."""
+        if hint == "written":
+            return {Modality.TEXT: self._read(words)}
+        if hint == "spoken":
+            voice = replace(draw_voice(self.split, rng), rate=195, pitch=40)
+            return {Modality.AUDIO: _in_noise(say(thing.names["en"], voice).samples, 30.0, rng, self.split)}
+        return {}
+
     def _read(self, text: str) -> Tensor:
         return torch.tensor(self.codec.heard(text))
 
@@ -309,9 +353,9 @@ def _padded(name: str, values: Sequence[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([*values], batch_first=True, padding_value=-1 if name == "ids" else 0)
 
 
-def _in_noise(samples: np.ndarray, ratio: float, rng: np.random.Generator) -> Tensor:
+def _in_noise(samples: np.ndarray, ratio: float, rng: np.random.Generator, split: str) -> Tensor:
     """[S] float32 at some loudness, with noise so many dB below the voice."""
-    noises = _noises()[int(rng.integers(3))]
+    noises = _noises(split)[int(rng.integers(3))]
     start = int(rng.integers(len(noises) - len(samples)))
     noise = noises[start : start + len(samples)]
     heard = samples + noise * np.float32(samples.std() / noise.std() / 10 ** (ratio / 20))
@@ -319,9 +363,9 @@ def _in_noise(samples: np.ndarray, ratio: float, rng: np.random.Generator) -> Te
 
 
 @cache
-def _noises() -> np.ndarray:
-    """[3, S] float32: half a minute of white, pink and brown noise."""
-    rng = np.random.default_rng(0)
+def _noises(split: str) -> np.ndarray:
+    """[3, S] float32: half a minute of white, pink and brown noise, which no other split hears."""
+    rng = np.random.default_rng(SPLITS.index(split))
     return np.stack([coloured_noise(30 * SAMPLE_RATE, rng, slope=slope) for slope in (0.0, 0.5, 1.0)])
 
 
