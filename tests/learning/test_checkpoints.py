@@ -9,7 +9,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from omni_lab.learning.checkpoints import CheckpointError, load_model, read_tensors, save_model, share_weights
+from omni_lab.config import get_profile
+from omni_lab.learning import get_recipe
+from omni_lab.learning.checkpoints import CheckpointError, load_model, plain, read_tensors, save_model, share_weights
 
 PUBLISHED = Path(__file__).parents[2] / "reports" / "published" / "checkpoints"
 ROOMY = 64  # 64 x 64 weights in a byte each, and 64 scales: what is kept for a layer of this width is worth sharing
@@ -118,3 +120,21 @@ def test_only_siblings_share(saved: Callable[..., Path], tmp_path: Path) -> None
 def test_published_models_find_what_they_share(folder: Path) -> None:
     tensors = read_tensors(folder)
     assert tensors and all(f"{n}.scales" in tensors for n, t in tensors.items() if t.dtype == torch.int8)
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(f.parent for f in PUBLISHED.glob("*/*/model.json")), ids=lambda f: f"{f.parent.name}/{f.name}"
+)
+def test_what_is_published_is_of_the_configurations_as_they_are(folder: Path) -> None:
+    """Else it is refused, and trained anew for hours: whoever adds a field has to write its default into these, too."""
+    name, _, seed = folder.name.rpartition("-seed")
+    recipe = get_recipe(name.split("-")[0], get_profile(folder.parent.name), seed=int(seed))  # or what is routed
+    saved = json.loads((folder / "model.json").read_text(encoding="utf-8"))["identity"]
+    saved = saved.get("network", saved)
+    while True:
+        assert saved["model"] == plain(recipe.model)
+        assert saved["training"] == {k: v for k, v in plain(recipe.training).items() if k != "checkpoint_every"}
+        if recipe.start is None:
+            break
+        recipe, saved = recipe.start, saved["start"]
+    assert "start" not in saved
