@@ -15,15 +15,17 @@ MANY = 1000  # fewer items are done before a second process has begun
 TOGETHER = 32
 
 
-def in_parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """function(item) of each item, in order. Where there are a thousand or more, by one process per core: function and
-    items are then pickled, and what the function raises is raised here."""
+def in_parallel(
+    function: Callable[[Item], Result], items: Sequence[Item], *, many: int | None = None, together: int = TOGETHER
+) -> Iterator[Result]:
+    """function(item) of each item, in order. Where there are `many` (a thousand) or more, by one process per core; each
+    takes some `together`. Function and items are then pickled, and what the function raises is raised here."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if len(items) < MANY or cores == 1:
+    if len(items) < (MANY if many is None else many) or cores == 1:
         yield from map(function, items)
         return
     pool = ProcessPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        yield from pool.map(function, items, chunksize=TOGETHER)
+        yield from pool.map(function, items, chunksize=together)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -42,6 +42,13 @@ def test_many_items_go_to_others_and_come_back_in_order(many: None) -> None:
     assert os.getpid() not in processes
 
 
+def test_what_takes_long_is_many_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert {process for _, process in in_parallel(with_process, range(3), many=4)} == {os.getpid()}
+    processes = [process for _, process in in_parallel(with_process, range(4), many=4, together=2)]
+    assert os.getpid() not in processes and processes[::2] == processes[1::2], "two at a time"
+
+
 def test_an_error_there_is_raised_here(many: None) -> None:
     found = in_parallel(picky, range(200))
     assert list(islice(found, 64)) == list(range(64))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 import numpy as np
@@ -57,6 +58,18 @@ def test_it_hears_what_is_said(captions_judge: Judge) -> None:
     # however loud, with whatever seed, whatever was heard before
     assert captions_judge.transcribe(sounds[0] * 0.01) == heard[0] == captions_judge.transcribe(sounds[0])
     assert Judge(["a frog", "a key"], seed=1).transcribe(speak("a key", "en", Voice("m1")).samples) == "a key"
+
+
+@needs_judge
+@needs_voices
+def test_several_processes_hear_what_one_hears(captions_judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ["a frog", "two keys", "three penguins and a rocket", "an owl above a key"]
+    sounds = [speak(text, "en", Voice("m1")).samples for text in said]
+    monkeypatch.setattr(judge, "SOUNDS", 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert captions_judge.transcribe_all(sounds) == [captions_judge.transcribe(sound) for sound in sounds]
+    with pytest.raises(SoundError, match="wave"):
+        captions_judge.transcribe_all([np.zeros(0, dtype=np.float32)] * judge.SOUNDS)
 
 
 @needs_judge
