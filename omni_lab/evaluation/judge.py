@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
@@ -82,19 +82,20 @@ class Judge:
         self.grammar = grammar
         self.pronunciations = dict(pronunciations)
         self.seed = seed
-        self._quick = self._decoder()
+        self._grammatical = self._decoder()
 
     def transcribe(self, wave: np.ndarray) -> str:
         """What is said, in the words of the grammar; "" where nothing like them is heard. wave: [S] float32 at 16 kHz.
-        The dither is the same for the same length and seed, so a sound is always heard alike. What seems to end amid a
-        sentence is listened to once more with a wider search, which takes several times as long."""
+        A sound is always heard alike: its dither depends on length and seed alone, and the decoder has heard nothing
+        before. What seems to end amid a sentence is listened to once more with a wider search, which takes several
+        times as long."""
         sound = np.pad(prepare_sound(wave, SAMPLE_RATE, name="wave"), round(PAUSE * SAMPLE_RATE))
         noise = np.random.default_rng(self.seed).standard_normal(len(sound)).astype(np.float32)
         power = (sound**2).sum() / len(wave)
         sound += noise * np.sqrt(power / 10 ** (DITHER_DB / 10))
         data = (sound * (LOUDNESS * 32767 / max(1e-9, np.abs(sound).max()))).astype("<i2").tobytes()
-        heard = _heard(self._quick, data)
-        return heard if self.accepts(heard) else _heard(self._wide, data)
+        heard = _heard(self._decoder(), data)  # a used one would remember noise
+        return heard if self.accepts(heard) else _heard(self._decoder(**WIDE), data)
 
     def transcribe_all(self, waves: Sequence[np.ndarray]) -> list[str]:
         """Each as by `transcribe`; from 16 on, by all cores."""
@@ -102,15 +103,11 @@ class Judge:
 
     def accepts(self, sentence: str) -> bool:
         """Whether it is a whole sentence of the grammar."""
-        return bool(self._quick.get_fsg(_NAME).accept(sentence))
+        return bool(self._grammatical.get_fsg(_NAME).accept(sentence))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Decoders cannot be pickled: the copy builds its own."""
         return partial(Judge, self.grammar, pronunciations=self.pronunciations, seed=self.seed), ()
-
-    @cached_property
-    def _wide(self) -> Any:
-        return self._decoder(**WIDE)
 
     def _decoder(self, **search: float) -> Any:
         import pocketsphinx

@@ -24,7 +24,7 @@ def boxes_in_pictures(
     width: float = 2.8,
 ) -> Figure:
     """pictures: [3, H, W] uint8 each. boxes: [n, 4] each, left, top, right, bottom as shares of the sides. names: of
-    each box, written above it, or below where there is no room."""
+    each box, written in its upper left corner: labels outside would cover each other."""
     rows = -(-len(pictures) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, width * rows), squeeze=False)
     for axis in axes.flat:
@@ -34,16 +34,8 @@ def boxes_in_pictures(
         axis.imshow(picture.transpose(1, 2, 0))
         for (left, top, right, bottom), name in zip(places * [wide, height, wide, height], said, strict=True):
             axis.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, lw=2, ec=BOX))
-            above = top > 0.1 * height
-            axis.text(
-                left,
-                top - 1.5 if above else bottom + 0.5,
-                name,
-                fontsize=8,
-                color="white",
-                va="bottom" if above else "top",
-                bbox={"facecolor": BOX, "edgecolor": "none", "pad": 1.0},
-            )
+            label = {"facecolor": BOX, "edgecolor": "none", "pad": 1.0}
+            axis.text(left, top, name, fontsize=8, color="white", va="top", bbox=label)
         axis.set(xlim=(-0.5, wide - 0.5), ylim=(height - 0.5, -0.5))
     return figure
 

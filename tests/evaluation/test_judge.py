@@ -62,6 +62,18 @@ def test_it_hears_what_is_said(captions_judge: Judge) -> None:
 
 @needs_judge
 @needs_voices
+def test_what_was_heard_before_does_not_matter() -> None:
+    many, rng = Judge(caption_grammar(vocabulary(32))), np.random.default_rng(0)
+    sounds = [speak(f"a frog above a {name}", "en", Voice("f1")).samples for name in ("key", "bus")]
+    unclear = speak("a banana above a bus", "en", Voice("m1")).samples
+    sounds += [unclear + rng.normal(size=len(unclear)).astype(np.float32) * noise for noise in (0.0, 0.005, 0.007)]
+    alone = [Judge(many.grammar).transcribe(sound) for sound in sounds]
+    assert [many.transcribe(sound) for sound in sounds] == alone
+    assert [many.transcribe(sound) for sound in sounds[::-1]] == alone[::-1]
+
+
+@needs_judge
+@needs_voices
 def test_several_processes_hear_what_one_hears(captions_judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     said = ["a frog", "two keys", "three penguins and a rocket", "an owl above a key"]
     sounds = [speak(text, "en", Voice("m1")).samples for text in said]
