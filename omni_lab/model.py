@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -11,35 +11,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omni_lab.config import HeadsConfig, ModelConfig
-from omni_lab.data.tokenizer import LETTERS, Codec
-from omni_lab.encoders import (
-    AudioEncoder,
-    Int8Latents,
-    MelFrontEnd,
-    TextEncoder,
-    VideoEncoder,
-    VisionEncoder,
-    fake_quantize,
-)
-from omni_lab.fusion import CrossModalFusion, EarlyFusion, FusionOutput
-from omni_lab.heads import AnswerHead, BoxesHead, HeadError, Memory, PixelsHead, Remembered, SpeechHead, TextHead
-from omni_lab.modalities import Modality, ModalityInput, OmniBatch, Tokens
-from omni_lab.routing import Level, Path, Route, RouteSpace, all_paths
-from omni_lab.routing.controller import Controller, question_means
+from omni_lab.batch import Modality, ModalityInput, OmniBatch, Tokens
+from omni_lab.encoders.latents import Int8Latents, fake_quantize_tokens
+from omni_lab.fusion.cross_modal import FusionOutput
+from omni_lab.fusion.early import EarlyFusion
+from omni_lab.heads.context import ContextEncoder, FusedContext, HeadError
+from omni_lab.routing.route import ComputeLevel, CrossModalPath, Route, RouteSpace
+from omni_lab.routing.router import Router, pool_questions
 
 log = logging.getLogger(__name__)
-Asked = Collection[str] | Mapping[str, Mapping[str, Any]]  # heads by name, and what each is told
+HeadRequests = Collection[str] | Mapping[str, Mapping[str, Any]]  # heads by name, and what each is told
 
 
 class OmniOutput(NamedTuple):
     """heads: each requested head's result. encoded: what the encoders returned. fusion: the
     fused streams, and attention weights if they were asked for. memory: what heads read, if one did."""
 
-    heads: Mapping[str, Any]
+    head_outputs: Mapping[str, Any]
     encoded: Mapping[Modality, Tokens]
     fusion: FusionOutput
-    memory: Remembered | None = None
+    context: FusedContext | None = None
 
 
 class OmniModel(nn.Module):
@@ -59,11 +50,11 @@ class OmniModel(nn.Module):
         space: RouteSpace,
         latent_bits: int | None = None,
         early: EarlyFusion | None = None,
-        memory: Memory | None = None,
+        memory: ContextEncoder | None = None,
     ):
         super().__init__()
-        self.memory = memory
-        self.early = early
+        self.context_encoder = memory
+        self.early_fusion = early
         self.latent_bits = latent_bits
         self.encoders = nn.ModuleDict({m.value: encoders[m] for m in Modality if m in encoders})
         self.fusion = fusion
@@ -75,7 +66,7 @@ class OmniModel(nn.Module):
         batch: OmniBatch,
         route: Route | None = None,
         *,
-        known: Mapping[Modality, Tokens] | None = None,
+        precomputed: Mapping[Modality, Tokens] | None = None,
         execution: str = "gathered",
     ) -> dict[Modality, Tokens]:
         """Every distinct input goes through its encoder once; `rows` say which samples use it. Tokens stay as they
@@ -87,54 +78,56 @@ class OmniModel(nn.Module):
         """
         if route is None:
             streams = self._everything(batch)
-            return {m: tokens if batch.inputs[m].encoded else self._stored(tokens) for m, tokens in streams.items()}
-        if self.early is not None:
+            return {m: tokens if batch.inputs[m].is_encoded else self._stored(tokens) for m, tokens in streams.items()}
+        if self.early_fusion is not None:
             raise ValueError("a model that joins clips and sounds early takes no routes: its encoders run together")
-        return self._routed(batch, route, known or {}, masked=execution == "masked")
+        return self._routed(batch, route, precomputed or {}, masked=execution == "masked")
 
     def _stored(self, tokens: Tokens) -> Tokens:
         """What storing them in few bits leaves."""
         return (
-            tokens if self.latent_bits is None else tokens.with_values(fake_quantize(tokens.values, self.latent_bits))
+            tokens
+            if self.latent_bits is None
+            else tokens.with_values(fake_quantize_tokens(tokens.values, self.latent_bits))
         )
 
-    def decide(
-        self, controller: Controller, batch: OmniBatch, *, budget: float | None = None
+    def select_route(
+        self, router: Router, batch: OmniBatch, *, budget: float | None = None
     ) -> tuple[Route, dict[Modality, Tokens]]:
         """What a controller runs for a batch, the likeliest of every decision; and the tokens of the questions, which
         it had to hear for that. budget: the mean share of the dense cost, for a conditioned controller. Raises
         ValueError for a budget that it cannot meet."""
         present = batch.present
-        question = self.questions(batch)
+        question = self.encode_questions(batch)
         told = None
         if budget is not None:
-            told = torch.full((len(batch),), controller.penalty_for(budget), device=present.device)
-        means = question_means(question, self.space.carriers(present))
-        return controller.greedy(controller(means, present, told), present), question
+            told = torch.full((len(batch),), router.penalty_for_budget(budget), device=present.device)
+        means = pool_questions(question, self.space.question_mask(present))
+        return router.greedy(router(means, present, told), present), question
 
-    def questions(self, batch: OmniBatch) -> dict[Modality, Tokens]:
+    def encode_questions(self, batch: OmniBatch) -> dict[Modality, Tokens]:
         """The tokens of whatever carries a question, and of nothing else."""
-        space, carriers = self.space, self.space.carriers(batch.present)
+        space, carriers = self.space, self.space.question_mask(batch.present)
         closed = torch.zeros(len(batch), space.depth, len(space.paths), dtype=torch.bool, device=carriers.device)
-        levels = torch.where(carriers, int(Level.FULL), int(Level.SKIP))
-        return self.encode(batch, space.route(levels, closed, batch.present))
+        levels = torch.where(carriers, int(ComputeLevel.FULL), int(ComputeLevel.SKIP))
+        return self.encode(batch, space.project(levels, closed, batch.present))
 
     def encode_int8(self, batch: OmniBatch) -> dict[Modality, Int8Latents]:
         """What `encode` returns, stored as int8 values and scales: `fuse` takes their `tokens()`."""
-        return {m: Int8Latents.of(tokens) for m, tokens in self._everything(batch).items()}
+        return {m: Int8Latents.from_tokens(tokens) for m, tokens in self._everything(batch).items()}
 
     def forward(
         self,
         batch: OmniBatch,
         *,
-        heads: Asked | None = None,
+        heads: HeadRequests | None = None,
         route: Route | None = None,
-        known: Mapping[Modality, Tokens] | None = None,
+        precomputed: Mapping[Modality, Tokens] | None = None,
         execution: str = "gathered",
         need_weights: bool = False,
     ) -> OmniOutput:
         """heads: which to run (default all), or a mapping to what each wants to be told: `{"text": {"prompt": ids},
-        "boxes": {}}`. A head that is not asked for costs nothing. route: what runs for which sample (default
+        "detection": {}}`. A head that is not asked for costs nothing. route: what runs for which sample (default
         everything, without masks or gathering). known: see `encode`. execution: see `CrossModalFusion`. need_weights:
         take the explicit attention path and return the weights. Raises RouteError for a route that the batch or the
         model does not allow, HeadError for what a head cannot give. Samples for which a head of a model in evaluation
@@ -146,26 +139,26 @@ class OmniModel(nn.Module):
             raise HeadError(f"no head named {unknown[0]!r}: this model has {list(self.heads)}")
         if route is not None:
             self.space.check(route, batch.present, batch.ids)
-        encoded = self.encode(batch, route, known=known, execution=execution)
+        encoded = self.encode(batch, route, precomputed=precomputed, execution=execution)
         output = self.fuse(encoded, heads=wanted, route=route, execution=execution, need_weights=need_weights)
         if not self.training:
-            _report_broken(output.heads, batch.ids)
+            _report_broken(output.head_outputs, batch.ids)
         return output
 
-    def lend(self, lender: Modality, borrower: Modality) -> None:
+    def copy_modality_weights(self, source: Modality, target: Modality) -> None:
         """What fusion and heads do for the borrower becomes a copy of what they do for the lender: the paths along
         which it listens (to what both can listen to), its blocks and summaries. Of use where the two modalities'
         tokens are aligned, as those of a written and a spoken question."""
         for layer in cast(Any, self.fusion).layers:
             for path in layer.paths:
-                twin = Path(lender, path.key)
-                if path.query is borrower and twin in layer.paths:
+                twin = CrossModalPath(source, path.key)
+                if path.query is target and twin in layer.paths:
                     layer.cross[str(path)].load_state_dict(layer.cross[str(twin)].state_dict())
         for part in self.modules():
-            if isinstance(part, nn.ModuleDict) and part is not self.encoders and {lender, borrower} <= {*part.keys()}:
-                part[borrower.value].load_state_dict(part[lender.value].state_dict())
+            if isinstance(part, nn.ModuleDict) and part is not self.encoders and {source, target} <= {*part.keys()}:
+                part[target.value].load_state_dict(part[source.value].state_dict())
 
-    def take_out(self, paths: Collection[tuple[int, Path]]) -> None:
+    def prune_paths(self, paths: Collection[tuple[int, CrossModalPath]]) -> None:
         """Takes paths out of their layers for good, weights and all; no route opens them any more. Raises ValueError
         for one that is not there."""
         for depth, path in paths:
@@ -174,42 +167,42 @@ class OmniModel(nn.Module):
                 raise ValueError(f"layer {depth} has no path {path}: it has {[str(p) for p in layer.paths]}")
             layer.paths.remove(path)
             del layer.cross[str(path)]
-        self.space = replace(self.space, taken_out=(*self.space.taken_out, *paths))
+        self.space = replace(self.space, pruned_paths=(*self.space.pruned_paths, *paths))
 
     def fuse(
         self,
         encoded: Mapping[Modality, Tokens],
         *,
-        heads: Asked,
+        heads: HeadRequests,
         route: Route | None = None,
-        openness: Float[Tensor, "b l m m"] | None = None,
+        path_gates: Float[Tensor, "b l m m"] | None = None,
         execution: str = "gathered",
         need_weights: bool = False,
     ) -> OmniOutput:
         """Fusion and heads, from what the encoders returned. openness: see `CrossModalFusion`; its diagonal, in the
         last layer, weighs what heads hear of each modality."""
-        fused = self.fusion(encoded, route=route, openness=openness, execution=execution, need_weights=need_weights)
-        weights = None if openness is None else {m: openness[:, -1, m.column, m.column] for m in fused.tokens}
+        fused = self.fusion(encoded, route=route, path_gates=path_gates, execution=execution, need_weights=need_weights)
+        weights = None if path_gates is None else {m: path_gates[:, -1, m.column, m.column] for m in fused.tokens}
         told = heads if isinstance(heads, Mapping) else {name: {} for name in heads}
         asked: dict[str, Any] = {name: self.heads[name] for name in told}
         memory = None
-        if any(head.reads_memory for head in asked.values()):
-            if self.memory is None:
-                reading = [name for name, head in asked.items() if head.reads_memory]
+        if any(head.needs_context for head in asked.values()):
+            if self.context_encoder is None:
+                reading = [name for name, head in asked.items() if head.needs_context]
                 raise HeadError(f"the heads {reading} want a model with a memory")
-            memory = self.memory(fused.tokens, weights)
+            memory = self.context_encoder(fused.tokens, weights)
         said = {
-            name: head(memory, **told[name]) if head.reads_memory else head(fused.tokens, weights)
+            name: head(memory, **told[name]) if head.needs_context else head(fused.tokens, weights)
             for name, head in asked.items()
         }
         return OmniOutput(said, encoded, fused, memory)
 
     def _everything(self, batch: OmniBatch) -> dict[Modality, Tokens]:
         both = (Modality.VIDEO, Modality.AUDIO)
-        if self.early is None or not {*both} <= batch.inputs.keys():
+        if self.early_fusion is None or not {*both} <= batch.inputs.keys():
             return encode_inputs(self.encoders, batch)
         video, audio = (cast(Any, self.encoders[m.value]) for m in both)
-        joined = self.early(video, audio, *(batch.inputs[m] for m in both))
+        joined = self.early_fusion(video, audio, *(batch.inputs[m] for m in both))
         alone = encode_inputs(self.encoders, batch.without(Modality.VIDEO).without(Modality.AUDIO))
         return {m: joined[m] if m in joined else alone[m] for m in batch.inputs}
 
@@ -221,37 +214,43 @@ class OmniModel(nn.Module):
 
         masked: whether anybody wants them or not.
         """
-        levels = route.encoders.cpu()  # once, not once per modality
+        levels = route.encoder_levels.cpu()  # once, not once per modality
         streams = {}
         for modality, given in batch.inputs.items():
-            entries, wanted = given.rows.cpu(), levels[:, modality.column]
+            entries, wanted = given.entry_index.cpu(), levels[:, modality.column]
             if not masked and not wanted.any():
                 continue
             parts, rows, count = [], torch.full((len(batch),), -1), 0
             if modality in known:
                 heard = known[modality]
-                rows = torch.where(wanted == Level.FULL, cast(Tensor, heard.rows).cpu(), -1)
-                parts, count = [replace(heard, rows=None)], len(heard.values)
-            for level in (Level.FULL, Level.LIGHT):
+                rows = torch.where(wanted == ComputeLevel.FULL, cast(Tensor, heard.entry_index).cpu(), -1)
+                parts, count = [replace(heard, entry_index=None)], len(heard.values)
+            for level in (ComputeLevel.FULL, ComputeLevel.EARLY_EXIT):
                 wants = (wanted == level) & (entries >= 0) & (rows < 0)
-                used = entries[(entries >= 0) if masked and level in self.space.choices(modality) else wants].unique()
+                used = entries[
+                    (entries >= 0) if masked and level in self.space.allowed_levels(modality) else wants
+                ].unique()
                 if len(used):
-                    parts.append(self._encoded_at(level, modality, given, used.to(given.rows.device)))
+                    parts.append(self._encoded_at(level, modality, given, used.to(given.entry_index.device)))
                     rows[wants] = count + torch.searchsorted(used, entries[wants])
                     count += len(used)
             if parts:
-                streams[modality] = replace(_stacked(parts), rows=rows.to(given.rows.device))
+                streams[modality] = replace(_stacked(parts), entry_index=rows.to(given.entry_index.device))
         return streams
 
-    def _encoded_at(self, level: Level, modality: Modality, given: ModalityInput, entries: Int[Tensor, " e"]) -> Tokens:
+    def _encoded_at(
+        self, level: ComputeLevel, modality: Modality, given: ModalityInput, entries: Int[Tensor, " e"]
+    ) -> Tokens:
         mask = given.mask[entries]
-        if given.encoded:
-            values = given.values if level is Level.FULL else given.light
+        if given.is_encoded:
+            values = given.values if level is ComputeLevel.FULL else given.early_exit_values
             if values is None:
                 raise ValueError(f"{modality} was encoded beforehand in full only: its early exit cannot be taken")
             return Tokens(values[entries], mask)
         encoder: Any = self.encoders[modality.value]
-        return self._stored((encoder if level is Level.FULL else encoder.light)(given.values[entries], mask))
+        return self._stored(
+            (encoder if level is ComputeLevel.FULL else encoder.forward_early_exit)(given.values[entries], mask)
+        )
 
 
 def _report_broken(heads: Mapping[str, Any], ids: Sequence[str]) -> None:
@@ -280,92 +279,6 @@ def encode_inputs(encoders: nn.ModuleDict, batch: OmniBatch) -> dict[Modality, T
     for modality, given in batch.inputs.items():
         if modality.value not in encoders:
             raise ValueError(f"no encoder for {modality}: this model has {list(encoders)}")
-        encoded = Tokens if given.encoded else encoders[modality.value]
-        streams[modality] = replace(encoded(given.values, given.mask), rows=given.rows)
+        encoded = Tokens if given.is_encoded else encoders[modality.value]
+        streams[modality] = replace(encoded(given.values, given.mask), entry_index=given.entry_index)
     return streams
-
-
-def build_encoders(config: ModelConfig, *, vocab_size: int) -> dict[Modality, nn.Module]:
-    """One encoder per modality of the configuration; clips are encoded with the pictures' weights."""
-    vision = VisionEncoder(config.vision, out_dim=config.dim)
-    makers: dict[Modality, Callable[[], nn.Module]] = {
-        Modality.TEXT: lambda: TextEncoder(config.text, vocab_size=vocab_size, out_dim=config.dim),
-        Modality.IMAGE: lambda: vision,
-        Modality.AUDIO: lambda: AudioEncoder(config.audio, out_dim=config.dim),
-        Modality.VIDEO: lambda: VideoEncoder(config.video, vision=vision, out_dim=config.dim),
-    }
-    return {m: makers[m]() for m in config.modalities}
-
-
-def _levels(config: ModelConfig) -> dict[Modality, tuple[Level, ...]]:
-    """What may be chosen for each encoder; text, the shortest, has no early exit."""
-    exits = {Modality.IMAGE: config.vision.early_exit, Modality.VIDEO: config.vision.early_exit}
-    exits[Modality.AUDIO] = config.audio.early_exit
-    return {m: tuple(Level) for m, has_exit in exits.items() if has_exit and m in config.modalities}
-
-
-def _early(encoders: Mapping[Modality, nn.Module]) -> EarlyFusion:
-    video, audio = (cast(Any, encoders.get(m)) for m in (Modality.VIDEO, Modality.AUDIO))
-    if video is None or audio is None or not isinstance(audio.front, MelFrontEnd):
-        raise ValueError("early fusion joins clips and sounds: it wants both, and the mel front end")
-    return EarlyFusion(seen=video.project.in_features, heard=audio.front.dim)
-
-
-def build_model(config: ModelConfig, *, vocab_size: int, answers: int) -> OmniModel:
-    """The model of a configuration: vocab_size token ids in, scores for so many answers out."""
-    every = all_paths(config.modalities) if config.fusion.paths is None else [Path(*p) for p in config.fusion.paths]
-    paths = tuple(path for path in every if {*path} <= {*config.modalities})
-    encoders = build_encoders(config, vocab_size=vocab_size)
-    return OmniModel(
-        encoders=encoders,
-        early=_early(encoders) if config.fusion.early else None,
-        latent_bits=config.latent_bits,
-        fusion=CrossModalFusion(
-            paths=paths,
-            dim=config.dim,
-            depth=config.fusion.depth,
-            heads=config.fusion.heads,
-            mlp_ratio=config.fusion.mlp_ratio,
-            dropout=config.fusion.dropout,
-            gated=config.fusion.gated,
-        ),
-        space=RouteSpace(modalities=config.modalities, paths=paths, depth=config.fusion.depth, levels=_levels(config)),
-        heads={
-            "answer": AnswerHead(
-                modalities=config.modalities,
-                dim=config.dim,
-                answers=answers,
-                dropout=config.fusion.dropout,
-                pool=config.pool,
-                gated=config.fusion.gated,
-            )
-        },
-    )
-
-
-def add_heads(model: OmniModel, config: HeadsConfig, *, codec: Codec, classes: Sequence[str], voices: int) -> OmniModel:
-    """Gives a model, beside its answers, a memory, and the heads that read it: text (in the words of `codec`), boxes
-    (of things of these classes), pixels, and speech (in so many voices)."""
-    wide: dict[str, Any] = {"dim": config.dim, "mlp_ratio": config.mlp_ratio}
-    dim = config.model.dim
-    model.memory = Memory(modalities=config.model.modalities, dim=dim, out_dim=config.dim, depth=config.memory_depth)
-    model.heads.update(
-        {
-            "text": TextHead(
-                size=codec.size, end=codec.end, depth=config.text_depth, max_length=codec.max_length, **wide
-            ),
-            "boxes": BoxesHead(classes=classes, queries=config.queries, depth=config.boxes_depth, **wide),
-            "pixels": PixelsHead(
-                size=config.model.vision.image_size, widths=config.widths, depth=config.pixels_depth, **wide
-            ),
-            "speech": SpeechHead(
-                size=len(LETTERS),
-                between=[LETTERS.index(mark) for mark in " ,"],
-                voices=voices,
-                depth=config.speech_depth,
-                layers=config.speech_layers,
-                **wide,
-            ),
-        }
-    )
-    return model

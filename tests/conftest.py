@@ -11,30 +11,31 @@ import numpy as np
 import pytest
 import torch
 
-from omni_lab.config import (
-    ALL,
-    AMID_ALL,
-    COSTS,
-    ON_SCENES,
+from omni_lab.batch import Modality
+from omni_lab.config.profiles import (
+    ALL_MODALITIES,
+    DISTRACTOR_TRAINING,
+    MODALITY_COSTS,
     QUESTION_PATHS,
+    SCENE_TRAINING,
+    get_profile,
+)
+from omni_lab.config.schema import (
     AudioConfig,
     DataConfig,
-    FaceConfig,
+    EmojiWorldConfig,
     FusionConfig,
     ModelConfig,
     Profile,
+    TalkingFaceConfig,
     TextConfig,
     TrainingConfig,
     VideoConfig,
     VisionConfig,
-    WorldConfig,
-    get_profile,
 )
-from omni_lab.data import Question
-from omni_lab.data.sources import Family, Medium
-from omni_lab.learning import Recipe, get_recipe
-from omni_lab.learning.checkpoints import from_blocks, to_blocks
-from omni_lab.modalities import Modality
+from omni_lab.data.sources.base import MediaItem, Question, QuestionFamily
+from omni_lab.training.checkpoint import from_blocks, to_blocks
+from omni_lab.training.recipes import Recipe, get_recipe
 
 torch.set_num_threads(1)
 
@@ -59,9 +60,9 @@ class ShadesOfGray:
     def answers(self) -> list[str]:
         return ["bright", "dark", "no", "yes"]
 
-    def families(self) -> dict[str, Family]:
+    def families(self) -> dict[str, QuestionFamily]:
         both = (Modality.TEXT, Modality.IMAGE)
-        return {"shade": Family(both, (both,), 0.5)}
+        return {"shade": QuestionFamily(both, (both,), 0.5)}
 
     def corpus(self) -> list[str]:
         return ["a bright picture", "a dark picture"]
@@ -83,10 +84,10 @@ class ShadesOfGray:
             splits[split] = made
         return splits
 
-    def media(self, modality: Modality) -> Iterator[Medium]:
+    def media(self, modality: Modality) -> Iterator[MediaItem]:
         for key in range(20):
             shade = 40 if key % 2 else 210
-            yield Medium(key, np.full((3, 16, 16), shade, dtype=np.uint8), {"shade": shade})
+            yield MediaItem(key, np.full((3, 16, 16), shade, dtype=np.uint8), {"shade": shade})
 
 
 TINY_SWIN = {
@@ -101,41 +102,41 @@ TINY_SWIN = {
 TINY_MODEL = ModelConfig(
     dim=16,
     vision=VisionConfig(image_size=16, overrides=TINY_SWIN),
-    text=TextConfig(dim=16, depth=1, heads=2, max_length=32),
-    fusion=FusionConfig(depth=2, heads=2),
+    text=TextConfig(dim=16, depth=1, num_heads=2, max_length=32),
+    fusion=FusionConfig(depth=2, num_heads=2),
 )
-TINY_DATA = DataConfig(budget=3, questions_per_scene=2)
+TINY_DATA = DataConfig(max_batch_cost=3, questions_per_scene=2)
 TINY_TRAINING = TrainingConfig(epochs=2, learning_rate=3e-3, checkpoint_every=1)
 
 
-TINY_WORLD = WorldConfig(
+TINY_WORLD = EmojiWorldConfig(
     things=8,
     scenes={"train": 12, "validation": 4, "test": 4},
     model=ModelConfig(
-        modalities=ALL,
+        modalities=ALL_MODALITIES,
         dim=16,
         vision=VisionConfig(image_size=64, overrides=TINY_SWIN | {"patch_size": 8, "strict_img_size": False}),
-        text=TextConfig(dim=16, depth=1, heads=2),
-        audio=AudioConfig(dim=16, depth=1, heads=2),
-        video=VideoConfig(dim=16, heads=2),
-        fusion=FusionConfig(paths=QUESTION_PATHS, heads=2, mlp_ratio=1.0),
+        text=TextConfig(dim=16, depth=1, num_heads=2),
+        audio=AudioConfig(dim=16, depth=1, num_heads=2),
+        video=VideoConfig(dim=16, num_heads=2),
+        fusion=FusionConfig(paths=QUESTION_PATHS, num_heads=2, mlp_ratio=1.0),
         latent_bits=8,
     ),
-    data=DataConfig(budget=3, costs=COSTS, questions_per_scene=2),
-    alignment=TrainingConfig(epochs=2, learning_rate=3e-3, augment=False, checkpoint_every=1),
-    reading=replace(ON_SCENES, epochs=1, checkpoint_every=1),
-    quiet=replace(ON_SCENES, epochs=1, checkpoint_every=1),
-    matching=replace(ON_SCENES, epochs=1, checkpoint_every=1),
-    training=replace(AMID_ALL, epochs=1, modality_dropout=0.25, checkpoint_every=1),
+    data=DataConfig(max_batch_cost=3, modality_costs=MODALITY_COSTS, questions_per_scene=2),
+    contrastive=TrainingConfig(epochs=2, learning_rate=3e-3, horizontal_flip=False, checkpoint_every=1),
+    no_audio=replace(SCENE_TRAINING, epochs=1, checkpoint_every=1),
+    isolated=replace(SCENE_TRAINING, epochs=1, checkpoint_every=1),
+    av_matching=replace(SCENE_TRAINING, epochs=1, checkpoint_every=1),
+    with_distractors=replace(DISTRACTOR_TRAINING, epochs=1, modality_dropout=0.25, checkpoint_every=1),
     views=16,
     views_per_batch=8,
 )
 
 
-TINY_FACE = FaceConfig(
+TINY_FACE = TalkingFaceConfig(
     clips={"train": 12, "validation": 4, "test": 4},
     model=replace(TINY_WORLD.model, modalities=(Modality.AUDIO, Modality.VIDEO), latent_bits=None),
-    training=TrainingConfig(epochs=1, augment=False, checkpoint_every=1),
+    training=TrainingConfig(epochs=1, horizontal_flip=False, checkpoint_every=1),
 )
 TINY_PROFILE = Profile(
     "tiny",
@@ -144,9 +145,9 @@ TINY_PROFILE = Profile(
     TINY_TRAINING,
     TINY_WORLD,
     TINY_FACE,
-    get_profile("smoke").heads,
+    get_profile("smoke").multitask,
     timing_rounds=2,
-    bootstrap=20,
+    bootstrap_resamples=20,
 )
 
 
@@ -171,4 +172,4 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 def world_recipe(tiny_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """The recipe of a small EmojiWorld, all four modalities, without its contrastive pre-training."""
     monkeypatch.setenv("OMNI_LAB_ROOT", str(tmp_path))
-    return replace(get_recipe("emoji_world", tiny_profile), start=None)
+    return replace(get_recipe("emoji_world", tiny_profile), init_from=None)

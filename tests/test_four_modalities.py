@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from omni_lab.config import FusionConfig
-from omni_lab.data import Sample, collate
-from omni_lab.data.module import QuestionDataset
-from omni_lab.learning import get_recipe
-from omni_lab.modalities import Modality, ModalityInput, OmniBatch
-from omni_lab.model import OmniModel, build_model
+from omni_lab.batch import Modality, ModalityInput, OmniBatch
+from omni_lab.build import build_model
+from omni_lab.config.schema import FusionConfig
+from omni_lab.data.collate import Sample, collate
+from omni_lab.data.datamodule import VQADataset
+from omni_lab.model import OmniModel
+from omni_lab.training.recipes import get_recipe
 from tests.conftest import TINY_PROFILE, TINY_WORLD
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
@@ -37,8 +38,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMNI_LAB_ROOT", str(tmp_path_factory.mktemp("root")))
         data = recipe.data_module()
-        dataset, lean = (QuestionDataset(data.store, "train", only_needed=needed) for needed in (False, True))
-        model = recipe.new_model(data)
+        dataset, lean = (VQADataset(data.store, "train", required_modalities_only=needed) for needed in (False, True))
+        model = recipe.build_model(data)
     model.latent_bits = None  # the tests below round where they mean to
     scenes = sorted({int(s) for s, text in zip(dataset.scenes, dataset.texts, strict=True) if text is None})[:3]
     about = [i for i in range(len(dataset)) if dataset.scenes[i] in scenes]
@@ -47,7 +48,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @torch.no_grad()
 def logits(model: OmniModel, batch: OmniBatch) -> Tensor:
-    return model(batch).heads["answer"]
+    return model(batch).head_outputs["answer"]
 
 
 def only(batch: OmniBatch, kept: set[Modality]) -> OmniBatch:
@@ -62,7 +63,7 @@ def given_to_each(shared: ModalityInput, rows: Tensor) -> ModalityInput:
 def listening_to_all() -> OmniModel:
     """Every modality listens to every other, in two layers."""
     torch.manual_seed(0)
-    config = replace(TINY_WORLD.model, fusion=FusionConfig(depth=2, heads=2, mlp_ratio=1.0))
+    config = replace(TINY_WORLD.model, fusion=FusionConfig(depth=2, num_heads=2, mlp_ratio=1.0))
     return build_model(config, vocab_size=2048, answers=5).eval()
 
 
@@ -73,9 +74,9 @@ def test_what_belongs_to_a_scene_is_stored_once(case: Case) -> None:
     spoken = sum(TEXT not in sample.inputs for sample in case.samples)
     assert spoken >= 3
     assert len(batch.inputs[AUDIO].values) == 3 + spoken, "a sound for each scene, and one for each spoken question"
-    assert (batch.inputs[TEXT].rows == -1).sum() == spoken
-    assert batch.inputs[IMAGE].rows is batch.inputs[VIDEO].rows, "dealt out alike"
-    assert batch.inputs[IMAGE].rows is not batch.inputs[AUDIO].rows
+    assert (batch.inputs[TEXT].entry_index == -1).sum() == spoken
+    assert batch.inputs[IMAGE].entry_index is batch.inputs[VIDEO].entry_index, "dealt out alike"
+    assert batch.inputs[IMAGE].entry_index is not batch.inputs[AUDIO].entry_index
     assert logits(case.model, batch).shape[0] == len(case.samples)
 
 
@@ -86,7 +87,7 @@ def test_any_subset_is_answered(case: Case, kept: set[Modality]) -> None:
     assert torch.isfinite(partly).all()
     gone = batch
     for lost in set(Modality) - kept:
-        gone = gone.with_rows(lost, torch.full_like(batch.inputs[lost].rows, -1))
+        gone = gone.with_entry_index(lost, torch.full_like(batch.inputs[lost].entry_index, -1))
     assert (logits(case.model, gone) - partly).abs().max() < 1e-5, "absent from each sample is absent from the batch"
     if len(kept) < 4:
         assert (logits(case.model, batch) - partly).abs().max() > 1e-4, "what is lost is missed"
@@ -98,13 +99,13 @@ def test_any_subset_is_answered(case: Case, kept: set[Modality]) -> None:
 def test_sharing_changes_nothing(case: Case, all_listen: bool, reverse: bool, lean: bool) -> None:
     model = listening_to_all() if all_listen else case.model
     samples = (case.lean if lean else case.samples)[:: -1 if reverse else 1]
-    once, apart = collate(samples), collate(samples, share=())
+    once, apart = collate(samples), collate(samples, dedup=())
     assert len(apart.inputs[IMAGE].values) > len(once.inputs[IMAGE].values)
     assert (logits(model, once) - logits(model, apart)).abs().max() < 1e-5
     for kept in ({AUDIO, IMAGE, VIDEO}, {TEXT, VIDEO}):
         assert (logits(model, only(once, kept)) - logits(model, only(apart, kept))).abs().max() < 1e-5
     weights = model(once, need_weights=True)
-    assert (weights.heads["answer"] - logits(model, once)).abs().max() < 1e-5
+    assert (weights.head_outputs["answer"] - logits(model, once)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("all_listen", [False, True])
@@ -113,8 +114,8 @@ def test_media_dealt_out_differently_are_not_mixed_up(case: Case, all_listen: bo
     model = listening_to_all() if all_listen else case.model
     batch = collate(case.samples)
     pictures = batch.inputs[IMAGE]
-    rows = (pictures.rows + 1) % 3
-    mixed = batch.with_rows(IMAGE, rows)
+    rows = (pictures.entry_index + 1) % 3
+    mixed = batch.with_entry_index(IMAGE, rows)
     apart = replace(mixed, inputs=mixed.inputs | {IMAGE: given_to_each(pictures, rows)})
     for kept in (set(Modality), {IMAGE, VIDEO}):
         found = logits(model, only(mixed, kept))
@@ -128,13 +129,13 @@ def test_media_that_go_together_are_fused_once(case: Case, all_listen: bool) -> 
     model = listening_to_all() if all_listen else case.model
     written = [sample for sample in case.samples if TEXT in sample.inputs]
     batch = collate(written).without(TEXT)
-    assert batch.inputs[IMAGE].rows is batch.inputs[AUDIO].rows is batch.inputs[VIDEO].rows
+    assert batch.inputs[IMAGE].entry_index is batch.inputs[AUDIO].entry_index is batch.inputs[VIDEO].entry_index
     with torch.no_grad():
         fused = model(batch).fusion.tokens
     assert {m: len(tokens.values) for m, tokens in fused.items()} == {IMAGE: 3, AUDIO: 3, VIDEO: 3}
     apart = batch
     for m in (AUDIO, VIDEO):  # equal rows, but no longer known to be
-        apart = apart.with_rows(m, batch.inputs[m].rows.clone())
+        apart = apart.with_entry_index(m, batch.inputs[m].entry_index.clone())
     assert (logits(model, batch) - logits(model, apart)).abs().max() < 1e-5
 
 
@@ -150,7 +151,7 @@ def test_a_sample_is_answered_alike_alone_and_in_company(case: Case) -> None:
 
 
 def test_a_sample_without_anything_does_not_disturb_the_rest(case: Case) -> None:
-    bare = replace(case.samples[0], id="bare", inputs={}, keys={})
+    bare = replace(case.samples[0], id="bare", inputs={}, dedup_keys={})
     found = logits(case.model, collate([case.samples[0], bare, case.samples[1]]))
     assert torch.isfinite(found).all()
     expected = logits(case.model, collate([case.samples[0], case.samples[1]]))
@@ -163,7 +164,7 @@ def test_int8_latents_answer_almost_alike(case: Case) -> None:
         stored = case.model.encode_int8(batch)
         again = case.model.fuse({m: latents.tokens() for m, latents in stored.items()}, heads=["answer"])
     exact = logits(case.model, batch)
-    off = (again.heads["answer"] - exact).abs().max()
+    off = (again.head_outputs["answer"] - exact).abs().max()
     assert 0 < off < 0.02 * exact.std() + 0.02
     assert {m: len(latents.bytes) for m, latents in stored.items()}[IMAGE] == 3
     tokens = case.model.encode(batch)
@@ -176,7 +177,7 @@ def test_a_model_trained_on_latents_sees_what_is_stored(case: Case) -> None:
     model = build_model(replace(TINY_WORLD.model, latent_bits=8), vocab_size=2048, answers=5).eval()
     with torch.no_grad():
         stored = model.fuse({m: s.tokens() for m, s in model.encode_int8(batch).items()}, heads=["answer"])
-    assert (stored.heads["answer"] - logits(model, batch)).abs().max() < 1e-5
+    assert (stored.head_outputs["answer"] - logits(model, batch)).abs().max() < 1e-5
     coarse = replace(TINY_WORLD.model, latent_bits=2)
     torch.manual_seed(0)
     other = build_model(coarse, vocab_size=2048, answers=5).eval()
@@ -186,7 +187,7 @@ def test_a_model_trained_on_latents_sees_what_is_stored(case: Case) -> None:
 def test_gradients_reach_every_encoder(case: Case) -> None:
     model = listening_to_all().train()
     model.latent_bits = 4
-    model(collate(case.samples)).heads["answer"].square().sum().backward()
+    model(collate(case.samples)).head_outputs["answer"].square().sum().backward()
     for name, encoder in model.encoders.items():
         lost = [p for p, v in encoder.named_parameters() if v.grad is None or not v.grad.any()]
         assert not [p for p in lost if "norm" not in p and "bias" not in p and "position" not in p], (name, lost)
@@ -195,9 +196,9 @@ def test_gradients_reach_every_encoder(case: Case) -> None:
 def test_a_moved_batch_still_shares_its_rows(case: Case) -> None:
     batch = collate(case.samples)
     moved = batch.to("meta")
-    assert moved.inputs[IMAGE].rows is moved.inputs[VIDEO].rows
-    assert moved.inputs[IMAGE].rows is not batch.inputs[IMAGE].rows
-    assert moved.inputs[TEXT].rows is not moved.inputs[IMAGE].rows
+    assert moved.inputs[IMAGE].entry_index is moved.inputs[VIDEO].entry_index
+    assert moved.inputs[IMAGE].entry_index is not batch.inputs[IMAGE].entry_index
+    assert moved.inputs[TEXT].entry_index is not moved.inputs[IMAGE].entry_index
     assert isinstance(moved.inputs[AUDIO], ModalityInput) and moved.inputs[AUDIO].values.device.type == "meta"
 
 
@@ -205,7 +206,7 @@ def test_what_a_token_says_cannot_outgrow_where_and_when(world_recipe: Recipe) -
     data = world_recipe.data_module()
     dataset = data.dataset("train")
     batch = collate([dataset[i] for i in range(4)])
-    model = world_recipe.new_model(data).eval()
+    model = world_recipe.build_model(data).eval()
     model.latent_bits = None  # what rounding adds is not the question
     with torch.no_grad():
         before = model.encode(batch)

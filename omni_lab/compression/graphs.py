@@ -17,9 +17,8 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 from torch import Tensor, nn
 
-from omni_lab.compression.grids import Range, int4_codes, int8_codes
-from omni_lab.compression.parts import Part
-from omni_lab.compression.policy import Precision
+from omni_lab.compression.parts import ModelPart
+from omni_lab.compression.precision import Precision, QuantRange, int4_codes, int8_codes
 
 OPSET = 20
 OPSETS = range(18, 24)  # those that torch's exporter writes; tested with `OPSET`
@@ -51,7 +50,7 @@ class _Open(nn.Module):
         return torch.func.functional_call(self.module, weights, tuple(inputs))
 
 
-def open_graph(part: Part, *, opset: int = OPSET) -> OpenGraph:
+def open_graph(part: ModelPart, *, opset: int = OPSET) -> OpenGraph:
     """Exports a part; the axis of samples and the axes named in `lengths` stay free. Raises ExportError for an opset
     that torch's exporter does not write."""
     if opset not in OPSETS:
@@ -80,7 +79,10 @@ def open_graph(part: Part, *, opset: int = OPSET) -> OpenGraph:
 
 
 def close_graph(
-    graph: OpenGraph, weights: Mapping[str, Tensor], precision: Precision, ranges: Mapping[str, Range] | None = None
+    graph: OpenGraph,
+    weights: Mapping[str, Tensor],
+    precision: Precision,
+    ranges: Mapping[str, QuantRange] | None = None,
 ) -> ir.Model:
     """The graph with its weights inside.
 
@@ -143,13 +145,13 @@ class _Filling:
     """One graph while it is filled."""
 
     def __init__(
-        self, graph: ir.Graph, layers: Mapping[str, str], precision: Precision, ranges: Mapping[str, Range] | None
+        self, graph: ir.Graph, layers: Mapping[str, str], precision: Precision, ranges: Mapping[str, QuantRange] | None
     ) -> None:
         self.graph = graph
         self.layers = layers
         self.precision = precision
         self.ranges = ranges
-        self.on_grid: dict[tuple[ir.Value, Range], ir.Value] = {}
+        self.on_grid: dict[tuple[ir.Value, QuantRange], ir.Value] = {}
         self.dynamic: dict[ir.Value, tuple[ir.Value, ...]] = {}
 
     def put(self, weight: ir.Value, value: np.ndarray) -> None:
@@ -209,7 +211,7 @@ class _Filling:
             return self._op("DequantizeLinear", *held, axis=axis)
         return self._op("Cast", self._held(f"{name}.fp16", value.astype(np.float16)), to=ir.DataType.FLOAT)
 
-    def _rounded(self, x: ir.Value, given: Range) -> ir.Value:
+    def _rounded(self, x: ir.Value, given: QuantRange) -> ir.Value:
         """An activation after it has been put on the grid of its range."""
         if (x, given) not in self.on_grid:
             step, zero = given.grid()

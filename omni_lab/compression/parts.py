@@ -13,16 +13,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from omni_lab.attention import AttentionOutput, MultiHeadAttention
-from omni_lab.encoders import AudioEncoder
-from omni_lab.fusion import CrossModalFusion
-from omni_lab.heads import AnswerHead
-from omni_lab.modalities import M, Modality, OmniBatch, Tokens
+from omni_lab.batch import NUM_MODALITIES, Modality, OmniBatch, Tokens
+from omni_lab.encoders.audio import AudioEncoder
+from omni_lab.fusion.cross_modal import CrossModalFusion
+from omni_lab.heads.answer import AnswerHead
+from omni_lab.layers.attention import AttentionOutput, MaskedMultiHeadAttention
 from omni_lab.model import OmniModel
-from omni_lab.routing import RouteSpace
-from omni_lab.routing.controller import KNOTS, Controller, decision
+from omni_lab.routing.route import RouteSpace
+from omni_lab.routing.router import NUM_KNOTS, Router, router_mlp
 
-Run = Callable[..., tuple[Tensor, ...]]
+PartRunner = Callable[..., tuple[Tensor, ...]]
 
 
 def layers_of(module: nn.Module) -> dict[str, Any]:
@@ -32,10 +32,10 @@ def layers_of(module: nn.Module) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """One graph: tensors in, a tuple of tensors out; the first axis of each is that of samples.
 
-    name: such as "encoder.image", "encoder.image.light", "path.0.text_from_image", "block.0.text",
+    name: such as "encoder.image", "encoder.image.early_exit", "path.0.text_from_image", "block.0.text",
     "answer.summary.image" or "answer.classify". owner: the modality whose weights these are, of a path the one that
     listens; None for what all share. example: inputs that it takes. lengths: of each input, the name of its second
     axis if that may vary.
@@ -52,7 +52,9 @@ class Part:
     def make(self) -> tuple[object, ...]:
         """Equal for parts that differ in nothing but their weights."""
         shapes = tuple((name, tuple(w.shape)) for name, w in self.module.named_parameters())
-        heads = tuple((m.heads, m.head_dim) for m in self.module.modules() if isinstance(m, MultiHeadAttention))
+        heads = tuple(
+            (m.num_heads, m.head_dim) for m in self.module.modules() if isinstance(m, MaskedMultiHeadAttention)
+        )
         own = self.name if isinstance(self.module, _Encode) else None
         return (type(self.module), own, self.inputs, shapes, heads)
 
@@ -70,7 +72,7 @@ class _Encode(nn.Module):
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         if values.ndim == 3:  # sound, cut into tokens
             values, mask = values.flatten(1), mask.flatten(1)
-        tokens = (cast(Any, self.encoder).light if self.light else self.encoder)(values, mask)
+        tokens = (cast(Any, self.encoder).forward_early_exit if self.light else self.encoder)(values, mask)
         return (tokens.values, tokens.mask) if tokens.times is None else (tokens.values, tokens.mask, tokens.times)
 
 
@@ -112,21 +114,21 @@ class _Classify(nn.Module):
         return (self.classify(summed),)
 
 
-class _Decide(nn.Module):
-    def __init__(self, controller: Controller, carrier: Modality) -> None:
+class _RouterPart(nn.Module):
+    def __init__(self, controller: Router, carrier: Modality) -> None:
         super().__init__()
-        self.read = controller.read[carrier.value]
-        self.context = controller.context
-        self.wish = controller.wish
-        self.gain = controller.gain if controller.conditioned else None
+        self.read = controller.question_proj[carrier.value]
+        self.context = controller.presence_proj
+        self.wish = controller.logit_head
+        self.gain = controller.penalty_gain if controller.penalty_conditioned else None
 
     def forward(self, summary: Tensor, present: Tensor, near: Tensor | None = None) -> tuple[Tensor, ...]:
         gain = None if self.gain is None else self.gain(near)
-        return (decision(self.read, self.context, self.wish, summary, present, gain),)
+        return (router_mlp(self.read, self.context, self.wish, summary, present, gain),)
 
 
 @dataclass(frozen=True)
-class Frame:
+class AssemblySpec:
     """What of a routed model is not in its parts.
 
     pool: how the answer head pools. samples_per_token: of sound; waveforms are cut up so. costs: of a conditioned
@@ -137,24 +139,24 @@ class Frame:
     pool: str
     latent_bits: int | None
     samples_per_token: int = 1
-    conditioned: bool = False
+    penalty_conditioned: bool = False
     costs: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, model: OmniModel, controller: Controller | None = None) -> Frame:
+    def from_model(cls, model: OmniModel, controller: Router | None = None) -> AssemblySpec:
         pool = cast(AnswerHead, model.heads["answer"]).pool
-        conditioned = controller is not None and controller.conditioned
-        costs = tuple(cast(Controller, controller).costs.tolist()) if conditioned else ()
+        conditioned = controller is not None and controller.penalty_conditioned
+        costs = tuple(cast(Router, controller).costs.tolist()) if conditioned else ()
         return cls(model.space, pool, model.latent_bits, _samples_per_token(model), conditioned, costs)
 
-    def identity(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
-        return {**vars(self), "space": self.space.identity(), "costs": [*self.costs]}
+        return {**vars(self), "space": self.space.to_dict(), "costs": [*self.costs]}
 
     @classmethod
-    def of_identity(cls, identity: Mapping[str, Any]) -> Frame:
+    def from_dict(cls, identity: Mapping[str, Any]) -> AssemblySpec:
         """The frame that has this `identity`."""
-        space = RouteSpace.of_identity(identity["space"])
+        space = RouteSpace.from_dict(identity["space"])
         return cls(**{**identity, "space": space, "costs": tuple(identity["costs"])})
 
 
@@ -162,7 +164,7 @@ def _samples_per_token(model: OmniModel) -> int:
     if Modality.AUDIO not in model.space.modalities:
         return 1
     encoder = cast(AudioEncoder, model.encoders[Modality.AUDIO.value])
-    return round(encoder.seconds_per_token * encoder.input_rate)
+    return round(encoder.seconds_per_token * encoder.sample_rate)
 
 
 def _cut(wave: Tensor, each: int, *, least: int = 1) -> Tensor:
@@ -172,26 +174,26 @@ def _cut(wave: Tensor, each: int, *, least: int = 1) -> Tensor:
     return nn.functional.pad(wave, (0, lacking)).unflatten(1, (-1, each))
 
 
-def controller_parts(controller: Controller) -> list[Part]:
+def split_router(controller: Router) -> list[ModelPart]:
     """One part per modality that may carry a question. Raises ValueError for a controller that chooses among plans."""
-    if controller.plans:
+    if controller.num_choices:
         raise ValueError("a controller that chooses among plans is a control of the ablation: it has no parts")
-    width = cast(nn.Linear, next(iter(controller.read.values()))).in_features
-    example = (torch.randn(2, width), torch.ones(2, M), torch.rand(2, KNOTS))
+    width = cast(nn.Linear, next(iter(controller.question_proj.values()))).in_features
+    example = (torch.randn(2, width), torch.ones(2, NUM_MODALITIES), torch.rand(2, NUM_KNOTS))
     names = ("summary", "present", "near")
-    given = 3 if controller.conditioned else 2
+    given = 3 if controller.penalty_conditioned else 2
     return [
-        Part(f"controller.{m}", _Decide(controller, m), None, example[:given], names[:given], (None,) * given)
+        ModelPart(f"router.{m}", _RouterPart(controller, m), None, example[:given], names[:given], (None,) * given)
         for m in controller.space.modalities
     ]
 
 
-def parts_of(model: OmniModel, batch: OmniBatch) -> list[Part]:
+def split_model(model: OmniModel, batch: OmniBatch) -> list[ModelPart]:
     """Every part of a model without early fusion, in the order in which it first runs. batch: where examples come
     from; it must have raw inputs of every modality. Raises ValueError for another."""
-    if model.early is not None:
+    if model.early_fusion is not None:
         raise ValueError("a model that joins clips and sounds early cannot be taken apart: its encoders run together")
-    lacking = [str(m) for m in model.space.modalities if m not in batch.inputs or batch.inputs[m].encoded]
+    lacking = [str(m) for m in model.space.modalities if m not in batch.inputs or batch.inputs[m].is_encoded]
     if lacking:
         raise ValueError(f"examples want raw inputs of every modality: the batch has none of {lacking}")
     parts, streams = [], {}
@@ -205,9 +207,9 @@ def parts_of(model: OmniModel, batch: OmniBatch) -> list[Part]:
             if modality is Modality.AUDIO:
                 each = _samples_per_token(model)
                 example = (_cut(example[0], each, least=2), _cut(example[1], each, least=2))
-            for light in (False, True)[: len(model.space.choices(modality)) - 1]:
-                name = f"encoder.{modality}" + ".light" * light
-                parts.append(Part(name, _Encode(encoder, light), modality, example, ("values", "mask"), lengths))
+            for light in (False, True)[: len(model.space.allowed_levels(modality)) - 1]:
+                name = f"encoder.{modality}" + ".early_exit" * light
+                parts.append(ModelPart(name, _Encode(encoder, light), modality, example, ("values", "mask"), lengths))
             streams[modality] = Tokens(tokens.values, tokens.mask)
     for depth, layer in enumerate(cast(Any, model.fusion).layers):
         for path in layer.paths:
@@ -215,11 +217,11 @@ def parts_of(model: OmniModel, batch: OmniBatch) -> list[Part]:
             names = ("query", "query_mask", "context", "context_mask")
             lengths4 = ("query_length", "query_length", "context_length", "context_length")
             module = _Cross(layer.cross[str(path)])
-            parts.append(Part(f"path.{depth}.{path}", module, path.query, tuple(ends), names, lengths4))
+            parts.append(ModelPart(f"path.{depth}.{path}", module, path.query, tuple(ends), names, lengths4))
         for query, block in layer.blocks.items():
             own = streams[Modality(query)]
             parts.append(
-                Part(
+                ModelPart(
                     f"block.{depth}.{query}",
                     _Block(block),
                     Modality(query),
@@ -232,28 +234,28 @@ def parts_of(model: OmniModel, batch: OmniBatch) -> list[Part]:
     for modality, stream in streams.items():
         pooled = stream.values.mean(1)
         name = f"answer.summary.{modality}"
-        parts.append(Part(name, _Summary(head, modality), modality, (pooled,), ("pooled",), (None,)))
-    parts.append(Part("answer.classify", _Classify(head), None, (pooled,), ("summed",), (None,)))
+        parts.append(ModelPart(name, _Summary(head, modality), modality, (pooled,), ("pooled",), (None,)))
+    parts.append(ModelPart("answer.classify", _Classify(head), None, (pooled,), ("summed",), (None,)))
     return parts
 
 
-class _Elsewhere(nn.Module):
-    def __init__(self, run: Run, name: str) -> None:
+class _RemoteModule(nn.Module):
+    def __init__(self, run: PartRunner, name: str) -> None:
         super().__init__()
         self.run = run
         self.name = name
 
 
-class _RunEncoder(_Elsewhere):
-    def __init__(self, run: Run, name: str, cut: int | None = None) -> None:
+class _RemoteEncoder(_RemoteModule):
+    def __init__(self, run: PartRunner, name: str, cut: int | None = None) -> None:
         super().__init__(run, name)
         self.cut = cut
 
     def forward(self, values: Tensor, mask: Tensor) -> Tokens:
         return self._run(self.name, values, mask)
 
-    def light(self, values: Tensor, mask: Tensor) -> Tokens:
-        return self._run(f"{self.name}.light", values, mask)
+    def forward_early_exit(self, values: Tensor, mask: Tensor) -> Tokens:
+        return self._run(f"{self.name}.early_exit", values, mask)
 
     def _run(self, name: str, values: Tensor, mask: Tensor) -> Tokens:
         if self.cut is not None:
@@ -261,52 +263,54 @@ class _RunEncoder(_Elsewhere):
         return Tokens(*self.run(name, values, mask))
 
 
-class _RunCross(_Elsewhere):
+class _RemoteCrossAttention(_RemoteModule):
     def forward(self, query: Tokens, context: Tokens, *, need_weights: bool = False) -> AttentionOutput:
         if need_weights:
             raise ValueError(f"{self.name}: a part that is carried out elsewhere keeps its attention weights")
-        ends = (query.values, query.mask, *((c := context.expanded()).values, c.mask))
+        ends = (query.values, query.mask, *((c := context.expand_entries()).values, c.mask))
         return AttentionOutput(self.run(self.name, *ends)[0], None)
 
 
-class _RunBlock(_Elsewhere):
+class _RemoteBlock(_RemoteModule):
     def forward(self, tokens: Tokens) -> Tokens:
         return tokens.with_values(self.run(self.name, tokens.values, tokens.mask)[0])
 
 
-class _RunVectors(_Elsewhere):
+class _RemoteProjection(_RemoteModule):
     def forward(self, vectors: Tensor) -> Tensor:
         return self.run(self.name, vectors)[0]
 
 
-class _RunController(Controller):
+class _RemoteRouter(Router):
     """Decisions are worked out elsewhere; what they come to stays as it is."""
 
-    def __init__(self, run: Run, frame: Frame) -> None:
-        super().__init__(frame.space, width=1, hidden=1, conditioned=frame.conditioned)
+    def __init__(self, run: PartRunner, frame: AssemblySpec) -> None:
+        super().__init__(frame.space, width=1, hidden=1, conditioned=frame.penalty_conditioned)
         self.run = run
-        if frame.conditioned:
+        if frame.penalty_conditioned:
             self.costs.copy_(torch.tensor(frame.costs))
 
-    def heard(self, modality: Modality, summary: Tensor, present: Tensor, near: Tensor | None = None) -> Tensor:
-        return self.run(f"controller.{modality}", summary, present, *(() if near is None else (near,)))[0]
+    def modality_logits(
+        self, modality: Modality, summary: Tensor, present: Tensor, near: Tensor | None = None
+    ) -> Tensor:
+        return self.run(f"router.{modality}", summary, present, *(() if near is None else (near,)))[0]
 
 
-def assemble(frame: Frame, run: Run) -> OmniModel:
+def assemble_model(frame: AssemblySpec, run: PartRunner) -> OmniModel:
     """The same model, with every part carried out by `run(name, *inputs)`; routes, gathering and what is stored
     between the parts stay as they are."""
     space, paths = frame.space, frame.space.paths
-    sound = partial(_RunEncoder, cut=frame.samples_per_token)
-    encoders = {m: sound if m is Modality.AUDIO else _RunEncoder for m in Modality}
-    fusion = CrossModalFusion(paths=[], dim=1, depth=space.depth, heads=1)
+    sound = partial(_RemoteEncoder, cut=frame.samples_per_token)
+    encoders = {m: sound if m is Modality.AUDIO else _RemoteEncoder for m in Modality}
+    fusion = CrossModalFusion(paths=[], dim=1, depth=space.depth, num_heads=1)
     fusion.paths = list(paths)
     for depth, layer in enumerate(cast(Any, fusion.layers)):
-        layer.paths = [p for p in paths if (depth, p) not in space.taken_out]
-        layer.cross = nn.ModuleDict({str(p): _RunCross(run, f"path.{depth}.{p}") for p in layer.paths})
-        layer.blocks = nn.ModuleDict({p.query: _RunBlock(run, f"block.{depth}.{p.query}") for p in paths})
+        layer.paths = [p for p in paths if (depth, p) not in space.pruned_paths]
+        layer.cross = nn.ModuleDict({str(p): _RemoteCrossAttention(run, f"path.{depth}.{p}") for p in layer.paths})
+        layer.blocks = nn.ModuleDict({p.query: _RemoteBlock(run, f"block.{depth}.{p.query}") for p in paths})
     answer = AnswerHead(modalities=[], dim=1, answers=1, pool=frame.pool)
-    answer.summary = nn.ModuleDict({m: _RunVectors(run, f"answer.summary.{m}") for m in space.modalities})
-    answer.classify = _RunVectors(run, "answer.classify")  # type: ignore[assignment]
+    answer.summary = nn.ModuleDict({m: _RemoteProjection(run, f"answer.summary.{m}") for m in space.modalities})
+    answer.classify = _RemoteProjection(run, "answer.classify")  # type: ignore[assignment]
     return OmniModel(
         encoders={m: encoders[m](run, f"encoder.{m}") for m in space.modalities},
         fusion=fusion,
@@ -316,6 +320,6 @@ def assemble(frame: Frame, run: Run) -> OmniModel:
     ).eval()
 
 
-def assemble_controller(frame: Frame, run: Run) -> Controller:
+def assemble_router(frame: AssemblySpec, run: PartRunner) -> Router:
     """The same controller, likewise."""
-    return _RunController(run, frame).eval()
+    return _RemoteRouter(run, frame).eval()

@@ -13,10 +13,10 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from omni_lab.attention import MultiHeadAttention
 from omni_lab.compression.parts import layers_of
+from omni_lab.layers.attention import MaskedMultiHeadAttention
 from omni_lab.model import OmniModel
-from omni_lab.routing import Path
+from omni_lab.routing.route import CrossModalPath
 
 LEAST_UNITS = 8  # of a feed-forward network
 
@@ -33,7 +33,7 @@ def check_share(share: float) -> None:
         raise ValueError(f"the share to prune must be at least 0 and less than 1: got {share}")
 
 
-def zero_smallest(model: nn.Module, share: float) -> None:
+def prune_weights(model: nn.Module, share: float) -> None:
     """Sets that share of the weights of all linear layers, convolutions and embeddings to zero, the smallest of the
     whole model."""
     check_share(share)
@@ -43,12 +43,12 @@ def zero_smallest(model: nn.Module, share: float) -> None:
         prune.remove(layer, weight)
 
 
-def still_there(model: nn.Module) -> dict[str, Bool[Tensor, ...]]:
+def nonzero_masks(model: nn.Module) -> dict[str, Bool[Tensor, ...]]:
     """Which of these weights are not zero, by name."""
     return {f"{name}.weight": layer.weight != 0 for name, layer in layers_of(model).items()}
 
 
-def zero_again(model: nn.Module, kept: Mapping[str, Bool[Tensor, ...]]) -> None:
+def apply_masks(model: nn.Module, kept: Mapping[str, Bool[Tensor, ...]]) -> None:
     """What was pruned and has grown since is set to zero again."""
     weights = dict(model.named_parameters())
     with torch.no_grad():
@@ -56,7 +56,7 @@ def zero_again(model: nn.Module, kept: Mapping[str, Bool[Tensor, ...]]) -> None:
             weights[name].mul_(mask.to(weights[name].device))
 
 
-class Group(NamedTuple):
+class PruningGroup(NamedTuple):
     """What can be taken out of a module one by one, so many `parts`. size: how many weights each has. least: how
     many must stay. out: the weight whose columns carry what they say. remove: leaves only those named."""
 
@@ -68,17 +68,17 @@ class Group(NamedTuple):
     remove: Callable[[Int[Tensor, " k"]], None]
 
 
-def groups_of(model: nn.Module) -> Iterator[Group]:
+def pruning_groups(model: nn.Module) -> Iterator[PruningGroup]:
     """The heads of every attention of ours and the hidden units of every feed-forward network; the window attention of
     the picture encoder keeps its heads."""
     for name, module in model.named_modules():
-        if isinstance(module, MultiHeadAttention):
+        if isinstance(module, MaskedMultiHeadAttention):
             widths = (module.query.out_features, module.key.out_features, 2 * module.value.out_features)
-            size = sum(widths) // module.heads * module.dim
-            yield Group(name, module.heads, size, 1, module.out.weight, _keep_heads(module))
+            size = sum(widths) // module.num_heads * module.dim
+            yield PruningGroup(name, module.num_heads, size, 1, module.out.weight, _keep_heads(module))
         elif isinstance(module, Mlp):
             (units, width), out = module.fc1.weight.shape, module.fc2.weight
-            yield Group(name, units, width + len(out), min(LEAST_UNITS, units), out, _keep_units(module))
+            yield PruningGroup(name, units, width + len(out), min(LEAST_UNITS, units), out, _keep_units(module))
 
 
 def importance(model: nn.Module, losses: Iterable[Float[Tensor, ""]]) -> dict[str, Float[Tensor, " g"]]:
@@ -86,11 +86,11 @@ def importance(model: nn.Module, losses: Iterable[Float[Tensor, ""]]) -> dict[st
     (sum of gradient * weight)^2, over the weights that carry what it says, by module (Molchanov et al. 2019, eq. 8, in
     its variant with gates). Magnitude does not do here: a unit of small weights may be the only one that knows
     something."""
-    found = {group.name: torch.zeros(group.parts) for group in groups_of(model)}
+    found = {group.name: torch.zeros(group.parts) for group in pruning_groups(model)}
     for loss in losses:
         model.zero_grad(set_to_none=True)
         loss.backward()
-        for group in groups_of(model):
+        for group in pruning_groups(model):
             if group.out.grad is not None:
                 said = (group.out * group.out.grad).detach().sum(0)
                 found[group.name] += said.unflatten(0, (group.parts, -1)).sum(1).square().cpu()
@@ -98,7 +98,7 @@ def importance(model: nn.Module, losses: Iterable[Float[Tensor, ""]]) -> dict[st
     return found
 
 
-def take_out(model: OmniModel, share: float, worth: Mapping[str, Float[Tensor, " g"]]) -> dict[str, Any]:
+def prune_structures(model: OmniModel, share: float, worth: Mapping[str, Float[Tensor, " g"]]) -> dict[str, Any]:
     """Takes out heads and hidden units that together have that share of the weights of all of them, those worth least
     for their size first, however unevenly that falls; returns what `take_out_again` wants, as JSON keeps it.
 
@@ -108,7 +108,7 @@ def take_out(model: OmniModel, share: float, worth: Mapping[str, Float[Tensor, "
     empties whole modules, and one for each.
     """
     check_share(share)
-    groups = list(groups_of(model))
+    groups = list(pruning_groups(model))
     paths = {
         f"fusion.layers.{depth}.cross.{path}.attention": (depth, path)
         for depth, layer in enumerate(cast(Any, model.fusion).layers)
@@ -137,29 +137,29 @@ def take_out(model: OmniModel, share: float, worth: Mapping[str, Float[Tensor, "
         "paths": [[depth, str(path)] for name, (depth, path) in paths.items() if not kept[name]],
         "kept": {name: units for name, units in kept.items() if units},
     }
-    take_out_again(model, gone)
+    reapply_structure_pruning(model, gone)
     return gone
 
 
-def take_out_again(model: OmniModel, gone: Mapping[str, Any]) -> None:
+def reapply_structure_pruning(model: OmniModel, gone: Mapping[str, Any]) -> None:
     """Takes out what `take_out` took out of another copy."""
-    model.take_out([(depth, Path.named(path)) for depth, path in gone["paths"]])
-    for group in list(groups_of(model)):
+    model.prune_paths([(depth, CrossModalPath.from_string(path)) for depth, path in gone["paths"]])
+    for group in list(pruning_groups(model)):
         units = gone["kept"][group.name]
         if len(units) < group.parts:
             group.remove(torch.tensor(units))
 
 
-def _keep_heads(attention: MultiHeadAttention) -> Callable[[Int[Tensor, " k"]], None]:
+def _keep_heads(attention: MaskedMultiHeadAttention) -> Callable[[Int[Tensor, " k"]], None]:
     def remove(kept: Int[Tensor, " k"]) -> None:
         def channels(width: int) -> Int[Tensor, " c"]:
-            each = width // attention.heads
+            each = width // attention.num_heads
             return (kept[:, None] * each + torch.arange(each)).flatten()
 
         _keep_columns(attention.out, channels(attention.out.in_features))
         for layer in (attention.query, attention.key, attention.value):
             _keep_rows(layer, channels(layer.out_features))
-        attention.heads = len(kept)
+        attention.num_heads = len(kept)
 
     return remove
 

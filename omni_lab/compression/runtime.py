@@ -9,12 +9,12 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
-from omni_lab.compression.artefact import ArtefactError, read_manifest
-from omni_lab.compression.parts import Frame, assemble, assemble_controller
-from omni_lab.compression.policy import Precision
-from omni_lab.modalities import Modality, OmniBatch, Tokens
+from omni_lab.batch import Modality, OmniBatch, Tokens
+from omni_lab.compression.export import ArtifactError, read_manifest
+from omni_lab.compression.parts import AssemblySpec, assemble_model, assemble_router
+from omni_lab.compression.precision import Precision
 from omni_lab.model import OmniOutput
-from omni_lab.routing import Route
+from omni_lab.routing.route import Route
 
 INTEGER_PROVIDERS = ("CPUExecutionProvider",)  # those that multiply int8 as int8
 
@@ -56,10 +56,10 @@ class ExportedOmniModel:
                 for name in self.inputs
             }
         except Exception as error:  # ONNX Runtime has a dozen of its own, all derived from Exception alone
-            raise ArtefactError(f"{folder}: ONNX Runtime cannot load it ({error})") from error
-        frame = Frame.of_identity(manifest["frame"])
-        self.model = assemble(frame, self.run)
-        self.controller = assemble_controller(frame, self.run) if any("controller." in n for n in self.inputs) else None
+            raise ArtifactError(f"{folder}: ONNX Runtime cannot load it ({error})") from error
+        frame = AssemblySpec.from_dict(manifest["frame"])
+        self.model = assemble_model(frame, self.run)
+        self.router = assemble_router(frame, self.run) if any("router." in n for n in self.inputs) else None
 
     def run(self, part: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """One part, on tensors of the host."""
@@ -72,13 +72,13 @@ class ExportedOmniModel:
         return self.model(batch, **options)
 
     @torch.inference_mode()
-    def decide(self, batch: OmniBatch, *, budget: float | None = None) -> tuple[Route, dict[Modality, Tokens]]:
+    def select_route(self, batch: OmniBatch, *, budget: float | None = None) -> tuple[Route, dict[Modality, Tokens]]:
         """See `OmniModel.decide`. Raises ValueError if no controller was exported with it."""
-        if self.controller is None:
+        if self.router is None:
             raise ValueError("this model was exported without a controller")
-        return self.model.decide(self.controller, batch, budget=budget)
+        return self.model.select_route(self.router, batch, budget=budget)
 
     def answer(self, batch: OmniBatch, *, budget: float | None = None) -> OmniOutput:
         """Under the route that its controller decides on."""
-        route, question = self.decide(batch, budget=budget)
-        return self(batch, route=route, known=question)
+        route, question = self.select_route(batch, budget=budget)
+        return self(batch, route=route, precomputed=question)

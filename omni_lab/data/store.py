@@ -24,12 +24,12 @@ import pyarrow as pa
 from filelock import FileLock
 from tokenizers import Tokenizer
 
-from omni_lab.data.sources import SPLITS, Family, Medium, Question, SourceError, VqaSource
+from omni_lab.batch import Modality
+from omni_lab.data.sources.base import SPLITS, MediaItem, Question, QuestionFamily, SourceError, VQASource
 from omni_lab.data.tokenizer import load_tokenizer, train_tokenizer
-from omni_lab.modalities import Modality
-from omni_lab.progress import track
+from omni_lab.utils.progress import track_progress
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MEDIA_PER_BATCH = 512
 DTYPES = {Modality.IMAGE: np.uint8, Modality.AUDIO: np.int16, Modality.VIDEO: np.uint8}
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Store:
         return Store, (self.path, self.manifest)
 
     @classmethod
-    def open(cls, path: Path, source: VqaSource | None = None, *, verify: bool = True) -> Store:
+    def open(cls, path: Path, source: VQASource | None = None, *, verify: bool = True) -> Store:
         """Opens a finished store. Raises StoreError if it is missing, incomplete, altered, of another format version,
         or (given `source`) built from something else. verify: also recompute the checksums.
         """
@@ -90,11 +90,11 @@ class Store:
         return list(self.manifest["answers"])
 
     @property
-    def families(self) -> dict[str, Family]:
+    def families(self) -> dict[str, QuestionFamily]:
         return {
-            name: Family(
-                tuple(map(Modality, known["needs"])),
-                tuple((Modality(a), Modality(b)) for a, b in known["interactions"]),
+            name: QuestionFamily(
+                tuple(map(Modality, known["required_modalities"])),
+                tuple((Modality(a), Modality(b)) for a, b in known["required_interactions"]),
                 known["chance"],
             )
             for name, known in self.manifest["families"].items()
@@ -117,22 +117,22 @@ class Store:
         """The source's key of every medium, in row order."""
         return self._tables[modality].column("key").to_pylist()
 
-    def facts(self, modality: Modality, row: int) -> dict[str, Any]:
+    def annotations(self, modality: Modality, row: int) -> dict[str, Any]:
         """What the source knows of one medium."""
-        return json.loads(self._tables[modality].column("facts")[row].as_py())
+        return json.loads(self._tables[modality].column("annotations")[row].as_py())
 
-    def medium(self, modality: Modality, row: int) -> np.ndarray:
+    def media(self, modality: Modality, row: int) -> np.ndarray:
         """A picture [3, H, W] uint8, a clip [F, 3, H, W] uint8 or a sound [S] int16, as a read-only view into the
         mapped file."""
         values = np.frombuffer(self._values[modality][row].as_buffer(), dtype=DTYPES[modality])
         return values.reshape(self.shapes[modality] or -1)
 
-    def picture(self, row: int) -> np.ndarray:
+    def image(self, row: int) -> np.ndarray:
         """[3, H, W] uint8."""
-        return self.medium(Modality.IMAGE, row)
+        return self.media(Modality.IMAGE, row)
 
 
-def ensure_store(source: VqaSource, root: Path) -> Store:
+def ensure_store(source: VQASource, root: Path) -> Store:
     """Opens `root/<source.name>`, building it first where it is missing, and anew where it is broken or outdated.
 
     Safe to call from several processes at once: one builds, the others wait.
@@ -154,7 +154,7 @@ def ensure_store(source: VqaSource, root: Path) -> Store:
         return Store.open(path, source, verify=False)
 
 
-def _build(source: VqaSource, path: Path) -> None:
+def _build(source: VQASource, path: Path) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     for left_over in path.parent.glob(f".{path.name}.*.part"):  # of a build that was killed: the lock is ours
         shutil.rmtree(left_over)
@@ -167,7 +167,9 @@ def _build(source: VqaSource, path: Path) -> None:
         rows = {m: _write_media(source, m, part / f"{m}.arrow", questions) for m in source.shapes}
         for split in SPLITS:
             media: dict[str, Any] = {
-                m.value: pa.array([rows[m][q.keys[m]] if m in q.keys else -1 for q in questions[split]], pa.int32())
+                m.value: pa.array(
+                    [rows[m][q.media_keys[m]] if m in q.media_keys else -1 for q in questions[split]], pa.int32()
+                )
                 for m in rows
             }
             table = pa.table(
@@ -203,13 +205,15 @@ def _build(source: VqaSource, path: Path) -> None:
 
 
 def _write_media(
-    source: VqaSource, modality: Modality, file: Path, questions: Mapping[str, Sequence[Question]]
+    source: VQASource, modality: Modality, file: Path, questions: Mapping[str, Sequence[Question]]
 ) -> dict[int, int]:
     """Writes all media of one modality and returns the row of each key."""
-    asked = {q.keys[modality]: q for split in SPLITS for q in questions[split] if modality in q.keys}
-    schema = pa.schema({"key": pa.int64(), "values": pa.binary(), "facts": pa.string()})
+    asked = {q.media_keys[modality]: q for split in SPLITS for q in questions[split] if modality in q.media_keys}
+    schema = pa.schema({"key": pa.int64(), "values": pa.binary(), "annotations": pa.string()})
     rows: dict[int, int] = {}
-    media = track(source.media(modality), f"building the store {source.name}", total=len(asked), unit=modality.value)
+    media = track_progress(
+        source.media(modality), f"building the store {source.name}", total=len(asked), unit=modality.value
+    )
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         while batch := list(itertools.islice(media, MEDIA_PER_BATCH)):
             for medium in batch:
@@ -220,7 +224,7 @@ def _write_media(
             columns = [
                 [m.key for m in batch],
                 [m.values.tobytes() for m in batch],
-                [json.dumps(m.facts) for m in batch],
+                [json.dumps(m.annotations) for m in batch],
             ]
             writer.write_batch(pa.record_batch(columns, schema=schema))
     lost = [key for key in asked if key not in rows]
@@ -231,7 +235,7 @@ def _write_media(
     return rows
 
 
-def _check_medium(source: VqaSource, modality: Modality, medium: Medium) -> None:
+def _check_medium(source: VQASource, modality: Modality, medium: MediaItem) -> None:
     shape, dtype = source.shapes[modality], np.dtype(DTYPES[modality])
     right = medium.values.shape == shape if shape else medium.values.ndim == 1 and len(medium.values) > 0
     if not right or medium.values.dtype != dtype:
@@ -241,7 +245,7 @@ def _check_medium(source: VqaSource, modality: Modality, medium: Medium) -> None
         )
 
 
-def _built_from(source: VqaSource) -> dict[str, Any]:
+def _built_from(source: VQASource) -> dict[str, Any]:
     return json.loads(json.dumps({"name": source.name, "shapes": source.shapes, **source.fingerprint()}, default=dict))
 
 

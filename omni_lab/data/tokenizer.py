@@ -19,12 +19,12 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
-from omni_lab.config import nearest
+from omni_lab.utils.lookup import closest_match
 
 CHINESE = "[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]"  # characters and their punctuation
 PAD, CLS = "[PAD]", "[CLS]"
-END = "<end>"
-MARKS = (END, "<en>", "<de>", "<zh>", "<transcript>", "<answer>")  # ids after those of the tokenizer
+EOS_TOKEN = "<end>"
+CONTROL_TOKENS = (EOS_TOKEN, "<en>", "<de>", "<zh>", "<transcript>", "<answer>")  # ids after those of the tokenizer
 LETTERS = " abcdefghijklmnopqrstuvwxyz,'-"  # what a text to be spoken is spelt with
 
 
@@ -58,23 +58,23 @@ def encode_text(tokenizer: Tokenizer, text: str, *, name: str) -> list[int]:
     return tokenizer.encode(text).ids
 
 
-def spelt(texts: Sequence[str]) -> Int[Tensor, "b t"]:
+def encode_letters(texts: Sequence[str]) -> Int[Tensor, "b t"]:
     """The letters of each text as their places in `LETTERS`, filled up behind with -1. Raises CodecError for an empty
     text, or one with other characters than those."""
     rows = []
     for text in texts:
         strange = sorted({*text.lower()} - {*LETTERS})
         if strange or not text.strip():
-            raise CodecError(f"a text to be spoken is spelt with {LETTERS!r}: got {text!r}")
+            raise TokenizerError(f"a text to be spoken is spelt with {LETTERS!r}: got {text!r}")
         rows.append(torch.tensor([LETTERS.index(letter) for letter in text.lower()]))
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
 
 
-class CodecError(ValueError):
+class TokenizerError(ValueError):
     """A text that cannot be asked for or written: the message says which, and what can."""
 
 
-class Codec:
+class DecoderTokenizer:
     """Texts as a decoder reads and writes them: the tokenizer's ids, and after them those of `MARKS`, which say in what
     language or as what to write, and where a text ends. Each Chinese character is encoded by itself: the tokenizer has
     pieces for whole sentences, with which no other sentence could be written. size: how many ids there are.
@@ -84,63 +84,63 @@ class Codec:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self._words = tokenizer.get_vocab_size()
-        self.size = self._words + len(MARKS)
-        self.end = self.mark(END)
+        self.vocab_size = self._words + len(CONTROL_TOKENS)
+        self.eos_id = self.control_token_id(EOS_TOKEN)
         self._first = cast(int, tokenizer.token_to_id(CLS))
 
-    def mark(self, name: str) -> int:
+    def control_token_id(self, name: str) -> int:
         """The id of a mark, by its name with or without brackets: "de" asks for German. Raises CodecError for a
         language or task that is not known."""
         wanted = f"<{name.strip('<>')}>"
-        if wanted not in MARKS:
-            known = [m.strip("<>") for m in MARKS]
-            close = nearest(name, known)
-            raise CodecError(f"nothing is written in or as {name!r}; the nearest of {known} is {close!r}")
-        return self._words + MARKS.index(wanted)
+        if wanted not in CONTROL_TOKENS:
+            known = [m.strip("<>") for m in CONTROL_TOKENS]
+            close = closest_match(name, known)
+            raise TokenizerError(f"nothing is written in or as {name!r}; the nearest of {known} is {close!r}")
+        return self._words + CONTROL_TOKENS.index(wanted)
 
-    def prompts(self, names: Sequence[str], texts: Sequence[str | None] = ()) -> Int[Tensor, "b p"]:
+    def encode_prompts(self, names: Sequence[str], texts: Sequence[str | None] = ()) -> Int[Tensor, "b p"]:
         """The marks of those names, each followed by the beginning of a text where one is given, filled up in front
         with -1. Raises CodecError for an empty text, or one that leaves no room to go on."""
-        rows = [[self.mark(name)] for name in names]
+        rows = [[self.control_token_id(name)] for name in names]
         for row, text in zip(rows, texts, strict=bool(texts)):
             if text is None:
                 continue
             if not text.strip():
-                raise CodecError(f"there is nothing to go on from: the prompt is {text!r}")
+                raise TokenizerError(f"there is nothing to go on from: the prompt is {text!r}")
             row += self._ids(text)
         longest = max(map(len, rows))
         if longest >= self.max_length:
-            raise CodecError(f"a prompt must be shorter than {self.max_length} tokens: got {longest}")
+            raise TokenizerError(f"a prompt must be shorter than {self.max_length} tokens: got {longest}")
         return torch.tensor([[-1] * (longest - len(row)) + row for row in rows])
 
-    def targets(self, texts: Sequence[str]) -> Int[Tensor, "b t"]:
+    def encode_targets(self, texts: Sequence[str]) -> Int[Tensor, "b t"]:
         """The tokens of each text and its end, filled up behind with -1. Raises CodecError for one that is too long."""
-        rows = [[*self._ids(text), self.end] for text in texts]
+        rows = [[*self._ids(text), self.eos_id] for text in texts]
         for row, text in zip(rows, texts, strict=True):
             if len(row) >= self.max_length:
-                raise CodecError(
+                raise TokenizerError(
                     f"a text must be shorter than {self.max_length} tokens: got {len(row)} of {text[:40]!r}..."
                 )
         longest = max(map(len, rows))
         return torch.tensor([row + [-1] * (longest - len(row)) for row in rows])
 
-    def heard(self, text: str) -> list[int]:
+    def encode_input(self, text: str) -> list[int]:
         """The same tokens for an encoder, as `encode_text` gives them: they begin with [CLS]. Raises CodecError for a
         text without any."""
         if not text.strip():
-            raise CodecError(f"there is nothing to read: the text is {text!r}")
+            raise TokenizerError(f"there is nothing to read: the text is {text!r}")
         return [self._first, *self._ids(text)]
 
     def _ids(self, text: str) -> list[int]:
         pieces = re.findall(rf"{CHINESE}|(?:(?!{CHINESE}).)+", text, flags=re.DOTALL)
         return [i for piece in pieces for i in self.tokenizer.encode(piece, add_special_tokens=False).ids]
 
-    def said(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """What ids say; marks say nothing."""
         text = self.tokenizer.decode([i for i in ids if 0 <= i < self._words])
         return re.sub(rf"(?<={CHINESE}) +| +(?={CHINESE})", "", text)
 
-    def texts(self, ids: Int[Tensor, "b t"]) -> list[str]:
+    def batch_decode(self, ids: Int[Tensor, "b t"]) -> list[str]:
         """What each row says, up to its first end."""
-        rows = [row[: row.index(self.end)] if self.end in row else row for row in ids.tolist()]
-        return [self.said(row).strip() for row in rows]
+        rows = [row[: row.index(self.eos_id)] if self.eos_id in row else row for row in ids.tolist()]
+        return [self.decode(row).strip() for row in rows]

@@ -12,11 +12,10 @@ import torch
 from PIL import Image, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
-from omni_lab.data.pictures import PictureError, read_picture
-from omni_lab.data.sounds import SoundError, read_sound
-from omni_lab.modalities import Modality
+from omni_lab.batch import Modality
+from omni_lab.data.media_io import AudioError, ImageError, read_audio, read_image
 
-LARGEST = 8_000_000  # bytes; JupyterLab's connection to its kernel breaks above 10 MB
+MAX_UPLOAD_BYTES = 8_000_000  # bytes; JupyterLab's connection to its kernel breaks above 10 MB
 ANIMATED = ("GIF", "PNG", "WEBP")  # of many frames; those of a JPEG are other views of one moment
 MOST_FRAMES = 500  # of an animation
 
@@ -31,8 +30,8 @@ def read_upload(
     """A picture [3, H, W] uint8, every so many of an animation's frames [F, 3, h, w] uint8, or a sound [S] float32 at
     16 kHz, by what the bytes are and not by what the file is called. shapes: of a picture and of a clip, as the model
     takes them. Raises UploadError for more than `LARGEST` bytes and for anything else."""
-    if len(content) > LARGEST:
-        raise UploadError(f"{name}: {len(content) / 1e6:.1f} MB: expected at most {LARGEST / 1e6:.0f} MB")
+    if len(content) > MAX_UPLOAD_BYTES:
+        raise UploadError(f"{name}: {len(content) / 1e6:.1f} MB: expected at most {MAX_UPLOAD_BYTES / 1e6:.0f} MB")
     try:
         with Image.open(io.BytesIO(content)) as picture:
             animated = getattr(picture, "n_frames", 1) if picture.format in ANIMATED else 1
@@ -48,9 +47,9 @@ def read_upload(
         try:
             if animated:
                 size = shapes[Modality.IMAGE][1]
-                return Modality.IMAGE, torch.from_numpy(read_picture(file, size=size, exact=False).copy())
-            return Modality.AUDIO, torch.from_numpy(read_sound(file, max_seconds=max_seconds))
-        except (PictureError, SoundError) as error:
+                return Modality.IMAGE, torch.from_numpy(read_image(file, size=size, exact=False).copy())
+            return Modality.AUDIO, torch.from_numpy(read_audio(file, max_seconds=max_seconds))
+        except (ImageError, AudioError) as error:
             said = str(error).replace(str(file), name)
             raise UploadError(f"{said}; what can be used: a picture, an animated GIF, a WAV or a FLAC file") from error
 

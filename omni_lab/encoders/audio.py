@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 import torchaudio
@@ -11,90 +9,41 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchaudio.functional import resample
 
-from omni_lab.attention import TransformerBlock
-from omni_lab.config import AudioConfig
-from omni_lab.encoders.clock import LOUD, time_features, unit_scale
-from omni_lab.modalities import Tokens
+from omni_lab.batch import SAMPLE_RATE, Tokens
+from omni_lab.config.schema import AudioConfig
+from omni_lab.layers.attention import TransformerBlock
+from omni_lab.layers.mel import N_MELS, LogMelSpectrogram
+from omni_lab.layers.positional import HIGH_AMPLITUDE, layer_norm_no_affine, sinusoidal_time_embedding
 
-RATE = 16_000  # Hz, inside
-BANDS = 64
-SHORTEST = 1600  # samples, a tenth of a second: the least that the convolutions can take
-HOP = 640  # samples per frame of the mel front end, after its convolutions: 25 a second
-
-
-class LogMel(nn.Module):
-    """Log energies in `BANDS` mel bands every 10 ms. [U, S], S a multiple of 160, to [U, BANDS, S / 160]. Beyond its
-    ends a sound is silent, whether or not it was padded. Has no weights, and nothing in the state dict."""
-
-    bank: Tensor
-    window: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        bank = torchaudio.functional.melscale_fbanks(257, 20.0, RATE / 2, BANDS, RATE)  # [257, BANDS]
-        self.register_buffer("bank", bank, persistent=False)
-        self.register_buffer("window", torch.hann_window(400), persistent=False)
-
-    def forward(self, waves: Float[Tensor, "u s"]) -> Float[Tensor, "u m t"]:
-        with torch.autocast(waves.device.type, enabled=False):
-            if torch.compiler.is_exporting():
-                power = power_by_products(waves.float(), self.window)
-            else:
-                power = torchaudio.functional.spectrogram(
-                    waves.float(), 0, self.window, 512, 160, 400, 2.0, False, pad_mode="constant"
-                )[..., :-1]
-            return (self.bank.T @ power + 1e-6).log()
-
-
-def power_by_products(waves: Float[Tensor, "u s"], window: Float[Tensor, " w"]) -> Float[Tensor, "u k t"]:
-    """The power spectrogram, 257 bins every 160 samples, by two matrix products: a Fourier transform of 512 = 16 x 32
-    samples in two steps (Cooley and Tukey 1965). For exported models: ONNX Runtime's own transform is several times as
-    slow as theirs. waves: [U, S], S a multiple of 160. window: 400 long."""
-    hops = F.pad(waves, (256, 224)).unflatten(1, (-1, 160))  # a frame is 3.2 hops
-    frames = torch.cat([hops[:, :-3], hops[:, 1:-2], hops[:, 2:-1], hops[:, 3:, :32]], dim=2)  # [U, F, 512]
-    x = (frames * F.pad(window, (56, 56))).unflatten(2, (16, 32)).transpose(2, 3)  # [U, F, 32, 16]
-
-    def wave(rows: Tensor, columns: Tensor, period: int) -> tuple[Tensor, Tensor]:
-        angle = 2 * math.pi * rows[:, None] * columns / period
-        return angle.cos(), angle.sin()
-
-    short, long = torch.arange(16.0), torch.arange(32.0)
-    cos, sin = wave(short, short, 16)
-    real, imaginary = x @ cos, -(x @ sin)  # [U, F, 32, 16]
-    cos, sin = wave(long, short, 512)
-    real, imaginary = real * cos + imaginary * sin, imaginary * cos - real * sin
-    cos, sin = wave(long, torch.arange(17.0), 32)
-    both = torch.cat([real, imaginary], dim=2).transpose(2, 3)  # [U, F, 16, 64]
-    spectrum = both @ torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])  # [U, F, 16, 17 + 17]
-    power = spectrum[..., :17].square() + spectrum[..., 17:].square()
-    return power.transpose(2, 3).flatten(2)[..., :257].transpose(1, 2)
+MIN_SAMPLES = 1600  # samples, a tenth of a second: the least that the convolutions can take
+STEM_HOP_LENGTH = 640  # samples per frame of the mel front end, after its convolutions: 25 a second
 
 
 class MelFrontEnd(nn.Module):
     """Log-mel spectrogram, normalised per sound, two convolutions to 25 frames a second, and a transformer. [U, S] to
     [U, F, dim]."""
 
-    frame_seconds = HOP / RATE
+    frame_seconds = STEM_HOP_LENGTH / SAMPLE_RATE
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
-        self.mel = LogMel()
+        self.mel = LogMelSpectrogram()
         self.dim = config.dim
         self.stem = nn.ModuleList(
-            nn.Conv1d(width, config.dim, kernel_size=3, stride=2) for width in (BANDS, config.dim)
+            nn.Conv1d(width, config.dim, kernel_size=3, stride=2) for width in (N_MELS, config.dim)
         )
-        self.context = nn.ModuleList(
-            nn.Conv1d(config.dim, config.dim, kernel_size=5, padding=2) for _ in range(config.context)
+        self.local_convs = nn.ModuleList(
+            nn.Conv1d(config.dim, config.dim, kernel_size=5, padding=2) for _ in range(config.num_local_convs)
         )
         self.blocks = nn.Sequential(
             *(
-                TransformerBlock(dim=config.dim, heads=config.heads, mlp_ratio=2.0, dropout=config.dropout)
+                TransformerBlock(dim=config.dim, num_heads=config.num_heads, mlp_ratio=2.0, dropout=config.dropout)
                 for _ in range(config.depth)
             )
         )
 
     def frames(self, lengths: Int[Tensor, " u"]) -> Int[Tensor, " u"]:
-        return (lengths + HOP - 1) // HOP
+        return (lengths + STEM_HOP_LENGTH - 1) // STEM_HOP_LENGTH
 
     def forward(self, waves: Float[Tensor, "u s"], lengths: Int[Tensor, " u"]) -> Float[Tensor, "u f d"]:
         return self.blocks(Tokens(*self.shallow(waves, lengths))).values
@@ -103,7 +52,7 @@ class MelFrontEnd(nn.Module):
         self, waves: Float[Tensor, "u s"], lengths: Int[Tensor, " u"]
     ) -> tuple[Float[Tensor, "u f d"], Bool[Tensor, "u f"]]:
         """What the convolutions make of a sound, and which frames are real."""
-        x = self.mel(F.pad(waves, (0, -waves.shape[1] % HOP)))  # [U, 64, 10 ms]
+        x = self.mel(F.pad(waves, (0, -waves.shape[1] % STEM_HOP_LENGTH)))  # [U, 64, 10 ms]
         real = torch.arange(x.shape[2], device=x.device) * 160 < lengths[:, None]  # [U, 10 ms]
         count = real.sum(1).clamp(min=1)[:, None, None] * x.shape[1]
         mean = (x * real[:, None]).sum((1, 2), keepdim=True) / count
@@ -113,11 +62,11 @@ class MelFrontEnd(nn.Module):
             # what lies behind the end adds nothing; before the beginning is silence
             x = F.gelu(convolution(F.pad(x * real[:, None], (1, 0))))
             real = real[:, ::2]
-        for convolution in self.context:
+        for convolution in self.local_convs:
             x = x + F.gelu(convolution(x * real[:, None]))
         x = x.transpose(1, 2)  # [U, F, dim]
         seconds = (torch.arange(x.shape[1], device=x.device) + 0.5) * self.frame_seconds
-        return x + time_features(seconds, x.shape[2]), real
+        return x + sinusoidal_time_embedding(seconds, x.shape[2]), real
 
 
 class Wav2Vec2FrontEnd(nn.Module):
@@ -138,7 +87,7 @@ class Wav2Vec2FrontEnd(nn.Module):
                 encoder_pos_conv_kernel=8,
                 encoder_pos_conv_groups=4,
                 encoder_num_layers=config.depth,
-                encoder_num_heads=config.heads,
+                encoder_num_heads=config.num_heads,
                 encoder_attention_dropout=config.dropout,
                 encoder_ff_interm_features=2 * config.dim,
                 encoder_ff_interm_dropout=config.dropout,
@@ -153,7 +102,7 @@ class Wav2Vec2FrontEnd(nn.Module):
         stride = 1
         for layer in self.model.feature_extractor.conv_layers:
             stride *= layer.stride
-        self.frame_seconds = stride / RATE
+        self.frame_seconds = stride / SAMPLE_RATE
 
     def frames(self, lengths: Int[Tensor, " u"]) -> Int[Tensor, " u"]:
         for layer in self.model.feature_extractor.conv_layers:
@@ -179,14 +128,14 @@ class AudioEncoder(nn.Module):
                 "audio front_end must be 'mel', 'wav2vec2' or the name of a wav2vec 2.0 bundle of "
                 f"torchaudio.pipelines: got {config.front_end!r}"
             )
-        self.input_rate = config.input_rate
+        self.sample_rate = config.sample_rate
         self.front = MelFrontEnd(config) if config.front_end == "mel" else Wav2Vec2FrontEnd(config)
         self.pool = max(1, round(config.seconds_per_token / self.front.frame_seconds))
         self.norm = nn.LayerNorm(self.front.dim)
         self.project = nn.Linear(self.front.dim, out_dim)
         if config.early_exit and config.front_end != "mel":
             raise ValueError(f"only the mel front end has an early exit: got front_end {config.front_end!r}")
-        self.exit = nn.Linear(self.front.dim, out_dim) if config.early_exit else None
+        self.early_exit = nn.Linear(self.front.dim, out_dim) if config.early_exit else None
 
     @property
     def seconds_per_token(self) -> float:
@@ -210,12 +159,12 @@ class AudioEncoder(nn.Module):
         assert isinstance(self.front, MelFrontEnd)
         return self._said(self.front.blocks(lower).values, lower.mask)
 
-    def light(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> Tokens:
+    def forward_early_exit(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> Tokens:
         """The same tokens from the mel spectrogram and its convolutions alone, without the transformer."""
-        assert self.exit is not None
+        assert self.early_exit is not None
         lower = self.lower(waves, mask)
         pooled, real = self._pooled(lower.values, lower.mask)
-        return self._tokens(self.exit(F.layer_norm(pooled, pooled.shape[-1:])), real)
+        return self._tokens(self.early_exit(F.layer_norm(pooled, pooled.shape[-1:])), real)
 
     def _said(self, frames: Float[Tensor, "u f d"], real: Bool[Tensor, "u f"]) -> Tokens:
         pooled, real = self._pooled(frames, real)
@@ -223,12 +172,12 @@ class AudioEncoder(nn.Module):
 
     def _heard(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> tuple[Tensor, Int[Tensor, " u"]]:
         """The waveforms at the inner rate, silent behind their ends, and their lengths."""
-        if self.input_rate != RATE:
-            waves = resample(waves, self.input_rate, RATE)
-        lengths = torch.div(mask.sum(1) * RATE, self.input_rate, rounding_mode="floor")
+        if self.sample_rate != SAMPLE_RATE:
+            waves = resample(waves, self.sample_rate, SAMPLE_RATE)
+        lengths = torch.div(mask.sum(1) * SAMPLE_RATE, self.sample_rate, rounding_mode="floor")
         waves = waves * (torch.arange(waves.shape[1], device=waves.device) < lengths[:, None])
-        if waves.shape[1] < SHORTEST:
-            waves = F.pad(waves, (0, SHORTEST - waves.shape[1]))
+        if waves.shape[1] < MIN_SAMPLES:
+            waves = F.pad(waves, (0, MIN_SAMPLES - waves.shape[1]))
         return waves, lengths
 
     def _pooled(
@@ -242,5 +191,5 @@ class AudioEncoder(nn.Module):
 
     def _tokens(self, said: Float[Tensor, "u n d"], real: Bool[Tensor, "u n"]) -> Tokens:
         times = (torch.arange(said.shape[1], device=said.device) + 0.5) * self.seconds_per_token
-        values = unit_scale(said) + time_features(times, said.shape[2], amplitude=LOUD)
+        values = layer_norm_no_affine(said) + sinusoidal_time_embedding(times, said.shape[2], amplitude=HIGH_AMPLITUDE)
         return Tokens(values, real, times.expand(values.shape[0], -1))

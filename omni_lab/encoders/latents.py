@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor
 
-from omni_lab.modalities import Tokens
+from omni_lab.batch import Tokens
 
 SCALE_BYTES = 2  # scales are kept in half precision
 HEADER_BYTES = 1  # per token of an adaptive latent: its bits, and how many tokens it stands for
@@ -26,7 +26,7 @@ def token_scales(values: Float[Tensor, "... d"], bits: Tensor | int) -> Float[Te
     return (largest / top * (1 + 2**-10)).half().float().clamp(min=2**-24)
 
 
-def fake_quantize(values: Float[Tensor, "... d"], bits: int) -> Float[Tensor, "... d"]:
+def fake_quantize_tokens(values: Float[Tensor, "... d"], bits: int) -> Float[Tensor, "... d"]:
     """What storing in `bits` bits per value, scaled per token, leaves of the values; gradients pass straight through
     (Bengio et al. 2013)."""
     scales = token_scales(values.detach(), bits)
@@ -40,22 +40,22 @@ class Int8Latents:
 
     codes: Int8[Tensor, "u n d"]
     scales: Float[Tensor, "u n 1"]
-    frame: Tokens
+    layout: Tokens
 
     @classmethod
-    def of(cls, tokens: Tokens) -> Int8Latents:
+    def from_tokens(cls, tokens: Tokens) -> Int8Latents:
         scales = token_scales(tokens.values.detach(), 8)
         codes = (tokens.values.detach() / scales).round().to(torch.int8)
         return cls(codes, scales.half(), replace(tokens, values=tokens.values.new_zeros(*tokens.values.shape[:2], 0)))
 
     def tokens(self) -> Tokens:
         """The tokens that the codes stand for."""
-        return self.frame.with_values(self.codes.float() * self.scales.float())
+        return self.layout.with_values(self.codes.float() * self.scales.float())
 
     @property
     def bytes(self) -> Int[Tensor, " u"]:
         """[U], for the real tokens of each entry: codes and scales."""
-        return self.frame.mask.sum(1) * (self.codes.shape[2] + SCALE_BYTES)
+        return self.layout.mask.sum(1) * (self.codes.shape[2] + SCALE_BYTES)
 
 
 class LatentTable:
@@ -67,7 +67,7 @@ class LatentTable:
 
     def add(self, numbers: Sequence[int], latents: Int8Latents) -> None:
         """numbers: of the U entries, in order. Real tokens stand before padding."""
-        lengths = latents.frame.mask.sum(1).tolist()
+        lengths = latents.layout.mask.sum(1).tolist()
         self._place |= {n: (len(self._chunks), i, lengths[i]) for i, n in enumerate(numbers)}
         self._chunks.append((latents.codes.cpu(), latents.scales.cpu()))
 
@@ -77,7 +77,7 @@ class LatentTable:
         return codes[entry, :length].float() * scales[entry, :length].float()
 
 
-def fixed_grid(tokens: Tokens, largest: float) -> tuple[Tokens, Int[Tensor, " u"]]:
+def fixed_quantize(tokens: Tokens, largest: float) -> tuple[Tokens, Int[Tensor, " u"]]:
     """The usual way, as a control: one 8-bit grid from -largest to largest for all tokens, none dropped. Returns the
     tokens as they come back, and the bytes of each entry."""
     step = largest / 127
@@ -85,7 +85,7 @@ def fixed_grid(tokens: Tokens, largest: float) -> tuple[Tokens, Int[Tensor, " u"
     return tokens.with_values(values), tokens.mask.sum(1) * tokens.values.shape[2]
 
 
-def adaptive(tokens: Tokens, *, alike: float, error: float) -> tuple[Tokens, Int[Tensor, " u"]]:
+def adaptive_quantize(tokens: Tokens, *, alike: float, error: float) -> tuple[Tokens, Int[Tensor, " u"]]:
     """Pools and allots bits by content. Returns the tokens as they come back, and the bytes of each entry.
 
     alike: a token joins the one before it while their cosine similarity exceeds this (above 1: nothing is merged); what
@@ -96,7 +96,7 @@ def adaptive(tokens: Tokens, *, alike: float, error: float) -> tuple[Tokens, Int
     values, bits = merged.values, torch.full(merged.mask.shape, 8, device=merged.values.device)
     power = values.square().sum(-1).clamp(min=1e-12)
     for candidate in (6, 4, 3, 2):
-        off = (values - fake_quantize(values, candidate)).square().sum(-1) / power
+        off = (values - fake_quantize_tokens(values, candidate)).square().sum(-1) / power
         bits = torch.where(off <= error, candidate, bits)
     scales = token_scales(values, bits.unsqueeze(-1))
     stored = merged.with_values((values / scales).round() * scales)
@@ -123,7 +123,7 @@ def merge_alike(tokens: Tokens, alike: float) -> Tokens:
     )
 
 
-def pack(codes: Int8[Tensor, " n"], bits: int) -> UInt8[Tensor, " p"]:
+def pack_bits(codes: Int8[Tensor, " n"], bits: int) -> UInt8[Tensor, " p"]:
     """Codes of `bits` bits each, without gaps: ceil(n * bits / 8) bytes."""
     unsigned = codes.to(torch.int16) + 2 ** (bits - 1)
     ones = (unsigned.unsqueeze(1) >> torch.arange(bits - 1, -1, -1)) & 1  # [n, bits]
@@ -131,7 +131,7 @@ def pack(codes: Int8[Tensor, " n"], bits: int) -> UInt8[Tensor, " p"]:
     return (stream << torch.arange(7, -1, -1)).sum(1).to(torch.uint8)
 
 
-def unpack(packed: UInt8[Tensor, " p"], bits: int, count: int) -> Int8[Tensor, " n"]:
+def unpack_bits(packed: UInt8[Tensor, " p"], bits: int, count: int) -> Int8[Tensor, " n"]:
     """The first `count` codes back from `pack`."""
     stream = (packed.to(torch.int16).unsqueeze(1) >> torch.arange(7, -1, -1)) & 1  # [p, 8]
     ones = stream.flatten()[: count * bits].unflatten(0, (count, bits))

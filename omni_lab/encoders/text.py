@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from omni_lab.attention import TransformerBlock
-from omni_lab.config import TextConfig
-from omni_lab.encoders.clock import LOUD, unit_scale
-from omni_lab.modalities import Tokens
+from omni_lab.batch import Tokens
+from omni_lab.config.schema import TextConfig
+from omni_lab.layers.attention import TransformerBlock
+from omni_lab.layers.positional import HIGH_AMPLITUDE, layer_norm_no_affine
 
 
 class TextEncoder(nn.Module):
@@ -24,18 +24,18 @@ class TextEncoder(nn.Module):
         self.position = nn.Parameter(torch.randn(config.max_length, config.dim) * 0.02)
         self.blocks = nn.Sequential(
             *(
-                TransformerBlock(dim=config.dim, heads=config.heads, mlp_ratio=2.0, dropout=config.dropout)
+                TransformerBlock(dim=config.dim, num_heads=config.num_heads, mlp_ratio=2.0, dropout=config.dropout)
                 for _ in range(config.depth)
             )
         )
         self.norm = nn.LayerNorm(config.dim)
         self.project = nn.Linear(config.dim, out_dim)
-        self.order = nn.Parameter(torch.randn(config.max_length, out_dim) * LOUD)
+        self.order = nn.Parameter(torch.randn(config.max_length, out_dim) * HIGH_AMPLITUDE)
 
     def forward(self, ids: Int[Tensor, "u t"], mask: Bool[Tensor, "u t"]) -> Tokens:
         if ids.shape[1] > self.max_length:
             raise ValueError(f"text must be at most {self.max_length} tokens long: got {ids.shape[1]}")
         x = self.embedding(ids) + self.position[: ids.shape[1]]  # [U, T, d]
         hidden = self.blocks(Tokens(x, mask))
-        values = unit_scale(self.project(self.norm(hidden.values))) + self.order[: ids.shape[1]]
+        values = layer_norm_no_affine(self.project(self.norm(hidden.values))) + self.order[: ids.shape[1]]
         return Tokens(values, mask)

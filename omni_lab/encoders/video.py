@@ -6,11 +6,16 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from omni_lab.attention import TransformerBlock
-from omni_lab.config import VideoConfig
-from omni_lab.encoders.clock import LOUD, place_features, time_features, unit_scale
+from omni_lab.batch import Tokens
+from omni_lab.config.schema import VideoConfig
 from omni_lab.encoders.vision import VisionEncoder
-from omni_lab.modalities import Tokens
+from omni_lab.layers.attention import TransformerBlock
+from omni_lab.layers.positional import (
+    HIGH_AMPLITUDE,
+    layer_norm_no_affine,
+    sinusoidal_grid_embedding,
+    sinusoidal_time_embedding,
+)
 
 
 class VideoEncoder(nn.Module):
@@ -33,17 +38,19 @@ class VideoEncoder(nn.Module):
         self.seconds = config.seconds
         self.grid = config.grid
         self.narrow = nn.Linear(vision.swin.num_features, config.dim)
-        self.cell = nn.Parameter(place_features(side, side, config.dim))
+        self.cell = nn.Parameter(sinusoidal_grid_embedding(side, side, config.dim))
         self.blocks = nn.Sequential(
             *(
-                TransformerBlock(dim=config.dim, heads=config.heads, mlp_ratio=2.0, dropout=0.0)
+                TransformerBlock(dim=config.dim, num_heads=config.num_heads, mlp_ratio=2.0, dropout=0.0)
                 for _ in range(config.depth)
             )
         )
         self.norm = nn.LayerNorm(config.dim)
         self.project = nn.Linear(config.dim, out_dim)
-        self.position = nn.Parameter(place_features(config.grid, config.grid, out_dim, amplitude=LOUD))
-        self.exit = nn.Linear(vision.shallow_features, out_dim) if vision.exit is not None else None
+        self.position = nn.Parameter(
+            sinusoidal_grid_embedding(config.grid, config.grid, out_dim, amplitude=HIGH_AMPLITUDE)
+        )
+        self.early_exit = nn.Linear(vision.shallow_features, out_dim) if vision.early_exit is not None else None
 
     def forward(self, clips: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Tokens:
         """mask: [U, F], True for every real frame. The real frames of a clip share its `seconds` evenly."""
@@ -54,7 +61,7 @@ class VideoEncoder(nn.Module):
         self._check(clips)
         cells = self.vision.cells(clips.flatten(0, 1)).flatten(1, 2)  # [U*F, c, C]
         x = (self.narrow(cells) + self.cell).unflatten(0, mask.shape)
-        return x + time_features(self.times(mask), x.shape[3])[:, :, None]
+        return x + sinusoidal_time_embedding(self.times(mask), x.shape[3])[:, :, None]
 
     def upper(self, x: Float[Tensor, "u f c d"], mask: Bool[Tensor, "u f"]) -> Tokens:
         """The frames of each clip through time: `upper` of `lower` is `forward`."""
@@ -63,12 +70,12 @@ class VideoEncoder(nn.Module):
         x = along.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)  # [U, F, c, d]
         return self._tokens(self.project(self.norm(self._tiles(x))), mask)
 
-    def light(self, clips: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Tokens:
+    def forward_early_exit(self, clips: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Tokens:
         """The same tokens from the picture encoder's first stage alone, each frame by itself."""
-        assert self.exit is not None
+        assert self.early_exit is not None
         self._check(clips)
         cells = self.vision.shallow_cells(clips.flatten(0, 1)).flatten(1, 2)
-        return self._tokens(self.exit(self._tiles(cells.unflatten(0, mask.shape))), mask)
+        return self._tokens(self.early_exit(self._tiles(cells.unflatten(0, mask.shape))), mask)
 
     def times(self, mask: Bool[Tensor, "u f"]) -> Float[Tensor, "u f"]:
         """The middle of each frame's span, in seconds."""
@@ -86,7 +93,7 @@ class VideoEncoder(nn.Module):
 
     def _tokens(self, said: Float[Tensor, "u f g d"], mask: Bool[Tensor, "u f"]) -> Tokens:
         times = self.times(mask)
-        values = unit_scale(said) + self.position  # [U, F, g*g, D]
-        values = values + time_features(times, values.shape[3], amplitude=LOUD)[:, :, None]
+        values = layer_norm_no_affine(said) + self.position  # [U, F, g*g, D]
+        values = values + sinusoidal_time_embedding(times, values.shape[3], amplitude=HIGH_AMPLITUDE)[:, :, None]
         each = self.grid**2
         return Tokens(values.flatten(1, 2), mask.repeat_interleave(each, 1), times.repeat_interleave(each, 1))

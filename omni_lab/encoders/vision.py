@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from omni_lab.config import VisionConfig
-from omni_lab.encoders.clock import LOUD, place_features, unit_scale
-from omni_lab.modalities import Tokens
+from omni_lab.batch import Tokens
+from omni_lab.config.schema import VisionConfig
+from omni_lab.layers.positional import HIGH_AMPLITUDE, layer_norm_no_affine, sinusoidal_grid_embedding
 
 
 class VisionEncoder(nn.Module):
@@ -40,8 +40,8 @@ class VisionEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(statistics["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(statistics["std"]).view(3, 1, 1), persistent=False)
         self.project = nn.Linear(self.swin.num_features, out_dim)
-        self.position = nn.Parameter(place_features(*self.grid, out_dim, amplitude=LOUD))
-        self.exit = nn.Linear(self.shallow_features, out_dim) if config.early_exit else None
+        self.position = nn.Parameter(sinusoidal_grid_embedding(*self.grid, out_dim, amplitude=HIGH_AMPLITUDE))
+        self.early_exit = nn.Linear(self.shallow_features, out_dim) if config.early_exit else None
 
     def cells(self, pictures: UInt8[Tensor, "u 3 h w"]) -> Float[Tensor, "u i j c"]:
         """The last stage's features of pictures of any size that the Swin accepts."""
@@ -60,10 +60,10 @@ class VisionEncoder(nn.Module):
         x = F.pixel_unshuffle(x.permute(0, 3, 1, 2), ratio).permute(0, 2, 3, 1)
         return F.layer_norm(x, x.shape[-1:])
 
-    def light(self, pictures: UInt8[Tensor, "u 3 h w"], mask: Bool[Tensor, "u 1"]) -> Tokens:
+    def forward_early_exit(self, pictures: UInt8[Tensor, "u 3 h w"], mask: Bool[Tensor, "u 1"]) -> Tokens:
         """The same tokens from the first stage alone (early exit, BranchyNet, Teerapittayanon et al. 2016)."""
-        assert self.exit is not None
-        values = unit_scale(self.exit(self.shallow_cells(pictures).flatten(1, 2))) + self.position
+        assert self.early_exit is not None
+        values = layer_norm_no_affine(self.early_exit(self.shallow_cells(pictures).flatten(1, 2))) + self.position
         return Tokens(values, mask.expand(-1, values.shape[1]))
 
     def forward(self, pictures: UInt8[Tensor, "u 3 h w"], mask: Bool[Tensor, "u 1"]) -> Tokens:
@@ -72,5 +72,5 @@ class VisionEncoder(nn.Module):
             raise ValueError(
                 f"pictures must be [U, 3, {self.image_size}, {self.image_size}]: got {list(pictures.shape)}"
             )
-        values = unit_scale(self.project(self.cells(pictures).flatten(1, 2))) + self.position  # [U, h*w, D]
+        values = layer_norm_no_affine(self.project(self.cells(pictures).flatten(1, 2))) + self.position  # [U, h*w, D]
         return Tokens(values, mask.expand(-1, values.shape[1]))

@@ -1,72 +1,26 @@
-"""Evaluation: accuracy beside its controls, retrieval, what heads write, find, restore and say, intervals, and times
-measured side by side."""
+"""TODO"""
 
-from omni_lab.evaluation.answers import (
-    BlindRow,
-    Predictions,
-    blind_table,
+from omni_lab.evaluation.association import canonical_correlation
+from omni_lab.evaluation.flops import build_cost_model, count_flops, head_flops, unused_flops
+from omni_lab.evaluation.multitask import (
+    answer_hits,
+    detect,
+    generate_texts,
+    iter_examples,
+    nearest_captions,
+    posterior_mean_fill,
+    restore_images,
+    senses,
+    synthesize_speech,
+    task_score,
+    without_images,
+)
+from omni_lab.evaluation.policies import PolicyEvaluator, cheapest_keeping, load_outcomes, save_outcomes
+from omni_lab.evaluation.predictions import (
     majority_by_question,
+    modality_ablation_table,
     predict,
-    predict_blind,
-    shuffle_pictures,
+    predict_without_each,
+    shuffle_images,
 )
-from omni_lab.evaluation.found import FoundPrecision, average_precision
-from omni_lab.evaluation.intervals import Estimate, bootstrap_interval, corpus_estimate, share, share_interval
-from omni_lab.evaluation.judge import Judge, JudgeError, caption_grammar, judge_available
-from omni_lab.evaluation.pareto import (
-    Difference,
-    Policies,
-    hypervolume,
-    hypervolume_difference,
-    paired_difference,
-    pareto_front,
-)
-from omni_lab.evaluation.restored import FILLS, SMOOTHINGS, Restoration, best_smoothing, fill, restoration, smooth
-from omni_lab.evaluation.retrieval import Consistency, consistency, prototypes, recall_at
-from omni_lab.evaluation.timing import interleaved_seconds, ratio
-from omni_lab.evaluation.written import bleu, bleu_gain, chrf, error_rate, error_ratio
-
-__all__ = [
-    "FILLS",
-    "SMOOTHINGS",
-    "BlindRow",
-    "Consistency",
-    "Difference",
-    "Estimate",
-    "FoundPrecision",
-    "Judge",
-    "JudgeError",
-    "Policies",
-    "Predictions",
-    "Restoration",
-    "average_precision",
-    "best_smoothing",
-    "bleu",
-    "bleu_gain",
-    "blind_table",
-    "bootstrap_interval",
-    "caption_grammar",
-    "chrf",
-    "consistency",
-    "corpus_estimate",
-    "error_rate",
-    "error_ratio",
-    "fill",
-    "hypervolume",
-    "hypervolume_difference",
-    "interleaved_seconds",
-    "judge_available",
-    "majority_by_question",
-    "paired_difference",
-    "pareto_front",
-    "predict",
-    "predict_blind",
-    "prototypes",
-    "ratio",
-    "recall_at",
-    "restoration",
-    "share",
-    "share_interval",
-    "shuffle_pictures",
-    "smooth",
-]
+from omni_lab.evaluation.profiling import peak_tensor_bytes, time_interleaved, time_ratio

@@ -10,11 +10,10 @@ from typing import Any, cast
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from omni_lab.encoders.audio import RATE
-from omni_lab.modalities import M, Modality, OmniBatch
+from omni_lab.batch import NUM_MODALITIES, SAMPLE_RATE, Modality, OmniBatch
 from omni_lab.model import OmniModel
-from omni_lab.routing import Level
 from omni_lab.routing.cost import CostModel
+from omni_lab.routing.route import ComputeLevel
 
 
 def _attention(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *args: Any, **kwargs: Any) -> int:
@@ -36,13 +35,13 @@ def _counted(function: Callable[[], Any]) -> FlopCounterMode:
     return counter
 
 
-def cost_model(model: OmniModel, *, frames: int = 8, controller: float = 0.0) -> CostModel:
+def build_cost_model(model: OmniModel, *, frames: int = 8, router_flops: float = 0.0) -> CostModel:
     """Encoders are counted on blank inputs: of three lengths for text and sound, whose FLOPs are quadratic in
     the number of tokens, and for clips of `frames` frames."""
-    table = torch.zeros(M, len(Level), 3, dtype=torch.double)
+    table = torch.zeros(NUM_MODALITIES, len(ComputeLevel), 3, dtype=torch.double)
     for modality in model.space.modalities:
-        for level in model.space.choices(modality):
-            if level is not Level.SKIP:
+        for level in model.space.allowed_levels(modality):
+            if level is not ComputeLevel.SKIP:
                 table[modality.column, level] = _encoder_polynomial(model, modality, level, frames)
     layer: Any = model.fusion.layers[0]  # type: ignore[index]
     path: Any = next(iter(layer.cross.values()))
@@ -61,22 +60,22 @@ def cost_model(model: OmniModel, *, frames: int = 8, controller: float = 0.0) ->
         answers=head.classify[-1].out_features,
         gated=path.gate is not None,
         tokens_each=tokens_each,
-        samples_per_token=round(encoders["audio"].seconds_per_token * RATE) if "audio" in encoders else 1,
-        controller=controller,
+        samples_per_token=round(encoders["audio"].seconds_per_token * SAMPLE_RATE) if "audio" in encoders else 1,
+        router_flops=router_flops,
     )
 
 
-def _encoder_polynomial(model: OmniModel, modality: Modality, level: Level, frames: int) -> torch.Tensor:
+def _encoder_polynomial(model: OmniModel, modality: Modality, level: ComputeLevel, frames: int) -> torch.Tensor:
     """[3], coefficients of 1, n and n^2."""
     encoder: Any = model.encoders[modality.value]
-    call = encoder if level is Level.FULL else encoder.light
+    call = encoder if level is ComputeLevel.FULL else encoder.forward_early_exit
     inputs: dict[int, torch.Tensor]
     if modality is Modality.IMAGE:
         inputs = {0: torch.zeros(1, 3, encoder.image_size, encoder.image_size, dtype=torch.uint8)}
     elif modality is Modality.VIDEO:
         inputs = {0: torch.zeros(1, frames, 3, encoder.frame_size, encoder.frame_size, dtype=torch.uint8)}
     elif modality is Modality.AUDIO:
-        inputs = {n: torch.zeros(1, round(n * encoder.seconds_per_token * RATE)) for n in (2, 6, 12)}
+        inputs = {n: torch.zeros(1, round(n * encoder.seconds_per_token * SAMPLE_RATE)) for n in (2, 6, 12)}
     else:
         inputs = {n: torch.zeros(1, n, dtype=torch.long) for n in (2, 6, 12)}
     masks = {n: torch.ones(x.shape[: 1 if modality is Modality.IMAGE else 2]).bool() for n, x in inputs.items()}
@@ -90,14 +89,14 @@ def _encoder_polynomial(model: OmniModel, modality: Modality, level: Level, fram
 
 
 def head_flops(model: OmniModel, batch: OmniBatch, heads: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """FLOPs of one forward by part: "encoders and fusion", the "memory" where any head reads it, and each head. heads:
+    """FLOPs of one forward by part: "encoders and fusion", the "context" where any head reads it, and each head. heads:
     by name, and what each is told; those of the model that are not named do not run, and have no entry."""
     counted = {"encoders and fusion": count_flops(lambda: model(batch, heads=[]))}
-    if any(cast(Any, model.heads[name]).reads_memory for name in heads):
+    if any(cast(Any, model.heads[name]).needs_context for name in heads):
         fused = model(batch, heads=[]).fusion.tokens
-        counted["memory"] = count_flops(lambda: cast(Any, model.memory)(fused))
+        counted["context"] = count_flops(lambda: cast(Any, model.context_encoder)(fused))
     for name, told in heads.items():
-        before = counted["encoders and fusion"] + counted.get("memory", 0) * cast(Any, model.heads[name]).reads_memory
+        before = counted["encoders and fusion"] + counted.get("context", 0) * cast(Any, model.heads[name]).needs_context
         counted[name] = count_flops(partial(model, batch, heads={name: told})) - before
     return counted
 

@@ -20,10 +20,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from omni_lab.attention import AttentionOutput, MultiHeadAttention, TransformerBlock
-from omni_lab.fusion.packed import packed_layer, packed_works
-from omni_lab.modalities import Modality, Tokens
-from omni_lab.routing.route import Path, Route
+from omni_lab.batch import Modality, Tokens
+from omni_lab.fusion.cross_modal_attention import CrossModalAttention
+from omni_lab.fusion.packed import is_packed_supported, packed_layer
+from omni_lab.layers.attention import TransformerBlock
+from omni_lab.routing.route import CrossModalPath, Route
 
 EXECUTIONS = ("gathered", "masked", "packed")
 
@@ -33,59 +34,30 @@ class FusionOutput(NamedTuple):
     (empty unless asked for)."""
 
     tokens: Mapping[Modality, Tokens]
-    attention: Sequence[Mapping[Path, Tensor]]
-
-
-class CrossModalAttention(nn.Module):
-    """One path: norms, projections, output and gate of its own. Returns what is added to the query stream.
-
-    A sample that lacks the key modality (all its context tokens masked) receives exactly zero. gated: multiply by a
-    soft gate between 0 and 2, worked out from the mean of both ends; it begins at 1.
-    """
-
-    def __init__(self, *, dim: int, heads: int, gated: bool = False) -> None:
-        super().__init__()
-        self.norm_query = nn.LayerNorm(dim)
-        self.norm_context = nn.LayerNorm(dim)
-        self.attention = MultiHeadAttention(dim=dim, heads=heads)
-        for layer in (self.attention.query, self.attention.value, self.attention.out):
-            nn.init.xavier_uniform_(layer.weight)  # as loud as what it is added to
-            nn.init.zeros_(layer.bias)
-        self.attention.key.load_state_dict(self.attention.query.state_dict())  # at first, like attends to like
-        self.gate = nn.Linear(2 * dim, 1) if gated else None
-        if self.gate is not None:
-            nn.init.zeros_(self.gate.weight)
-            nn.init.zeros_(self.gate.bias)
-
-    def forward(self, query: Tokens, context: Tokens, *, need_weights: bool = False) -> AttentionOutput:
-        normed = context.with_values(self.norm_context(context.values))
-        listening = query.with_values(self.norm_query(query.values))
-        said = self.attention(listening.values, normed, need_weights=need_weights)
-        if self.gate is None:
-            return said
-        opening = self.openness(listening.pooled(), normed.pooled())
-        return said._replace(values=said.values * opening[:, None, None])
-
-    def openness(self, query: Float[Tensor, "b d"], context: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-        """The soft gate, from the means of the normed tokens of both ends."""
-        assert self.gate is not None
-        return 2 * self.gate(torch.cat([query, context], dim=1)).sigmoid().squeeze(1)
+    attention: Sequence[Mapping[CrossModalPath, Tensor]]
 
 
 class FusionLayer(nn.Module):
     """The given paths, then a transformer block for each modality that listens."""
 
     def __init__(
-        self, *, paths: Sequence[Path], dim: int, heads: int, mlp_ratio: float, dropout: float, gated: bool = False
+        self,
+        *,
+        paths: Sequence[CrossModalPath],
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        dropout: float,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.paths = list(paths)
         self.cross = nn.ModuleDict(
-            {str(path): CrossModalAttention(dim=dim, heads=heads, gated=gated) for path in self.paths}
+            {str(path): CrossModalAttention(dim=dim, num_heads=num_heads, gated=gated) for path in self.paths}
         )
         self.blocks = nn.ModuleDict(
             {
-                query.value: TransformerBlock(dim=dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout)
+                query.value: TransformerBlock(dim=dim, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout)
                 for query in dict.fromkeys(path.query for path in self.paths)
             }
         )
@@ -94,63 +66,72 @@ class FusionLayer(nn.Module):
         self,
         streams: Mapping[Modality, Tokens],
         *,
-        opened: Mapping[Path, Tensor] | None = None,
+        path_mask: Mapping[CrossModalPath, Tensor] | None = None,
         execution: str = "gathered",
         need_weights: bool,
-    ) -> tuple[dict[Modality, Tokens], dict[Path, Float[Tensor, "b h q k"]]]:
+    ) -> tuple[dict[Modality, Tokens], dict[CrossModalPath, Float[Tensor, "b h q k"]]]:
         """opened: [B] each, for which samples each path is open (all of them); if it is masked, how far."""
-        packed = execution == "packed" and opened is not None and not need_weights
-        if packed and packed_works(streams, self.cross.values()):  # type: ignore[arg-type]
-            return self._packed(streams, opened), {}  # type: ignore[arg-type]
+        packed = execution == "packed" and path_mask is not None and not need_weights
+        if packed and is_packed_supported(streams, self.cross.values()):  # type: ignore[arg-type]
+            return self._attend_packed(streams, path_mask), {}  # type: ignore[arg-type]
         updated = dict(streams)
-        weights: dict[Path, Tensor] = {}
+        weights: dict[CrossModalPath, Tensor] = {}
         for query, stream in streams.items():
             if query.value not in self.blocks:
                 continue
             heard = {path: streams[path.key] for path in self.paths if path.query is query and path.key in streams}
-            if opened is None and all(context.rows is stream.rows for context in heard.values()):
+            if path_mask is None and all(context.entry_index is stream.entry_index for context in heard.values()):
                 # dealt out alike: once per entry
-                own, contexts = replace(stream, rows=None), {p: replace(c, rows=None) for p, c in heard.items()}
-                own, said = self._listen(query, own, contexts, need_weights=need_weights)
-                updated[query] = replace(own, rows=stream.rows)
-                weights |= {path: stream.dealt(w) for path, w in said.items()}
+                own, contexts = (
+                    replace(stream, entry_index=None),
+                    {p: replace(c, entry_index=None) for p, c in heard.items()},
+                )
+                own, said = self._attend_gathered(query, own, contexts, need_weights=need_weights)
+                updated[query] = replace(own, entry_index=stream.entry_index)
+                weights |= {path: stream.gather(w) for path, w in said.items()}
             else:  # once per sample that has the query modality
                 samples = stream.present.nonzero().squeeze(1)
                 if len(samples) == 0:
                     continue
-                contexts = {path: context.of(samples) for path, context in heard.items()}
-                kept = None if opened is None else {path: opened[path].to(samples.device)[samples] for path in heard}
-                listen = self._listen_masked if execution == "masked" else self._listen
-                own, said = listen(query, stream.of(samples).expanded(), contexts, kept, need_weights=need_weights)
+                contexts = {path: context.select(samples) for path, context in heard.items()}
+                kept = (
+                    None if path_mask is None else {path: path_mask[path].to(samples.device)[samples] for path in heard}
+                )
+                listen = self._attend_masked if execution == "masked" else self._attend_gathered
+                own, said = listen(
+                    query, stream.select(samples).expand_entries(), contexts, kept, need_weights=need_weights
+                )
                 rows = torch.full((len(stream),), -1, device=samples.device)
                 rows[samples] = torch.arange(len(samples), device=samples.device)
-                updated[query] = replace(own, rows=rows)
+                updated[query] = replace(own, entry_index=rows)
                 weights |= {
                     p: w.new_zeros(len(stream), *w.shape[1:]).index_copy(0, samples, w) for p, w in said.items()
                 }
         return updated, weights
 
-    def _listen(
+    def _attend_gathered(
         self,
         query: Modality,
         own: Tokens,
-        contexts: Mapping[Path, Tokens],
-        opened: Mapping[Path, Bool[Tensor, " b"]] | None = None,
+        contexts: Mapping[CrossModalPath, Tokens],
+        opened: Mapping[CrossModalPath, Bool[Tensor, " b"]] | None = None,
         *,
         need_weights: bool,
-    ) -> tuple[Tokens, dict[Path, Float[Tensor, "b h q k"]]]:
+    ) -> tuple[Tokens, dict[CrossModalPath, Float[Tensor, "b h q k"]]]:
         """One entry of `own` per sample. A path runs for the samples that open it and have what it listens to."""
         total = own.values
-        weights: dict[Path, Tensor] = {}
+        weights: dict[CrossModalPath, Tensor] = {}
         for path, context in contexts.items():
             runs = context.present if opened is None else context.present & opened[path]
             samples = runs.nonzero().squeeze(1)
             if len(samples) == 0:
-                total = self._touched(path, own, total)
+                total = self._keep_in_graph(path, own, total)
                 continue
             everyone = len(samples) == len(own)
-            listening = own if everyone else own.of(samples).expanded()
-            said = self.cross[str(path)](listening, context.of(samples).compacted(), need_weights=need_weights)
+            listening = own if everyone else own.select(samples).expand_entries()
+            said = self.cross[str(path)](
+                listening, context.select(samples).drop_unused_entries(), need_weights=need_weights
+            )
             values = said.values.to(total.dtype)  # under autocast they differ
             total = total + values if everyone else total.index_add(0, samples, values)
             if said.weights is not None:
@@ -158,18 +139,18 @@ class FusionLayer(nn.Module):
                 weights[path].index_copy_(0, samples, said.weights)
         return self.blocks[query.value](own.with_values(total)), weights
 
-    def _listen_masked(
+    def _attend_masked(
         self,
         query: Modality,
         own: Tokens,
-        contexts: Mapping[Path, Tokens],
-        opened: Mapping[Path, Tensor] | None = None,
+        contexts: Mapping[CrossModalPath, Tokens],
+        opened: Mapping[CrossModalPath, Tensor] | None = None,
         *,
         need_weights: bool,
-    ) -> tuple[Tokens, dict[Path, Float[Tensor, "b h q k"]]]:
+    ) -> tuple[Tokens, dict[CrossModalPath, Float[Tensor, "b h q k"]]]:
         """The same, but every path is worked out for every sample and multiplied by its route."""
         total = own.values
-        weights: dict[Path, Tensor] = {}
+        weights: dict[CrossModalPath, Tensor] = {}
         for path, context in contexts.items():
             route = context.present.to(total.dtype) if opened is None else context.present * opened[path]
             said = self.cross[str(path)](own, context, need_weights=need_weights)
@@ -178,7 +159,9 @@ class FusionLayer(nn.Module):
                 weights[path] = said.weights * route[:, None, None, None]
         return self.blocks[query.value](own.with_values(total)), weights
 
-    def _touched(self, path: Path, own: Tokens, total: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def _keep_in_graph(
+        self, path: CrossModalPath, own: Tokens, total: Float[Tensor, "b n d"]
+    ) -> Float[Tensor, "b n d"]:
         """A path that no sample of this process opened still takes part in a distributed training, with nothing to
         say: sharded gradients would be wrong without it."""
         if not (self.training and torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -186,11 +169,11 @@ class FusionLayer(nn.Module):
         one = Tokens(own.values[:1], own.mask[:1])
         return total + 0.0 * self.cross[str(path)](one, one).values.sum()
 
-    def _packed(
-        self, streams: Mapping[Modality, Tokens], opened: Mapping[Path, Bool[Tensor, " b"]]
+    def _attend_packed(
+        self, streams: Mapping[Modality, Tokens], opened: Mapping[CrossModalPath, Bool[Tensor, " b"]]
     ) -> dict[Modality, Tokens]:
         updated = dict(streams)
-        own = {m: stream.expanded() for m, stream in streams.items() if m.value in self.blocks}
+        own = {m: stream.expand_entries() for m, stream in streams.items() if m.value in self.blocks}
         runs = {
             path: (
                 opened[path].to(own[path.query].values.device) & streams[path.query].present & streams[path.key].present
@@ -202,10 +185,10 @@ class FusionLayer(nn.Module):
         for query, stream in own.items():
             fused = stream.values + added[query].to(stream.values.dtype) if query in added else stream.values
             samples = streams[query].present.nonzero().squeeze(1)
-            digested = self.blocks[query.value](stream.with_values(fused).of(samples).expanded())
+            digested = self.blocks[query.value](stream.with_values(fused).select(samples).expand_entries())
             rows = torch.full((len(streams[query]),), -1, device=samples.device)
             rows[samples] = torch.arange(len(samples), device=samples.device)
-            updated[query] = replace(digested, rows=rows)
+            updated[query] = replace(digested, entry_index=rows)
         return updated
 
 
@@ -220,10 +203,10 @@ class CrossModalFusion(nn.Module):
     def __init__(
         self,
         *,
-        paths: Sequence[Path],
+        paths: Sequence[CrossModalPath],
         dim: int,
         depth: int,
-        heads: int,
+        num_heads: int,
         mlp_ratio: float = 2.0,
         dropout: float = 0.0,
         gated: bool = False,
@@ -231,7 +214,7 @@ class CrossModalFusion(nn.Module):
         super().__init__()
         self.paths = list(paths)
         self.layers = nn.ModuleList(
-            FusionLayer(paths=paths, dim=dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout, gated=gated)
+            FusionLayer(paths=paths, dim=dim, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout, gated=gated)
             for _ in range(depth)
         )
 
@@ -240,7 +223,7 @@ class CrossModalFusion(nn.Module):
         streams: Mapping[Modality, Tokens],
         *,
         route: Route | None = None,
-        openness: Float[Tensor, "b l m m"] | None = None,
+        path_gates: Float[Tensor, "b l m m"] | None = None,
         execution: str = "gathered",
         need_weights: bool = False,
     ) -> FusionOutput:
@@ -252,16 +235,16 @@ class CrossModalFusion(nn.Module):
         """
         if execution not in EXECUTIONS:
             raise ValueError(f"execution must be one of {EXECUTIONS}: got {execution!r}")
-        interactions = openness
-        if openness is not None:
+        interactions = path_gates
+        if path_gates is not None:
             execution = "masked"
         elif route is not None:
-            interactions = route.interactions.cpu()  # once, not once per path
+            interactions = route.interaction_mask.cpu()  # once, not once per path
         attention = []
         for depth, layer in enumerate(self.layers):
             opened = None
             if interactions is not None:
                 opened = {p: interactions[:, depth, p.query.column, p.key.column] for p in self.paths}
-            streams, weights = layer(streams, opened=opened, execution=execution, need_weights=need_weights)
+            streams, weights = layer(streams, path_mask=opened, execution=execution, need_weights=need_weights)
             attention.append(weights)
         return FusionOutput(streams, attention)

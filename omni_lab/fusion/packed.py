@@ -11,18 +11,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from omni_lab.modalities import Modality, Tokens
-from omni_lab.routing.route import Path
-
-if TYPE_CHECKING:
-    from omni_lab.fusion.cross_modal import CrossModalAttention
+from omni_lab.batch import Modality, Tokens
+from omni_lab.fusion.cross_modal_attention import CrossModalAttention
+from omni_lab.routing.route import CrossModalPath
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +38,13 @@ class Ragged(NamedTuple):
 Kernel = Callable[[Tensor, Tensor, Tensor, Int[Tensor, " s"], Int[Tensor, " s"]], Tensor]
 
 
-def packed_works(streams: Mapping[Modality, Tokens], cross: Iterable[CrossModalAttention]) -> bool:
+def is_packed_supported(streams: Mapping[Modality, Tokens], cross: Iterable[CrossModalAttention]) -> bool:
     """Whether there is a kernel for these tokens and these paths; says so once where there is none."""
     values = next(iter(streams.values())).values
     half = torch.is_autocast_enabled(values.device.type) or values.dtype in (torch.float16, torch.bfloat16)
     attention = [path.attention for path in cross]
-    whole = all(a.query.out_features == a.value.out_features == a.heads * a.head_dim for a in attention)
-    alike = whole and len({a.heads for a in attention}) <= 1  # the kernel takes one width, and scales by it
+    whole = all(a.query.out_features == a.value.out_features == a.num_heads * a.head_dim for a in attention)
+    alike = whole and len({a.num_heads for a in attention}) <= 1  # the kernel takes one width, and scales by it
     works = values.is_cuda and half and alike
     if not works:
         _say_once("a CUDA device" if not values.is_cuda else "paths of one width" if half else "half precision")
@@ -59,10 +57,10 @@ def _say_once(lacking: str) -> None:
 
 
 def packed_layer(
-    cross: Mapping[Path, CrossModalAttention],
+    cross: Mapping[CrossModalPath, CrossModalAttention],
     own: Mapping[Modality, Tokens],
     streams: Mapping[Modality, Tokens],
-    runs: Mapping[Path, Bool[Tensor, " b"]],
+    runs: Mapping[CrossModalPath, Bool[Tensor, " b"]],
     kernel: Kernel | None = None,
 ) -> dict[Modality, Float[Tensor, "b n d"]]:
     """What the open paths add to each query stream. own: the query streams, one entry per sample. runs: which samples
@@ -71,10 +69,14 @@ def packed_layer(
     paths = [path for path, samples in pairs.items() if len(samples)]
     if not paths:
         return {}
-    queries = _pack([own[p.query].of(pairs[p]).expanded() for p in paths], [cross[p].norm_query for p in paths])
-    contexts = _pack([streams[p.key].of(pairs[p]).expanded() for p in paths], [cross[p].norm_context for p in paths])
+    queries = _pack(
+        [own[p.query].select(pairs[p]).expand_entries() for p in paths], [cross[p].norm_query for p in paths]
+    )
+    contexts = _pack(
+        [streams[p.key].select(pairs[p]).expand_entries() for p in paths], [cross[p].norm_context for p in paths]
+    )
     attention = [cross[p].attention for p in paths]
-    heads = attention[0].heads
+    heads = attention[0].num_heads
 
     def split(x: Float[Tensor, "t d"]) -> Float[Tensor, "t h e"]:
         return x.unflatten(1, (heads, -1))
@@ -122,11 +124,11 @@ def grouped_linear(x: Ragged, layers: list[nn.Linear]) -> Float[Tensor, "t d"]:
 
 
 def _openness(
-    queries: Ragged, contexts: Ragged, cross: Mapping[Path, CrossModalAttention], paths: list[Path]
+    queries: Ragged, contexts: Ragged, cross: Mapping[CrossModalPath, CrossModalAttention], paths: list[CrossModalPath]
 ) -> Float[Tensor, "t 1"]:
     """The soft gate of each pair, at each of its query tokens."""
     own, heard = (_means(x).split(x.sequences) for x in (queries, contexts))
-    gates = [cross[path].openness(q, c) for path, q, c in zip(paths, own, heard, strict=True)]
+    gates = [cross[path].soft_gate(q, c) for path, q, c in zip(paths, own, heard, strict=True)]
     return torch.cat(gates).repeat_interleave(queries.lengths)[:, None]
 
 
@@ -150,20 +152,3 @@ def varlen_kernel(
     mixed = varlen_attn(q, k, v, q_ends, k_ends, int(q_lengths.max()), int(k_lengths.max()))
     assert isinstance(mixed, Tensor)
     return mixed
-
-
-def padded_kernel(
-    q: Float[Tensor, "t h e"],
-    k: Float[Tensor, "s h e"],
-    v: Float[Tensor, "s h e"],
-    q_lengths: Int[Tensor, " n"],
-    k_lengths: Int[Tensor, " n"],
-) -> Float[Tensor, "t h e"]:
-    """The same anywhere, by padding: what the kernel is tested against."""
-    queries, keys, values = (
-        torch.nn.utils.rnn.pad_sequence(x.split(lengths.tolist()), batch_first=True).transpose(1, 2)
-        for x, lengths in ((q, q_lengths), (k, k_lengths), (v, k_lengths))
-    )
-    real = torch.arange(keys.shape[2], device=q.device) < k_lengths[:, None]
-    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=real[:, None, None]).transpose(1, 2)
-    return mixed[torch.arange(mixed.shape[1], device=q.device) < q_lengths[:, None]]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from omni_lab.modalities import Modality, Tokens
+from omni_lab.batch import Modality, Tokens
 
 
 class AnswerHead(nn.Module):
@@ -20,7 +20,7 @@ class AnswerHead(nn.Module):
     between 0 and 2, worked out from it; it begins at 1.
     """
 
-    reads_memory: ClassVar = False  # but the streams themselves
+    needs_context: ClassVar = False  # but the streams themselves
 
     def __init__(
         self,
@@ -71,4 +71,4 @@ class AnswerHead(nn.Module):
         return said * 2 * self.gate[modality.value](said).sigmoid()
 
     def _pooled(self, tokens: Tokens) -> Float[Tensor, "b d"]:
-        return tokens.strongest() if self.pool == "max" else tokens.pooled()
+        return tokens.max_pool() if self.pool == "max" else tokens.mean_pool()

@@ -1,5 +1,14 @@
-"""Routing: which encoders and which cross-modal paths run for which sample, at what cost, and who decides."""
+"""TODO"""
 
-from omni_lab.routing.route import Level, Path, Route, RouteError, RouteSpace, all_paths, open_rates
-
-__all__ = ["Level", "Path", "Route", "RouteError", "RouteSpace", "all_paths", "open_rates"]
+from omni_lab.routing.baselines import (
+    StaticRoute,
+    at_cost,
+    build_static_policies,
+    matched_random,
+    modality_subsets,
+    oracle_choice,
+    random_routes,
+    search_static_routes,
+    shuffle_routes,
+)
+from omni_lab.routing.route import ComputeLevel, CrossModalPath

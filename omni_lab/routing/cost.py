@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from omni_lab.modalities import Modality, OmniBatch
-from omni_lab.routing.route import Level, Route, RouteSpace
+from omni_lab.batch import Modality, OmniBatch
+from omni_lab.routing.route import ComputeLevel, Route, RouteSpace
 
 
 def path_flops(queries: Tensor, keys: Tensor, dim: int, *, gated: bool = False) -> Tensor:
@@ -30,15 +30,15 @@ def block_flops(tokens: Tensor, dim: int, hidden: int) -> Tensor:
     return 8.0 * tokens * dim**2 + 4.0 * tokens**2 * dim + 4.0 * tokens * dim * hidden
 
 
-class Flops(NamedTuple):
+class FlopBreakdown(NamedTuple):
     """Each [B]. cross_modal: the paths. digestion: the transformer
     blocks (self-attention and feed-forward network) of the modalities that listen."""
 
     encoders: Float[Tensor, " b"]
     cross_modal: Float[Tensor, " b"]
-    digestion: Float[Tensor, " b"]
+    fusion_blocks: Float[Tensor, " b"]
     heads: Float[Tensor, " b"]
-    controller: Float[Tensor, " b"]
+    router: Float[Tensor, " b"]
 
     @property
     def total(self) -> Float[Tensor, " b"]:
@@ -58,26 +58,28 @@ class CostModel:
     gated: bool
     tokens_each: dict[Modality, int]
     samples_per_token: int
-    controller: float = 0.0
+    router_flops: float = 0.0
 
-    def tokens(self, batch: OmniBatch) -> Int[Tensor, "b m"]:
+    def count_tokens(self, batch: OmniBatch) -> Int[Tensor, "b m"]:
         """[B, M], how many tokens each modality of a batch has once it is encoded, 0 where it is absent."""
         counts = torch.zeros(batch.present.shape, dtype=torch.long)
         for modality, given in batch.inputs.items():
             each = given.mask.sum(1)
-            if not given.encoded:
+            if not given.is_encoded:
                 if modality is Modality.AUDIO:
                     each = -(-each // self.samples_per_token)
                 each = each * self.tokens_each.get(modality, 1)
-            counts[:, modality.column] = torch.where(given.rows >= 0, each[given.rows.clamp(min=0)], 0).cpu()
+            counts[:, modality.column] = torch.where(
+                given.entry_index >= 0, each[given.entry_index.clamp(min=0)], 0
+            ).cpu()
         return counts
 
-    def encoder_flops(self, modality: Modality, level: Level, tokens: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def encoder_flops(self, modality: Modality, level: ComputeLevel, tokens: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         n = tokens.double()
         powers = torch.stack([torch.ones_like(n), n, n**2], dim=1)  # [B, 3]
         return powers @ self.encoders[modality.column, level].double()
 
-    def per_path(self, space: RouteSpace, tokens: Int[Tensor, "b m"]) -> Float[Tensor, "b p"]:
+    def path_flops(self, space: RouteSpace, tokens: Int[Tensor, "b m"]) -> Float[Tensor, "b p"]:
         """What opening each path in one layer costs."""
         n = tokens.double()
         each = [path_flops(n[:, p.query.column], n[:, p.key.column], self.dim, gated=self.gated) for p in space.paths]
@@ -93,17 +95,19 @@ class CostModel:
         """The part of each encoded modality."""
         return 2.0 * self.dim**2 + 2.0 * self.dim * self.gated
 
-    def __call__(self, space: RouteSpace, route: Route, tokens: Int[Tensor, "b m"]) -> Flops:
+    def __call__(self, space: RouteSpace, route: Route, tokens: Int[Tensor, "b m"]) -> FlopBreakdown:
         """tokens: [B, M], see `tokens`."""
         zero = torch.zeros(len(route), dtype=torch.double, device=tokens.device)
         encoders, digestion, heads = zero.clone(), zero.clone(), zero.clone()
         for modality in space.modalities:
             column = modality.column
-            for level in Level:
-                taken = route.encoders[:, column] == level
+            for level in ComputeLevel:
+                taken = route.encoder_levels[:, column] == level
                 encoders += taken * self.encoder_flops(modality, level, tokens[:, column])
-            encoded = route.encoders[:, column] > Level.SKIP
+            encoded = route.encoder_levels[:, column] > ComputeLevel.SKIP
             heads += encoded * self.head_flops
             digestion += encoded * self.block_flops(space, modality, tokens[:, column])
-        cross = (space.opened(route).sum(1) * self.per_path(space, tokens)).sum(1)
-        return Flops(encoders, cross, digestion, heads + 2.0 * self.dim * self.answers, zero + self.controller)
+        cross = (space.path_mask(route).sum(1) * self.path_flops(space, tokens)).sum(1)
+        return FlopBreakdown(
+            encoders, cross, digestion, heads + 2.0 * self.dim * self.answers, zero + self.router_flops
+        )

@@ -28,19 +28,19 @@ def _in_spreads(advantages: Float[Tensor, "g b"], rewards: Float[Tensor, "g b"])
 
 
 def policy_loss(
-    log_probability: Float[Tensor, "g b"],
+    log_prob: Float[Tensor, "g b"],
     advantages: Float[Tensor, "g b"],
     entropy: Float[Tensor, "g b"],
     *,
-    entropy_bonus: float,
+    entropy_coef: float,
 ) -> Float[Tensor, ""]:
     """REINFORCE with an entropy bonus; to be minimised. With advantages that are rewards less a baseline its gradient
     is that of the expected reward, with the sign turned; divided by a spread, of the reward reweighted question by
     question."""
-    return -(advantages.detach() * log_probability).mean() - entropy_bonus * entropy.mean()
+    return -(advantages.detach() * log_prob).mean() - entropy_coef * entropy.mean()
 
 
-class Penalty:
+class CostPenalty:
     """What a unit of cost (a share of the dense cost) takes off the reward.
 
     Fixed at `weight`; or, given a `budget`, adapted by dual ascent (the weight as Lagrange multiplier; Boyd and
@@ -48,13 +48,13 @@ class Penalty:
     it. In the first `anneal` of the updates it grows from nothing.
     """
 
-    def __init__(self, *, weight: float, anneal: int, budget: float | None = None, rate: float = 0.05) -> None:
+    def __init__(self, *, weight: float, anneal: int, budget: float | None = None, dual_lr: float = 0.05) -> None:
         if budget is not None and not 0 < budget <= 1:
             raise ValueError(f"budget must be a share of the dense cost, above 0 and at most 1: got {budget}")
         self.weight = weight
         self.anneal = anneal
         self.budget = budget
-        self.rate = rate
+        self.rate = dual_lr
 
     def at(self, update: int) -> float:
         return self.weight * min(1.0, (update + 1) / max(1, self.anneal))

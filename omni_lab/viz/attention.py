@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from omni_lab.viz.style import HEAT
 
 
-def attention_over_picture(
+def attention_over_image(
     picture: np.ndarray, weights: np.ndarray, grid: tuple[int, int], labels: Sequence[str], *, columns: int = 6
 ) -> Figure:
     """Where each query token looks.
@@ -64,7 +64,7 @@ def weight_matrix(
     return figure
 
 
-def maps_over_picture(
+def maps_over_image(
     picture: np.ndarray,
     maps: Mapping[str, np.ndarray],
     grid: tuple[int, int],
@@ -100,7 +100,7 @@ def maps_over_picture(
     return figure
 
 
-def maps_over_sound(
+def maps_over_audio(
     samples: np.ndarray,
     maps: Mapping[str, np.ndarray],
     seconds_per_token: float,
@@ -136,7 +136,7 @@ def maps_over_sound(
     return figure
 
 
-def map_over_clip(clip: np.ndarray, values: np.ndarray, *, seconds: float) -> Figure:
+def map_over_video(clip: np.ndarray, values: np.ndarray, *, seconds: float) -> Figure:
     """A clip's frames as a strip, with a map over them; all frames share one scale.
 
     clip: [F, 3, h, w] uint8. values: [F, g, g].

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 
+from omni_lab.batch import OmniBatch
 from omni_lab.fusion.cross_modal import FusionLayer
-from omni_lab.modalities import OmniBatch
 from omni_lab.model import OmniModel, OmniOutput
-from omni_lab.viz.style import COLOURS, CONTROL
+from omni_lab.viz.style import BASELINE_COLOR, MODALITY_COLORS
 
 WIDTH, HEIGHT = 2.5, 0.95
 
@@ -27,10 +27,10 @@ def architecture(model: OmniModel, batch: OmniBatch, output: OmniOutput) -> Figu
         given = batch.inputs[m]
         tokens = output.encoded[m]
         inside = type(model.encoders[m.value]).__name__
-        _box(axis, 0, y, f"{m}\n{_shape(given.values)}", COLOURS[m], filled=True)
-        _box(axis, 3.4, y, f"{inside}\nTokens {_shape(tokens.values)}", COLOURS[m])
-        _arrow(axis, (WIDTH, y), (3.4, y), COLOURS[m], f"{len(given.values)} distinct")
-        _arrow(axis, (3.4 + WIDTH, y), (7.1, y), COLOURS[m], f"{len(batch)} samples")
+        _box(axis, 0, y, f"{m}\n{_shape(given.values)}", MODALITY_COLORS[m], filled=True)
+        _box(axis, 3.4, y, f"{inside}\nTokens {_shape(tokens.values)}", MODALITY_COLORS[m])
+        _arrow(axis, (WIDTH, y), (3.4, y), MODALITY_COLORS[m], f"{len(given.values)} distinct")
+        _arrow(axis, (3.4 + WIDTH, y), (7.1, y), MODALITY_COLORS[m], f"{len(batch)} samples")
     layers: list[FusionLayer] = list(model.fusion.layers)  # type: ignore[arg-type]
     paths = dict.fromkeys(path for layer in layers for path in layer.paths)
     listening = "\n".join(f"{path.query} listens to {path.key}" for path in paths) or "no path"
@@ -39,8 +39,8 @@ def architecture(model: OmniModel, batch: OmniBatch, output: OmniOutput) -> Figu
         axis, 7.1, middle, f"fusion\n{len(layers)} layer{'s' * (len(layers) != 1)}\n\n{listening}", "#333333", tall=tall
     )
     _arrow(axis, (7.1 + WIDTH, middle), (10.5, middle), "#333333", "pooled")
-    for i, (name, result) in enumerate(output.heads.items()):
-        _box(axis, 10.5, middle - 1.4 * i, f"head: {name}\n{_shape(result)}", CONTROL, filled=True)
+    for i, (name, result) in enumerate(output.head_outputs.items()):
+        _box(axis, 10.5, middle - 1.4 * i, f"head: {name}\n{_shape(result)}", BASELINE_COLOR, filled=True)
     axis.set(xlim=(-0.2, 13.2), ylim=(-0.9, top + 0.9))
     axis.axis("off")
     return figure

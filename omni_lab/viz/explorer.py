@@ -16,24 +16,24 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from omni_lab.data.module import QuestionDataset
-from omni_lab.data.samples import Sample, collate
-from omni_lab.data.uploads import LARGEST, UploadError, read_upload
-from omni_lab.evaluation.explanations import ExplanationError, attention_map, observe, relevance_map, rollout_map
-from omni_lab.evaluation.flops import cost_model
-from omni_lab.modalities import Modality, OmniBatch
+from omni_lab.batch import Modality, OmniBatch
+from omni_lab.data.collate import Sample, collate
+from omni_lab.data.datamodule import VQADataset
+from omni_lab.data.uploads import MAX_UPLOAD_BYTES, UploadError, read_upload
+from omni_lab.evaluation.flops import build_cost_model
+from omni_lab.explain.maps import ExplanationError, attention_map, relevance_map, rollout_map, trace_attention
 from omni_lab.model import OmniModel
-from omni_lab.routing import Route
-from omni_lab.routing.controller import Controller
+from omni_lab.routing.route import Route
+from omni_lab.routing.router import Router
 from omni_lab.viz.routes import route_graph
-from omni_lab.viz.style import COLOURS, HEAT
-from omni_lab.viz.worlds import strip
+from omni_lab.viz.style import HEAT, MODALITY_COLORS
+from omni_lab.viz.worlds import filmstrip
 
 MAPS = {"relevance": relevance_map, "attention": attention_map, "rollout": rollout_map}
 
 
 @dataclass(frozen=True)
-class Explored:
+class ExplorerView:
     """One forward. answers: the likeliest, with their probabilities. cost: share of the FLOPs of running everything,
     the controller's own included. maps: a value per token of each modality that the question rests on."""
 
@@ -51,19 +51,19 @@ class Explorer:
     controller.
     """
 
-    def __init__(self, model: OmniModel, controller: Controller, dataset: QuestionDataset) -> None:
-        if not controller.conditioned:
+    def __init__(self, model: OmniModel, controller: Router, dataset: VQADataset) -> None:
+        if not controller.penalty_conditioned:
             raise ValueError("the explorer turns the budget: it wants a controller that follows one ('conditioned')")
         self.model = model.eval()
-        self.controller = controller.eval()
+        self.router = controller.eval()
         self.dataset = dataset
-        self.costs = cost_model(model)
+        self.costs = build_cost_model(model)
         self.least = float(controller.costs.min())
         self.said: Sample = dataset[0]
 
     def explore(
         self, sample: Sample, *, budget: float = 1.0, without: Collection[Modality] = (), kind: str = "relevance"
-    ) -> Explored:
+    ) -> ExplorerView:
         """Raises ExplanationError for a kind of map that is not one of `MAPS`, and if nothing is left to go by."""
         if kind not in MAPS:
             raise ExplanationError(f"the map must be one of {[*MAPS]}: got {kind!r}")
@@ -71,12 +71,12 @@ class Explorer:
         if not {Modality.TEXT, Modality.AUDIO} & kept.keys():
             raise ExplanationError("a question must be read or heard: text and sound are both switched off")
         batch = collate([replace(sample, inputs=kept)])
-        counts = self.costs.tokens(batch)
+        counts = self.costs.count_tokens(batch)
         dense = self.model.space.dense(batch.present)
         with torch.no_grad():
-            route = dense if budget >= 1 else self.model.decide(self.controller, batch, budget=budget)[0]
-        spent = self.costs(self.model.space, route, counts).total + (self.controller.flops if budget < 1 else 0)
-        seen = observe(self.model, batch, route=route)
+            route = dense if budget >= 1 else self.model.select_route(self.router, batch, budget=budget)[0]
+        spent = self.costs(self.model.space, route, counts).total + (self.router.flops if budget < 1 else 0)
+        seen = trace_attention(self.model, batch, route=route)
         likely = seen.logits.softmax(0).topk(3)
         names = self.dataset.store.answers
         answers = {names[i]: p for p, i in zip(likely.values.tolist(), likely.indices.tolist(), strict=True)}
@@ -89,9 +89,9 @@ class Explorer:
             if heat.any():
                 maps[modality] = heat
         everything = self.costs(self.model.space, self.model.space.dense(batch.present), counts).total
-        return Explored(batch, route, answers, float(spent.sum() / everything.sum()), maps)
+        return ExplorerView(batch, route, answers, float(spent.sum() / everything.sum()), maps)
 
-    def draw(self, found: Explored, *, title: str = "") -> Figure:
+    def draw(self, found: ExplorerView, *, title: str = "") -> Figure:
         """The route, the answers, and what is shown of each modality with its map."""
         figure, axes = plt.subplot_mosaic(
             [["route", "route", "answers"], ["picture", "clip", "clip"], ["picture", "sound", "sound"]],
@@ -102,14 +102,14 @@ class Explorer:
         )
         route_graph(self.model.space, found.route, axis=axes["route"], title=f"{found.cost:.0%} of the FLOPs")
         names = list(found.answers)
-        axes["answers"].barh(names, list(found.answers.values()), color=COLOURS[Modality.TEXT])
+        axes["answers"].barh(names, list(found.answers.values()), color=MODALITY_COLORS[Modality.TEXT])
         axes["answers"].invert_yaxis()
         axes["answers"].set(xlim=(0, 1), xlabel="probability", title=names[0])
         self._media(axes, found)
         figure.suptitle(title)
         return figure
 
-    def _media(self, axes: Mapping[str, Any], found: Explored) -> None:
+    def _media(self, axes: Mapping[str, Any], found: ExplorerView) -> None:
         given = {m: i.values[0].numpy() for m, i in found.batch.inputs.items()}
         for name in ("picture", "clip", "sound"):
             axes[name].set(xticks=[], yticks=[])
@@ -127,7 +127,7 @@ class Explorer:
                 axes["picture"].imshow(heat, cmap=HEAT, alpha=0.55, extent=extent)
         if Modality.VIDEO in given:
             clip = given[Modality.VIDEO]
-            axes["clip"].imshow(strip(clip))
+            axes["clip"].imshow(filmstrip(clip))
             if Modality.VIDEO in found.maps:
                 side = self.model.encoders["video"].grid
                 heat = found.maps[Modality.VIDEO].reshape(len(clip), side, side).numpy()  # type: ignore[call-overload]
@@ -149,10 +149,12 @@ class Explorer:
                 axes["sound"].imshow(heat, cmap=HEAT, alpha=0.55, extent=extent, aspect="auto")
             step = max(1, len(wave) // 2000)
             shown = wave[::step] / max(1e-9, float(np.abs(wave).max()))
-            axes["sound"].plot(np.arange(len(shown)) * step / 16_000, shown, color=COLOURS[Modality.AUDIO], lw=0.5)
+            axes["sound"].plot(
+                np.arange(len(shown)) * step / 16_000, shown, color=MODALITY_COLORS[Modality.AUDIO], lw=0.5
+            )
 
     def _text(self, sample: Sample) -> str:
-        text = sample.keys.get(Modality.TEXT)
+        text = sample.dedup_keys.get(Modality.TEXT)
         return str(text) if text is not None else "(a spoken question)"
 
     def panel(self, *, first: int = 0) -> widgets.Widget:
@@ -164,7 +166,7 @@ class Explorer:
             value=int(np.flatnonzero(places[family.value] == first)[0]), min=0, max=10**6, description="number"
         )
         own = widgets.Text(placeholder="type a question", description="or ask", continuous_update=False)
-        limit = f"up to {LARGEST / 1e6:.0f} MB"
+        limit = f"up to {MAX_UPLOAD_BYTES / 1e6:.0f} MB"
         upload = widgets.FileUpload(
             accept="image/*,.wav,.flac",
             description=f"picture, GIF, sound ({limit})",
@@ -187,14 +189,14 @@ class Explorer:
         def sample() -> Sample:
             chosen = places[family.value]
             asked = self.dataset[int(chosen[number.value % len(chosen)])]
-            inputs, keys = dict(asked.inputs), dict(asked.keys)
+            inputs, keys = dict(asked.inputs), dict(asked.dedup_keys)
             if own.value.strip():
-                written = self.dataset.ask(own.value.strip(), int(self.dataset.picture_rows[chosen[0]]))
+                written = self.dataset.make_sample(own.value.strip(), int(self.dataset.image_rows[chosen[0]]))
                 inputs[Modality.TEXT], keys[Modality.TEXT] = written.inputs[Modality.TEXT], own.value.strip()
             for modality, values in uploaded.items():
                 inputs[modality] = values
                 keys.pop(modality, None)
-            return replace(asked, inputs={m: inputs[m] for m in Modality if m in inputs}, keys=keys)
+            return replace(asked, inputs={m: inputs[m] for m in Modality if m in inputs}, dedup_keys=keys)
 
         def refresh(_: Any = None) -> None:
             start = time.perf_counter()

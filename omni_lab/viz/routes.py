@@ -12,9 +12,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from omni_lab.modalities import Modality
-from omni_lab.routing import Level, Route, RouteSpace
-from omni_lab.viz.style import COLOURS, CONTROL
+from omni_lab.batch import Modality
+from omni_lab.routing.route import ComputeLevel, Route, RouteSpace
+from omni_lab.viz.style import BASELINE_COLOR, MODALITY_COLORS
 
 WIDE, HIGH = 1.5, 0.8
 FAINT = 0.02  # what runs more seldom is drawn as closed
@@ -30,29 +30,37 @@ def route_graph(space: RouteSpace, route: Route, *, title: str = "", axis: Axes 
     if axis is None:
         _, axis = plt.subplots(figsize=(1.2 + 2.6 * (space.depth + 2), 1.15 * len(space.modalities) + 0.7))
     heights = {m: -1.15 * i for i, m in enumerate(space.modalities)}
-    runs = {m: float((route.encoders[:, m.column] > Level.SKIP).double().mean()) for m in space.modalities}
-    full = {m: float((route.encoders[:, m.column] == Level.FULL).double().mean()) for m in space.modalities}
+    runs = {m: float((route.encoder_levels[:, m.column] > ComputeLevel.SKIP).double().mean()) for m in space.modalities}
+    full = {
+        m: float((route.encoder_levels[:, m.column] == ComputeLevel.FULL).double().mean()) for m in space.modalities
+    }
     columns = [2.6 * i for i in range(space.depth + 2)]
     for m, y in heights.items():
         exits = runs[m] > FAINT and full[m] < runs[m] / 2
         share = "" if len(route) == 1 else f"\n{runs[m]:.0%}"
         kind = "skipped" if runs[m] <= FAINT else "early exit" if exits else "encoder"
         _node(
-            axis, columns[0], y, f"{m}{share}" if len(route) > 1 else f"{m}\n{kind}", COLOURS[m], runs[m], dashed=exits
+            axis,
+            columns[0],
+            y,
+            f"{m}{share}" if len(route) > 1 else f"{m}\n{kind}",
+            MODALITY_COLORS[m],
+            runs[m],
+            dashed=exits,
         )
         for layer in range(space.depth):
-            _node(axis, columns[layer + 1], y, str(m) if runs[m] > FAINT else "", COLOURS[m], runs[m])
+            _node(axis, columns[layer + 1], y, str(m) if runs[m] > FAINT else "", MODALITY_COLORS[m], runs[m])
         for left, right in pairwise(columns):
             goal = (right, y) if right != columns[-1] else (right, _head(heights))
-            _edge(axis, (left + WIDE, y), goal, CONTROL, runs[m], straight=True)
+            _edge(axis, (left + WIDE, y), goal, BASELINE_COLOR, runs[m], straight=True)
     _node(axis, columns[-1], _head(heights), "answer", "#333333", 1.0)
     for layer in range(space.depth):
         for path in space.paths:
-            if (layer, path) in space.taken_out:
+            if (layer, path) in space.pruned_paths:
                 continue
-            often = float(route.opened(layer, path).double().mean())
+            often = float(route.path_mask(layer, path).double().mean())
             start, goal = (columns[layer] + WIDE, heights[path.key]), (columns[layer + 1], heights[path.query])
-            _edge(axis, start, goal, COLOURS[path.key], often)
+            _edge(axis, start, goal, MODALITY_COLORS[path.key], often)
         axis.text(
             columns[layer] + (WIDE + 2.6) / 2, 0.62, f"layer {layer + 1}", ha="center", color="#444444", fontsize=11
         )
@@ -123,8 +131,8 @@ def route_matrix(space: RouteSpace, routes: Mapping[str, Route], needs: Mapping[
     columns += [(str(path).replace("_", " "), layer) for layer in range(space.depth) for path in space.paths]
     shares = np.zeros((len(names), len(columns)))
     for row, route in enumerate(routes.values()):
-        encoded = [(route.encoders[:, m.column] > Level.SKIP).double().mean() for m in space.modalities]
-        paths = [route.opened(layer, p).double().mean() for layer in range(space.depth) for p in space.paths]
+        encoded = [(route.encoder_levels[:, m.column] > ComputeLevel.SKIP).double().mean() for m in space.modalities]
+        paths = [route.path_mask(layer, p).double().mean() for layer in range(space.depth) for p in space.paths]
         shares[row] = [float(share) for share in (*encoded, *paths)]
     figure, axis = plt.subplots(figsize=(0.62 * len(columns) + 3.4, 0.3 * len(names) + 2.4))
     shades = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")

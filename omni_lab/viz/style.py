@@ -10,16 +10,16 @@ from pathlib import Path
 import seaborn
 from matplotlib.font_manager import fontManager
 
-from omni_lab.modalities import Modality
+from omni_lab.batch import Modality
 
-COLOURS = {
+MODALITY_COLORS = {
     Modality.TEXT: "#0072B2",
     Modality.IMAGE: "#D55E00",
     Modality.AUDIO: "#009E73",
     Modality.VIDEO: "#CC79A7",
 }
-METHOD = "#0072B2"
-CONTROL = "#8C8C8C"
+METHOD_COLOR = "#0072B2"
+BASELINE_COLOR = "#8C8C8C"
 HEAT = "magma"
 
 
@@ -43,7 +43,7 @@ def use_style() -> None:
     seaborn.set_theme(
         context="notebook",
         style="whitegrid",
-        palette=list(COLOURS.values()),
+        palette=list(MODALITY_COLORS.values()),
         rc={
             "font.family": fonts,
             "figure.dpi": 100,

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from omni_lab.viz.style import CONTROL, METHOD
+from omni_lab.viz.style import BASELINE_COLOR, METHOD_COLOR
 
 
 def training_curves(history: Sequence[Mapping[str, float]], *, floor: float, floor_label: str) -> Figure:
@@ -21,7 +21,7 @@ def training_curves(history: Sequence[Mapping[str, float]], *, floor: float, flo
     left.legend()
     for name in ("validation accuracy", "macro F1"):
         right.plot(epochs, [row[name] for row in history], marker="o", label=name)
-    right.axhline(floor, linestyle="--", color=CONTROL, label=floor_label)
+    right.axhline(floor, linestyle="--", color=BASELINE_COLOR, label=floor_label)
     right.set(xlabel="epoch", ylabel="share", title="validation", ylim=(0, 1.02))
     right.legend(loc="lower right")
     return figure
@@ -34,7 +34,7 @@ def accuracy_bars(
     figure, axis = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.2))
     for y, (_, value, interval, control) in enumerate(rows):
         error = None if interval is None else np.abs(np.array(interval) - value)[:, None]
-        axis.barh(y, value, xerr=error, color=CONTROL if control else METHOD, height=0.65, capsize=3)
+        axis.barh(y, value, xerr=error, color=BASELINE_COLOR if control else METHOD_COLOR, height=0.65, capsize=3)
         if value > 0.15:
             axis.text(0.01, y, f"{value:.3f}", va="center", color="white", fontweight="bold")
         else:
@@ -47,7 +47,7 @@ def accuracy_bars(
     return figure
 
 
-def confusion(truth: np.ndarray, predicted: np.ndarray, answers: Sequence[str]) -> Figure:
+def confusion_matrix_plot(truth: np.ndarray, predicted: np.ndarray, answers: Sequence[str]) -> Figure:
     """Counts of predicted against true answers, shaded by the share of each true answer."""
     counts = np.zeros((len(answers), len(answers)), dtype=int)
     np.add.at(counts, (truth, predicted), 1)
@@ -65,7 +65,9 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, answers: Sequence[str]) 
     return figure
 
 
-def lines(x: Sequence[float], series: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: str, title: str) -> Figure:
+def line_plot(
+    x: Sequence[float], series: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: str, title: str
+) -> Figure:
     """A line per named series over a common axis."""
     figure, axis = plt.subplots(figsize=(7, 3.8))
     for name, values in series.items():

@@ -11,34 +11,28 @@ import pytest
 import torch
 from torch import nn
 
-from omni_lab.compression import (
-    ArtefactError,
-    ExportedOmniModel,
-    Exporter,
-    ExportError,
-    FakeQuantization,
-    Frame,
-    Part,
-    Precision,
-    PrecisionPolicy,
-    assemble,
-    assemble_controller,
-    calibrate,
-    controller_parts,
-    parts_of,
-    read_manifest,
-    size_of,
+from omni_lab.batch import Modality
+from omni_lab.compression.export import MANIFEST, WEIGHTS, ArtifactError, Exporter, read_manifest, size_of
+from omni_lab.compression.fake_quant import FakeQuantizer, calibrate
+from omni_lab.compression.graphs import ExportError
+from omni_lab.compression.parts import (
+    AssemblySpec,
+    ModelPart,
+    assemble_model,
+    assemble_router,
+    split_model,
+    split_router,
 )
-from omni_lab.compression.artefact import MANIFEST, WEIGHTS
-from omni_lab.modalities import Modality
+from omni_lab.compression.precision import Precision, PrecisionPolicy
+from omni_lab.compression.runtime import ExportedOmniModel
 from omni_lab.model import OmniModel
-from omni_lab.routing.controller import Controller
+from omni_lab.routing.router import Router
 from tests.routing.conftest import MakeBatch, make_batch
 from tests.routing.conftest import routed as with_latents
 
 __all__ = ["make_batch", "with_latents"]
 TEXT, IMAGE, AUDIO, VIDEO = Modality
-FP32, FP16, INT8, INT4 = (PrecisionPolicy.everywhere(p) for p in Precision)
+FP32, FP16, INT8, INT4 = (PrecisionPolicy.uniform(p) for p in Precision)
 
 
 @pytest.fixture(scope="session")
@@ -50,18 +44,18 @@ def routed(with_latents: OmniModel) -> OmniModel:
 
 
 @pytest.fixture(scope="session")
-def controller(routed: OmniModel) -> Controller:
+def controller(routed: OmniModel) -> Router:
     torch.manual_seed(1)
-    made = Controller(routed.space, width=16, hidden=16, conditioned=True).eval()
-    nn.init.normal_(made.wish.weight, std=0.5)
-    nn.init.normal_(made.gain.weight, std=0.5)
+    made = Router(routed.space, width=16, hidden=16, conditioned=True).eval()
+    nn.init.normal_(made.logit_head.weight, std=0.5)
+    nn.init.normal_(made.penalty_gain.weight, std=0.5)
     made.costs.copy_(torch.linspace(0.9, 0.1, len(made.costs)))
     return made
 
 
 @pytest.fixture(scope="session")
-def parts(routed: OmniModel, controller: Controller, make_batch: MakeBatch) -> list[Part]:
-    return [*parts_of(routed, make_batch(2)), *controller_parts(controller)]
+def parts(routed: OmniModel, controller: Router, make_batch: MakeBatch) -> list[ModelPart]:
+    return [*split_model(routed, make_batch(2)), *split_router(controller)]
 
 
 @pytest.fixture(scope="session")
@@ -72,15 +66,15 @@ def exporter() -> Exporter:
 @pytest.fixture(scope="session")
 def written(
     exporter: Exporter,
-    parts: list[Part],
+    parts: list[ModelPart],
     routed: OmniModel,
-    controller: Controller,
+    controller: Router,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     folders = {}
     for policy in (FP32, FP16, INT8, INT4, PrecisionPolicy.mixed()):
         folders[policy.name] = tmp_path_factory.mktemp("artefacts") / policy.name
-        frame = Frame.of(routed, controller)
+        frame = AssemblySpec.from_model(routed, controller)
         exporter.write(folders[policy.name], parts, frame, policy=policy, source="abc")
     return folders
 
@@ -88,24 +82,24 @@ def written(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_in_floats_it_says_the_same(
-    routed: OmniModel, controller: Controller, written: dict[str, Path], make_batch: MakeBatch, seed: int
+    routed: OmniModel, controller: Router, written: dict[str, Path], make_batch: MakeBatch, seed: int
 ) -> None:
     exported = ExportedOmniModel(written["fp32"], source="abc", threads=1)
     batch = make_batch(9, seed=seed, share=seed % 2 == 1, missing=0.3 * (seed > 1), lengths=True)
     with torch.inference_mode():
-        for route in (None, routed.space.random(batch.present, generator=torch.Generator().manual_seed(seed))):
+        for route in (None, routed.space.sample(batch.present, generator=torch.Generator().manual_seed(seed))):
             expected, found = routed(batch, route=route), exported(batch, route=route)
-            assert torch.allclose(found.heads["answer"], expected.heads["answer"], atol=1e-4)
-        decided, question = routed.decide(controller, batch, budget=0.5)
-        again, heard = exported.decide(batch, budget=0.5)
+            assert torch.allclose(found.head_outputs["answer"], expected.head_outputs["answer"], atol=1e-4)
+        decided, question = routed.select_route(controller, batch, budget=0.5)
+        again, heard = exported.select_route(batch, budget=0.5)
         assert (decided.signature() == again.signature()).all()
         assert all(torch.allclose(heard[m].values, t.values, atol=1e-4) for m, t in question.items())
-        expected = routed(batch, route=decided, known=question).heads["answer"]
-        assert torch.allclose(exported.answer(batch, budget=0.5).heads["answer"], expected, atol=1e-4)
+        expected = routed(batch, route=decided, precomputed=question).head_outputs["answer"]
+        assert torch.allclose(exported.answer(batch, budget=0.5).head_outputs["answer"], expected, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_every_part_alone_is_as_it_was(parts: list[Part], written: dict[str, Path]) -> None:
+def test_every_part_alone_is_as_it_was(parts: list[ModelPart], written: dict[str, Path]) -> None:
     exported = ExportedOmniModel(written["fp32"], threads=1)
     for part in parts:
         with torch.inference_mode():
@@ -115,7 +109,7 @@ def test_every_part_alone_is_as_it_was(parts: list[Part], written: dict[str, Pat
 
 @pytest.mark.slow
 def test_few_bits_take_little_room_and_change_little(
-    routed: OmniModel, parts: list[Part], written: dict[str, Path], make_batch: MakeBatch
+    routed: OmniModel, parts: list[ModelPart], written: dict[str, Path], make_batch: MakeBatch
 ) -> None:
     weights = {name: (folder / WEIGHTS).stat().st_size for name, folder in written.items()}
     held = sum(w.numel() for w in {id(w): w for part in parts for w in part.module.parameters()}.values())
@@ -124,9 +118,9 @@ def test_few_bits_take_little_room_and_change_little(
     assert weights["int8"] < weights["mixed"] < weights["fp16"]
     batch = make_batch(16, lengths=True)
     with torch.inference_mode():
-        expected = routed(batch).heads["answer"]
+        expected = routed(batch).head_outputs["answer"]
         off = {
-            name: float((ExportedOmniModel(folder, threads=1)(batch).heads["answer"] - expected).abs().mean())
+            name: float((ExportedOmniModel(folder, threads=1)(batch).head_outputs["answer"] - expected).abs().mean())
             for name, folder in written.items()
         }
     spread = float(expected.std())
@@ -138,53 +132,53 @@ def test_few_bits_take_little_room_and_change_little(
 @pytest.mark.parametrize("ranges", ["average", "dynamic"])
 def test_rounding_while_training_is_rounding_once_exported(
     exporter: Exporter,
-    parts: list[Part],
+    parts: list[ModelPart],
     routed: OmniModel,
-    controller: Controller,
+    controller: Router,
     make_batch: MakeBatch,
     tmp_path: Path,
     ranges: str,
 ) -> None:
-    fake = FakeQuantization(parts, INT8, ranges=ranges).eval()
-    frame = Frame.of(routed, controller)
-    carried = assemble(frame, fake.run)
+    fake = FakeQuantizer(parts, INT8, ranges=ranges).eval()
+    frame = AssemblySpec.from_model(routed, controller)
+    carried = assemble_model(frame, fake.run)
     if ranges == "average":
         batches = [make_batch(12, seed=s, missing=0.4 * (s > 1), lengths=True) for s in range(8)]
-        assert calibrate(fake, carried, batches, controller=assemble_controller(frame, fake.run)) == 8
+        assert calibrate(fake, carried, batches, controller=assemble_router(frame, fake.run)) == 8
     exporter.write(tmp_path / "int8", parts, frame, policy=INT8, source="abc", ranges=fake.known_ranges())
     exported, batch = ExportedOmniModel(tmp_path / "int8", threads=1), make_batch(12, seed=9, lengths=True)
     with torch.inference_mode():
-        exact, expected = routed(batch).heads["answer"], carried(batch).heads["answer"]
-        found = exported(batch).heads["answer"]
+        exact, expected = routed(batch).head_outputs["answer"], carried(batch).head_outputs["answer"]
+        found = exported(batch).head_outputs["answer"]
         summaries = torch.randn(5, 16)
-        decided = assemble_controller(frame, fake.run).heard(TEXT, summaries, torch.ones(5, 4), torch.rand(5, 9))
+        decided = assemble_router(frame, fake.run).modality_logits(TEXT, summaries, torch.ones(5, 4), torch.rand(5, 9))
     rounding = (expected - exact).abs().mean()
     assert rounding > 1e-3, "it does round"
     assert (found - expected).abs().mean() < 0.1 * rounding, "a value between two codes may fall either way"
-    assert decided.shape == (5, controller.wish.out_features)
+    assert decided.shape == (5, controller.logit_head.out_features)
     fake.remove()
     with torch.inference_mode():
-        assert torch.equal(routed(batch).heads["answer"], exact), "the model itself is as before"
+        assert torch.equal(routed(batch).head_outputs["answer"], exact), "the model itself is as before"
 
 
 def test_what_is_broken_or_another_is_refused(written: dict[str, Path], tmp_path: Path) -> None:
 
     folder = tmp_path / "copied"
     shutil.copytree(written["fp16"], folder)
-    with pytest.raises(ArtefactError, match="made from weights abc, expected def"):
+    with pytest.raises(ArtifactError, match="made from weights abc, expected def"):
         ExportedOmniModel(folder, source="def")
     file = folder / "encoder.text.onnx"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ArtefactError, match=r"encoder\.text\.onnx: is not what was written .* export again"):
+    with pytest.raises(ArtifactError, match=r"encoder\.text\.onnx: is not what was written .* export again"):
         ExportedOmniModel(folder)
     file.unlink()
-    with pytest.raises(ArtefactError, match=r"encoder\.text\.onnx: missing"):
+    with pytest.raises(ArtifactError, match=r"encoder\.text\.onnx: missing"):
         ExportedOmniModel(folder)
     (folder / MANIFEST).write_text("{}")
-    with pytest.raises(ArtefactError, match="broken"):
+    with pytest.raises(ArtifactError, match="broken"):
         read_manifest(folder)
-    with pytest.raises(ArtefactError, match="no exported model there"):
+    with pytest.raises(ArtifactError, match="no exported model there"):
         read_manifest(tmp_path / "nowhere")
 
 
@@ -199,12 +193,12 @@ def test_int8_is_not_asked_of_a_provider_without_integers(
 
 
 def test_what_is_written_replaces_what_stood_there_at_once(
-    exporter: Exporter, parts: list[Part], routed: OmniModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exporter: Exporter, parts: list[ModelPart], routed: OmniModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, frame = parts[-1:], Frame.of(routed)
+    chosen, frame = parts[-1:], AssemblySpec.from_model(routed)
     size = exporter.write(tmp_path / "m", chosen, frame, policy=FP32, source="one")
     assert size == size_of(tmp_path / "m") and [*tmp_path.iterdir()] == [tmp_path / "m"]
-    monkeypatch.setattr("omni_lab.compression.artefact.ir.save", lambda *_: 1 / 0)
+    monkeypatch.setattr("omni_lab.compression.export.ir.save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         exporter.write(tmp_path / "m", chosen, frame, policy=FP32, source="two")
     assert read_manifest(tmp_path / "m", source="one") and [*tmp_path.iterdir()] == [tmp_path / "m"]
@@ -219,33 +213,35 @@ def test_equal_weights_are_kept_once(written: dict[str, Path], parts: list) -> N
 
 
 def test_impossible_exports_are_refused(
-    parts: list[Part], routed: OmniModel, exporter: Exporter, tmp_path: Path
+    parts: list[ModelPart], routed: OmniModel, exporter: Exporter, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError, match="opset must be from 18 to 23: got 9"):
         Exporter(opset=9).graph(parts[-1])
     odd = PrecisionPolicy("odd", {}, Precision.INT8, {"path.7.*": Precision.FP32})
     with pytest.raises(ValueError, match=r"names 'path\.7\.\*': no part is called so"):
-        exporter.write(tmp_path / "m", parts[-1:], Frame.of(routed), policy=odd, source="")
+        exporter.write(tmp_path / "m", parts[-1:], AssemblySpec.from_model(routed), policy=odd, source="")
     with pytest.raises(ExportError, match="no range is known of what 'read' is given"):
-        exporter.write(tmp_path / "m", parts[-1:], Frame.of(routed), policy=INT8, source="", ranges={})
+        exporter.write(tmp_path / "m", parts[-1:], AssemblySpec.from_model(routed), policy=INT8, source="", ranges={})
 
 
-def test_a_frame_outlives_json(routed: OmniModel, controller: Controller) -> None:
+def test_a_frame_outlives_json(routed: OmniModel, controller: Router) -> None:
 
-    frame = Frame.of(routed, controller)
-    again = Frame.of_identity(json.loads(json.dumps(frame.identity())))
-    assert again.space.identity() == frame.space.identity()
-    assert again.costs == frame.costs and again.conditioned and again.pool == frame.pool
+    frame = AssemblySpec.from_model(routed, controller)
+    again = AssemblySpec.from_dict(json.loads(json.dumps(frame.to_dict())))
+    assert again.space.to_dict() == frame.space.to_dict()
+    assert again.costs == frame.costs and again.penalty_conditioned and again.pool == frame.pool
 
 
 def test_a_controller_that_chooses_among_plans_has_no_parts(routed: OmniModel) -> None:
     with pytest.raises(ValueError, match="chooses among plans"):
-        controller_parts(Controller(routed.space, width=16, plans=3))
+        split_router(Router(routed.space, width=16, plans=3))
 
 
 def test_policies_go_by_name() -> None:
     mixed = PrecisionPolicy.mixed()
-    assert mixed.of("encoder.text") is mixed.of("encoder.audio.light") is Precision.FP16
-    assert mixed.of("encoder.image.light") is mixed.of("path.0.text_from_audio") is Precision.INT8
+    assert mixed.precision_of("encoder.text") is mixed.precision_of("encoder.audio.early_exit") is Precision.FP16
+    assert (
+        mixed.precision_of("encoder.image.early_exit") is mixed.precision_of("path.0.text_from_audio") is Precision.INT8
+    )
     odd = PrecisionPolicy("odd", {}, Precision.INT8, {"path.*": Precision.FP32, "path.1.*": Precision.FP16})
-    assert [odd.of(n) for n in ("path.0.a", "path.1.a", "block.0.text")] == ["fp32", "fp16", "int8"]
+    assert [odd.precision_of(n) for n in ("path.0.a", "path.1.a", "block.0.text")] == ["fp32", "fp16", "int8"]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from omni_lab.compression import Frame, assemble, parts_of
-from omni_lab.modalities import Modality, ModalityInput
+from omni_lab.batch import Modality, ModalityInput
+from omni_lab.compression.parts import AssemblySpec, assemble_model, split_model
 from omni_lab.model import OmniModel
 from tests.routing.conftest import MakeBatch, make_batch, routed
 
@@ -23,7 +23,7 @@ class Runner:
     """Carries parts out as they are, and counts."""
 
     def __init__(self, model: OmniModel, batch: Any) -> None:
-        self.parts = {part.name: part for part in parts_of(model, batch)}
+        self.parts = {part.name: part for part in split_model(model, batch)}
         self.calls: Counter[str] = Counter()
 
     def __call__(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -35,35 +35,35 @@ class Runner:
 @pytest.mark.parametrize("seed", range(4))
 def test_put_together_again_it_says_the_same(routed: OmniModel, make_batch: MakeBatch, seed: int) -> None:
     runner = Runner(routed, make_batch(2))
-    whole = assemble(Frame.of(routed), runner)
+    whole = assemble_model(AssemblySpec.from_model(routed), runner)
     batch = make_batch(12, seed=seed, share=seed % 2 == 1, missing=0.3 * (seed > 1), lengths=True)
-    route = routed.space.random(batch.present, generator=torch.Generator().manual_seed(seed))
+    route = routed.space.sample(batch.present, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
         for chosen in (None, route):
-            expected = routed(batch, route=chosen).heads["answer"]
-            assert torch.allclose(whole(batch, route=chosen).heads["answer"], expected, atol=1e-5)
+            expected = routed(batch, route=chosen).head_outputs["answer"]
+            assert torch.allclose(whole(batch, route=chosen).head_outputs["answer"], expected, atol=1e-5)
     assert set(runner.calls) <= set(runner.parts)
 
 
 def test_a_closed_part_is_not_called(routed: OmniModel, make_batch: MakeBatch) -> None:
     runner, batch = Runner(routed, make_batch(2)), make_batch(5)
-    whole, space = assemble(Frame.of(routed), runner), routed.space
+    whole, space = assemble_model(AssemblySpec.from_model(routed), runner), routed.space
     levels = torch.zeros(5, 4, dtype=torch.long)
     levels[:, IMAGE.column] = 1
     opened = torch.zeros(5, space.depth, len(space.paths), dtype=torch.bool)
     to_picture = [p.query is TEXT and p.key is IMAGE for p in space.paths].index(True)
     opened[:, 1, to_picture] = True
     with torch.inference_mode():
-        whole(batch, route=space.route(levels, opened, batch.present))
+        whole(batch, route=space.project(levels, opened, batch.present))
     assert {n for n in runner.calls if n.startswith(("encoder", "path"))} == {
         "encoder.text",
-        "encoder.image.light",
+        "encoder.image.early_exit",
         "path.1.text_from_image",
     }
 
 
 def test_every_weight_belongs_to_a_part(routed: OmniModel, make_batch: MakeBatch) -> None:
-    parts = parts_of(routed, make_batch(2))
+    parts = split_model(routed, make_batch(2))
     held = {id(weight) for part in parts for weight in part.module.parameters()}
     assert {name for name, weight in routed.named_parameters() if id(weight) not in held} == set()
     for part in parts:
@@ -75,9 +75,9 @@ def test_every_weight_belongs_to_a_part(routed: OmniModel, make_batch: MakeBatch
 def test_what_cannot_be_taken_apart_is_refused(routed: OmniModel, make_batch: MakeBatch) -> None:
     batch = make_batch(2)
     with pytest.raises(ValueError, match="the batch has none of \\['audio'\\]"):
-        parts_of(routed, batch.without(AUDIO))
+        split_model(routed, batch.without(AUDIO))
     tokens = ModalityInput(torch.randn(2, 64, 16), torch.ones(2, 64).bool(), torch.arange(2))
     with pytest.raises(ValueError, match="raw inputs .*\\['image'\\]"):
-        parts_of(routed, replace(batch, inputs={**batch.inputs, IMAGE: tokens}))
+        split_model(routed, replace(batch, inputs={**batch.inputs, IMAGE: tokens}))
     with pytest.raises(ValueError, match="keeps its attention weights"):
-        assemble(Frame.of(routed), Runner(routed, batch))(batch, need_weights=True)
+        assemble_model(AssemblySpec.from_model(routed), Runner(routed, batch))(batch, need_weights=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omni_lab.data import OmniDataModule, Store, StoreError, ensure_store
-from omni_lab.data.sources import Medium, SourceError
-from omni_lab.data.store import FORMAT_VERSION
-from omni_lab.modalities import Modality
+from omni_lab.batch import Modality
+from omni_lab.data.datamodule import OmniDataModule
+from omni_lab.data.sources.base import MediaItem, SourceError
+from omni_lab.data.store import FORMAT_VERSION, Store, StoreError, ensure_store
 from tests.conftest import TINY_DATA, ShadesOfGray
 
 
@@ -31,8 +31,8 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     rows = {key: row for row, key in enumerate(store.keys(Modality.IMAGE))}
     for medium in source.media(Modality.IMAGE):
         row = rows[medium.key]
-        assert np.array_equal(store.medium(Modality.IMAGE, row), medium.values)
-        assert store.facts(Modality.IMAGE, row) == medium.facts
+        assert np.array_equal(store.media(Modality.IMAGE, row), medium.values)
+        assert store.annotations(Modality.IMAGE, row) == medium.annotations
     assert store.families == source.families()
     train = store.questions("train")
     assert train.column("text").to_pylist() == [q.text for q in source.questions()["train"]]
@@ -102,7 +102,7 @@ def test_a_store_of_another_source_is_outdated(tmp_path: Path, monkeypatch: pyte
 def test_a_build_that_fails_leaves_nothing_and_keeps_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = ensure_store(ShadesOfGray(), tmp_path)
     monkeypatch.setattr(ShadesOfGray, "version", 2)
-    black = Medium(0, np.zeros((3, 16, 16), np.uint8))
+    black = MediaItem(0, np.zeros((3, 16, 16), np.uint8))
     monkeypatch.setattr(ShadesOfGray, "media", lambda self, modality: iter([black]))
     with pytest.raises(SourceError, match="question '1-3' comes with image 1, which the source lacks"):
         ensure_store(ShadesOfGray(), tmp_path)
@@ -129,7 +129,7 @@ def test_media_that_do_not_fit_are_named(
     media: list[tuple[int, ...]],
     message: str,
 ) -> None:
-    made = [Medium(0, np.zeros(shape, np.uint8)) for shape in media]
+    made = [MediaItem(0, np.zeros(shape, np.uint8)) for shape in media]
     monkeypatch.setattr(ShadesOfGray, "shapes", {Modality(modality): expected})
     monkeypatch.setattr(ShadesOfGray, "media", lambda self, modality: iter(made))
     with pytest.raises(SourceError, match=re.escape(message)):
@@ -138,7 +138,7 @@ def test_media_that_do_not_fit_are_named(
 
 def test_a_clip_of_the_wrong_type_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ShadesOfGray, "shapes", {Modality.VIDEO: (2, 3, 4, 4)})
-    clip = Medium(7, np.zeros((2, 3, 4, 4), np.float32))
+    clip = MediaItem(7, np.zeros((2, 3, 4, 4), np.float32))
     monkeypatch.setattr(ShadesOfGray, "media", lambda self, modality: iter([clip]))
     with pytest.raises(SourceError, match=r"video 7 is \[2, 3, 4, 4\] float32: expected \[2, 3, 4, 4\] uint8"):
         ensure_store(ShadesOfGray(), tmp_path)
@@ -165,7 +165,7 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_worker_processes_reopen_the_store(tmp_path: Path) -> None:
     store = ensure_store(ShadesOfGray(), tmp_path)
     again = pickle.loads(pickle.dumps(store))
-    assert np.array_equal(again.picture(3), store.picture(3))
+    assert np.array_equal(again.image(3), store.image(3))
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ import soundfile
 import torch
 from PIL import Image
 
-from omni_lab.data.uploads import LARGEST, UploadError, read_upload
-from omni_lab.modalities import Modality
+from omni_lab.batch import Modality
+from omni_lab.data.uploads import MAX_UPLOAD_BYTES, UploadError, read_upload
 
 SHAPES: dict[Modality, tuple[int, ...]] = {
     Modality.IMAGE: (3, 64, 64),
@@ -59,7 +59,7 @@ def test_what_cannot_be_used_is_named() -> None:
     with pytest.raises(UploadError, match=r"^notes.txt: not a readable sound file .* a picture, an animated GIF"):
         read_upload("notes.txt", b"nothing of the kind", SHAPES)
     with pytest.raises(UploadError, match=r"^big.png: 40.0 MB: expected at most 8 MB"):
-        read_upload("big.png", bytes(5 * LARGEST), SHAPES)
+        read_upload("big.png", bytes(5 * MAX_UPLOAD_BYTES), SHAPES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
         with pytest.raises(UploadError, match=r"^bomb.png: .*expected a picture that fits into memory"):

@@ -7,10 +7,10 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from omni_lab.config import AudioConfig, ModelConfig
-from omni_lab.encoders import AudioEncoder
-from omni_lab.encoders.clock import time_features
-from omni_lab.modalities import Tokens
+from omni_lab.batch import Tokens
+from omni_lab.config.schema import AudioConfig, ModelConfig
+from omni_lab.encoders.audio import AudioEncoder
+from omni_lab.layers.positional import sinusoidal_time_embedding
 from tests.conftest import TINY_WORLD
 
 CONFIG: ModelConfig = TINY_WORLD.model
@@ -94,7 +94,7 @@ def test_loudness_does_not_matter(front: str) -> None:
 
 @pytest.mark.parametrize("front", FRONTS)
 def test_another_rate_keeps_the_clock(front: str) -> None:
-    here, there = audio(front), audio(front, input_rate=44_100)
+    here, there = audio(front), audio(front, sample_rate=44_100)
     ours = listen(here, chirp(0.7), chirp(0.4))
     theirs = listen(there, chirp(0.7, rate=44_100), chirp(0.4, rate=44_100))
     assert ours.times is not None and theirs.times is not None
@@ -133,9 +133,9 @@ def test_front_ends_are_known_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_equal_times_look_alike_and_others_do_not() -> None:
-    features = time_features(torch.tensor([[0.5, 0.5, 0.6, 3.0]]), 16)[0]
+    features = sinusoidal_time_embedding(torch.tensor([[0.5, 0.5, 0.6, 3.0]]), 16)[0]
     assert features.shape == (4, 16) and torch.equal(features[0], features[1])
     near, far = (features[0] - features[2]).norm(), (features[0] - features[3]).norm()
     assert 0.1 < near < far
     assert features.abs().max() <= 0.3 + 1e-6
-    assert torch.allclose(time_features(torch.tensor([[0.5]]), 16, amplitude=0.9)[0, 0], 3 * features[0])
+    assert torch.allclose(sinusoidal_time_embedding(torch.tensor([[0.5]]), 16, amplitude=0.9)[0, 0], 3 * features[0])

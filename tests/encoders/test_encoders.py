@@ -3,24 +3,25 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omni_lab.config import TextConfig, VisionConfig
-from omni_lab.encoders import TextEncoder, VisionEncoder
+from omni_lab.config.schema import TextConfig, VisionConfig
+from omni_lab.encoders.text import TextEncoder
+from omni_lab.encoders.vision import VisionEncoder
 
 SMALL = {"patch_size": 4, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 2}
 
 
 def test_text_ignores_padding() -> None:
     torch.manual_seed(0)
-    encoder = TextEncoder(TextConfig(dim=16, depth=2, heads=2), vocab_size=10, out_dim=24).eval()
+    encoder = TextEncoder(TextConfig(dim=16, depth=2, num_heads=2), vocab_size=10, out_dim=24).eval()
     short = encoder(torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.bool))
     long = encoder(torch.tensor([[1, 2, 7, 7]]), torch.tensor([[True, True, False, False]]))
     assert short.values.shape == (1, 2, 24)
     assert torch.allclose(short.values, long.values[:, :2], atol=1e-6)
-    assert torch.allclose(short.pooled(), long.pooled(), atol=1e-6)
+    assert torch.allclose(short.mean_pool(), long.mean_pool(), atol=1e-6)
 
 
 def test_text_that_is_too_long_is_named() -> None:
-    encoder = TextEncoder(TextConfig(dim=8, depth=1, heads=1, max_length=3), vocab_size=10, out_dim=8)
+    encoder = TextEncoder(TextConfig(dim=8, depth=1, num_heads=1, max_length=3), vocab_size=10, out_dim=8)
     with pytest.raises(ValueError, match="at most 3 tokens long: got 4"):
         encoder(torch.ones(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.bool))
 

@@ -8,11 +8,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from omni_lab.config import ModelConfig, VideoConfig
-from omni_lab.encoders import VideoEncoder, VisionEncoder
-from omni_lab.learning.checkpoints import load_model, save_model
-from omni_lab.modalities import Modality
-from omni_lab.model import build_encoders, build_model
+from omni_lab.batch import Modality
+from omni_lab.build import build_encoders, build_model
+from omni_lab.config.schema import ModelConfig, VideoConfig
+from omni_lab.encoders.video import VideoEncoder
+from omni_lab.encoders.vision import VisionEncoder
+from omni_lab.training.checkpoint import load_model, save_model
 from tests.conftest import TINY_WORLD, as_saved
 
 CONFIG: ModelConfig = TINY_WORLD.model
@@ -71,7 +72,7 @@ def test_frames_of_the_wrong_size_are_named() -> None:
     with pytest.raises(ValueError, match=r"clips must be \[U, F, 3, 32, 32\]: got \[1, 2, 3, 16, 32\]"):
         encoder(torch.zeros(1, 2, 3, 16, 32, dtype=torch.uint8), torch.ones(1, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="frame_size must be a multiple of 16 x 2: got 48"):
-        VideoEncoder(VideoConfig(frame_size=48, dim=16, heads=2), vision=vision, out_dim=24)
+        VideoEncoder(VideoConfig(frame_size=48, dim=16, num_heads=2), vision=vision, out_dim=24)
 
 
 def test_clips_and_pictures_share_their_weights(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_clips_and_pictures_share_their_weights(tmp_path: Path) -> None:
     assert any(name.startswith("vision.") for name in encoders[Modality.VIDEO].state_dict())
 
     model = build_model(config, vocab_size=10, answers=3)
-    save_model(tmp_path, model, identity={}, facts={})
+    save_model(tmp_path, model, identity={}, metadata={})
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         saved = [name for name in file.keys() if not name.endswith(".scales")]  # noqa: SIM118
     assert len(saved) == len({p.data_ptr() for p in model.parameters()}), "each weight once"

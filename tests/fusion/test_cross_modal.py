@@ -3,13 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omni_lab.fusion import CrossModalAttention, CrossModalFusion
-from omni_lab.modalities import Modality, Tokens
-from omni_lab.routing import Path, all_paths
+from omni_lab.batch import Modality, Tokens
+from omni_lab.fusion.cross_modal import CrossModalFusion
+from omni_lab.fusion.cross_modal_attention import CrossModalAttention
+from omni_lab.routing.route import CrossModalPath, all_cross_modal_paths
 
 TEXT, IMAGE, AUDIO = Modality.TEXT, Modality.IMAGE, Modality.AUDIO
 DIM = 8
-PAIRS = all_paths([TEXT, IMAGE, AUDIO])
+PAIRS = all_cross_modal_paths([TEXT, IMAGE, AUDIO])
 
 
 def tokens(batch: int, length: int, seed: int) -> Tokens:
@@ -17,20 +18,22 @@ def tokens(batch: int, length: int, seed: int) -> Tokens:
     return Tokens(values, torch.ones(batch, length, dtype=torch.bool))
 
 
-def fusion(*paths: Path) -> CrossModalFusion:
+def fusion(*paths: CrossModalPath) -> CrossModalFusion:
     torch.manual_seed(0)
-    return CrossModalFusion(paths=paths, dim=DIM, depth=2, heads=2).eval()
+    return CrossModalFusion(paths=paths, dim=DIM, depth=2, num_heads=2).eval()
 
 
 def test_all_paths_are_the_directed_pairs() -> None:
-    assert len(all_paths([TEXT, IMAGE, AUDIO])) == 6
-    assert Path(TEXT, IMAGE) in all_paths([TEXT, IMAGE]) and Path(TEXT, TEXT) not in all_paths([TEXT, IMAGE])
+    assert len(all_cross_modal_paths([TEXT, IMAGE, AUDIO])) == 6
+    assert CrossModalPath(TEXT, IMAGE) in all_cross_modal_paths([TEXT, IMAGE]) and CrossModalPath(
+        TEXT, TEXT
+    ) not in all_cross_modal_paths([TEXT, IMAGE])
 
 
 def test_an_absent_key_modality_adds_nothing() -> None:
     streams = {TEXT: tokens(2, 3, 1), IMAGE: tokens(2, 4, 2)}
     absent = Tokens(streams[IMAGE].values, torch.zeros(2, 4, dtype=torch.bool))
-    network = fusion(*all_paths([TEXT, IMAGE]))
+    network = fusion(*all_cross_modal_paths([TEXT, IMAGE]))
     masked = network({TEXT: streams[TEXT], IMAGE: absent}).tokens[TEXT].values
     missing = network({TEXT: streams[TEXT]}).tokens[TEXT].values
     assert (masked - missing).abs().max() < 1e-6
@@ -38,7 +41,7 @@ def test_an_absent_key_modality_adds_nothing() -> None:
 
 
 def test_one_sample_without_a_picture_leaves_the_others_alone() -> None:
-    network = fusion(*all_paths([TEXT, IMAGE]))
+    network = fusion(*all_cross_modal_paths([TEXT, IMAGE]))
     text, image = tokens(3, 3, 1), tokens(3, 4, 2)
     mask = image.mask.clone()
     mask[1] = False
@@ -50,35 +53,35 @@ def test_one_sample_without_a_picture_leaves_the_others_alone() -> None:
 
 def test_a_stream_that_listens_to_nobody_passes_through() -> None:
     streams = {TEXT: tokens(2, 3, 1), IMAGE: tokens(2, 4, 2)}
-    fused = fusion(Path(TEXT, IMAGE))(streams).tokens
+    fused = fusion(CrossModalPath(TEXT, IMAGE))(streams).tokens
     assert fused[IMAGE] is streams[IMAGE]
     assert (fused[TEXT].values - streams[TEXT].values).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("paths", [[Path(TEXT, IMAGE)], all_paths([TEXT, IMAGE])])
-def test_shared_pictures_equal_expanded_ones(paths: list[Path]) -> None:
+@pytest.mark.parametrize("paths", [[CrossModalPath(TEXT, IMAGE)], all_cross_modal_paths([TEXT, IMAGE])])
+def test_shared_pictures_equal_expanded_ones(paths: list[CrossModalPath]) -> None:
     rows = torch.tensor([0, 1, 1, 0])
-    shared = Tokens(tokens(2, 4, 2).values, torch.ones(2, 4, dtype=torch.bool), rows=rows)
+    shared = Tokens(tokens(2, 4, 2).values, torch.ones(2, 4, dtype=torch.bool), entry_index=rows)
     network, text = fusion(*paths), tokens(4, 3, 1)
-    once, apart = network({TEXT: text, IMAGE: shared}), network({TEXT: text, IMAGE: shared.expanded()})
+    once, apart = network({TEXT: text, IMAGE: shared}), network({TEXT: text, IMAGE: shared.expand_entries()})
     for m in (TEXT, IMAGE):
-        assert (once.tokens[m].expanded().values - apart.tokens[m].expanded().values).abs().max() < 1e-6
+        assert (once.tokens[m].expand_entries().values - apart.tokens[m].expand_entries().values).abs().max() < 1e-6
 
 
 def test_weights_come_from_the_same_forward() -> None:
     streams = {TEXT: tokens(2, 3, 1), IMAGE: tokens(2, 4, 2)}
-    network = fusion(*all_paths([TEXT, IMAGE]))
+    network = fusion(*all_cross_modal_paths([TEXT, IMAGE]))
     plain, shown = network(streams), network(streams, need_weights=True)
     assert (plain.tokens[TEXT].values - shown.tokens[TEXT].values).abs().max() < 1e-5
     assert not any(plain.attention)
-    assert [set(layer) for layer in shown.attention] == [set(all_paths([TEXT, IMAGE]))] * 2
-    assert shown.attention[0][Path(TEXT, IMAGE)].shape == (2, 2, 3, 4)
+    assert [set(layer) for layer in shown.attention] == [set(all_cross_modal_paths([TEXT, IMAGE]))] * 2
+    assert shown.attention[0][CrossModalPath(TEXT, IMAGE)].shape == (2, 2, 3, 4)
 
 
 def test_a_path_owns_its_weights() -> None:
-    path = CrossModalAttention(dim=DIM, heads=2)
-    both = fusion(*all_paths([TEXT, IMAGE]))
-    one = fusion(Path(TEXT, IMAGE))
+    path = CrossModalAttention(dim=DIM, num_heads=2)
+    both = fusion(*all_cross_modal_paths([TEXT, IMAGE]))
+    one = fusion(CrossModalPath(TEXT, IMAGE))
     count = [sum(p.numel() for p in network.parameters()) for network in (both, one, path)]
     assert count[0] - count[1] > 2 * count[2], "two layers lose one path each, and a block"
 
@@ -87,7 +90,7 @@ def test_a_path_runs_only_for_samples_that_have_both_ends() -> None:
     """And what comes out is what each sample alone would get."""
     everything = {TEXT: tokens(2, 3, 1), IMAGE: tokens(2, 4, 2), AUDIO: tokens(2, 5, 3)}
     rows = {TEXT: [0, 1, 1, -1], IMAGE: [0, -1, 1, 1], AUDIO: [-1, -1, 0, 1]}
-    streams = {m: Tokens(t.values, t.mask, rows=torch.tensor(rows[m])) for m, t in everything.items()}
+    streams = {m: Tokens(t.values, t.mask, entry_index=torch.tensor(rows[m])) for m, t in everything.items()}
     network = fusion(*PAIRS)
     counts: dict[str, int] = {}
     for name, path in network.layers[0].cross.items():
@@ -103,7 +106,7 @@ def test_a_path_runs_only_for_samples_that_have_both_ends() -> None:
         }
         expected = network(alone, need_weights=True)
         for m in everything:
-            mine = fused.tokens[m].expanded()
+            mine = fused.tokens[m].expand_entries()
             assert bool(mine.mask[i].any()) == (m in alone)
             if m in alone:
                 assert torch.allclose(mine.values[i], expected.tokens[m].values[0], atol=1e-5)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from omni_lab.config import AudioConfig, FusionConfig
-from omni_lab.modalities import Modality, ModalityInput, OmniBatch
-from omni_lab.model import OmniModel, build_model
+from omni_lab.batch import Modality, ModalityInput, OmniBatch
+from omni_lab.build import build_model
+from omni_lab.config.schema import AudioConfig, FusionConfig
+from omni_lab.model import OmniModel
 from tests.conftest import TINY_WORLD
 
 AUDIO, VIDEO = Modality.AUDIO, Modality.VIDEO
@@ -39,33 +40,33 @@ def batch_of(sounds: list[int], clips: list[int], *, shift: int = 0) -> OmniBatc
         ),
     }
     names = [str(i) for i in range(len(sounds))]
-    inputs = {m: given for m, given in inputs.items() if (given.rows >= 0).any()}
+    inputs = {m: given for m, given in inputs.items() if (given.entry_index >= 0).any()}
     return OmniBatch(inputs, ["answer"] * len(sounds), ["family"] * len(sounds), names)
 
 
 def test_nothing_joined_is_each_encoder_alone() -> None:
     model, batch = joined_model(), batch_of([0, 1, 2], [2, 1, 0])
-    assert model.early is not None
+    assert model.early_fusion is not None
     alone = joined_model(FusionConfig(early=False, paths=(), gated=True)).encode(batch)
-    nn.init.zeros_(model.early.join.weight)
-    nn.init.zeros_(model.early.join.bias)
+    nn.init.zeros_(model.early_fusion.join.weight)
+    nn.init.zeros_(model.early_fusion.join.bias)
     for modality, tokens in model.encode(batch).items():
-        assert torch.allclose(tokens.expanded().values, alone[modality].expanded().values, atol=1e-5)
+        assert torch.allclose(tokens.expand_entries().values, alone[modality].expand_entries().values, atol=1e-5)
 
 
 def test_samples_that_share_clips_are_as_if_alone() -> None:
     model, sounds, clips = joined_model(), [0, 1, 0, 2, -1, 1], [0, 0, 1, -1, 2, 0]
-    together = model(batch_of(sounds, clips)).heads["answer"]
+    together = model(batch_of(sounds, clips)).head_outputs["answer"]
     for i, pair in enumerate(zip(sounds, clips, strict=True)):
-        assert torch.allclose(model(batch_of([pair[0]], [pair[1]])).heads["answer"][0], together[i], atol=1e-5)
+        assert torch.allclose(model(batch_of([pair[0]], [pair[1]])).head_outputs["answer"][0], together[i], atol=1e-5)
     encoded = model.encode(batch_of(sounds, clips))[VIDEO]
     assert len(encoded.values) == 4  # clip 0 with two sounds, clips 1 and 2 once each
 
 
 def test_a_clip_without_a_sound_is_as_if_alone() -> None:
     batch = batch_of([-1, 0], [1, 1])
-    heard = joined_model().encode(batch)[VIDEO].expanded().values
-    alone = joined_model(FusionConfig(early=False, paths=())).encode(batch)[VIDEO].expanded().values
+    heard = joined_model().encode(batch)[VIDEO].expand_entries().values
+    alone = joined_model(FusionConfig(early=False, paths=())).encode(batch)[VIDEO].expand_entries().values
     assert torch.allclose(heard[0], alone[0], atol=1e-5)
     assert not torch.allclose(heard[1], alone[1], atol=1e-2)
 
@@ -94,6 +95,6 @@ def test_what_cannot_be_joined_is_refused() -> None:
     config = replace(TINY_WORLD.model, modalities=(VIDEO,), fusion=FusionConfig(early=True))
     with pytest.raises(ValueError, match="joins clips and sounds: it wants both"):
         build_model(config, vocab_size=9, answers=2)
-    wave = AudioConfig(front_end="wav2vec2", dim=16, depth=1, heads=2)
+    wave = AudioConfig(front_end="wav2vec2", dim=16, depth=1, num_heads=2)
     with pytest.raises(ValueError, match="the mel front end"):
         build_model(replace(TINY_WORLD.model, audio=wave, fusion=FusionConfig(early=True)), vocab_size=9, answers=2)

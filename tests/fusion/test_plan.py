@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from omni_lab.config import FusionConfig
-from omni_lab.data.samples import Sample
-from omni_lab.data.worlds.talking_face import TalkingFace
-from omni_lab.fusion import FusionPlan, Stage, association
-from omni_lab.modalities import Modality
+from omni_lab.batch import Modality
+from omni_lab.config.schema import FusionConfig
+from omni_lab.data.collate import Sample
+from omni_lab.evaluation.association import canonical_correlation
+from omni_lab.fusion.plan import FusionPlan, FusionStage
+from omni_lab.worlds.talking_face import TalkingFace
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
 
@@ -44,35 +45,35 @@ def faces() -> tuple[list[Sample], list[Sample]]:
 
 
 def test_what_goes_together_is_associated() -> None:
-    assert association(written(), (TEXT, IMAGE)) > 0.9
-    assert abs(association(written(pictures=False), (TEXT, IMAGE))) < 0.3
+    assert canonical_correlation(written(), (TEXT, IMAGE)) > 0.9
+    assert abs(canonical_correlation(written(pictures=False), (TEXT, IMAGE))) < 0.3
 
 
 def test_lips_and_speech_rank_above_strangers(faces: tuple[list[Sample], list[Sample]]) -> None:
-    matched, strangers = (association(samples, (AUDIO, VIDEO)) for samples in faces)
+    matched, strangers = (canonical_correlation(samples, (AUDIO, VIDEO)) for samples in faces)
     assert matched > 0.5 > strangers + 0.1
 
 
 def test_too_few_samples_are_refused() -> None:
     with pytest.raises(ValueError, match="ten samples or more that have text and audio: got 0"):
-        association(written(), (TEXT, AUDIO))
+        canonical_correlation(written(), (TEXT, AUDIO))
 
 
 def test_plans_follow_association() -> None:
     measured = {(TEXT, IMAGE): 0.05, (TEXT, AUDIO): 0.6, (IMAGE, AUDIO): 0.02, (AUDIO, VIDEO): 0.7, (IMAGE, VIDEO): 0.3}
     plan = FusionPlan.from_association(measured, question=TEXT)
-    stages = [Stage.MID, Stage.MID, Stage.LATE, Stage.EARLY, Stage.MID]
+    stages = [FusionStage.MID, FusionStage.MID, FusionStage.LATE, FusionStage.EARLY, FusionStage.MID]
     assert list(plan.stages.values()) == stages
     config = plan.config(FusionConfig(depth=3))
     assert config.early and config.depth == 3 and config.paths is not None
     assert set(config.paths) == {
         (TEXT, IMAGE), (IMAGE, TEXT), (TEXT, AUDIO), (AUDIO, TEXT), (IMAGE, VIDEO), (VIDEO, IMAGE)
     }  # fmt: skip
-    late = FusionPlan(dict.fromkeys(measured, Stage.LATE)).config(FusionConfig())
+    late = FusionPlan(dict.fromkeys(measured, FusionStage.LATE)).config(FusionConfig())
     assert not late.early and late.paths == ()
-    assert FusionPlan.from_association(measured, early=0.8).stages[AUDIO, VIDEO] is Stage.MID
+    assert FusionPlan.from_association(measured, early=0.8).stages[AUDIO, VIDEO] is FusionStage.MID
 
 
 def test_only_pairs_with_a_clock_meet_early() -> None:
     with pytest.raises(ValueError, match="can meet early, as both have a clock"):
-        FusionPlan({(TEXT, IMAGE): Stage.EARLY})
+        FusionPlan({(TEXT, IMAGE): FusionStage.EARLY})

@@ -9,85 +9,92 @@ import pytest
 import torch
 from torch import Tensor
 
-from omni_lab.data.tokenizer import Codec, CodecError, train_tokenizer
-from omni_lab.heads import Decoding, HeadError, Memory, Remembered, TextHead, Written
-from omni_lab.modalities import Modality, Tokens
+from omni_lab.batch import Modality, Tokens
+from omni_lab.data.tokenizer import DecoderTokenizer, TokenizerError, train_tokenizer
+from omni_lab.heads.context import ContextEncoder, FusedContext, HeadError
+from omni_lab.heads.text import GenerationConfig, GenerationOutput, TextHead
 
 TEXT, IMAGE = Modality.TEXT, Modality.IMAGE
 TEXTS = ["a green frog", "zwei Frösche", "一只青蛙", "a frog left of a key"]
 
 
 @pytest.fixture(scope="module")
-def codec() -> Codec:
-    return Codec(train_tokenizer(TEXTS, vocab_size=300), max_length=24)
+def codec() -> DecoderTokenizer:
+    return DecoderTokenizer(train_tokenizer(TEXTS, vocab_size=300), max_length=24)
 
 
 @pytest.fixture
-def head(codec: Codec) -> TextHead:
+def head(codec: DecoderTokenizer) -> TextHead:
     torch.manual_seed(0)
-    return TextHead(size=codec.size, end=codec.end, dim=16, depth=2, max_length=24).eval()
+    return TextHead(vocab_size=codec.vocab_size, eos_id=codec.eos_id, dim=16, depth=2, max_length=24).eval()
 
 
 @pytest.fixture
 def streams() -> dict[Modality, Tokens]:
     """Four samples; the last has no picture."""
     torch.manual_seed(1)
-    pictures = Tokens(torch.randn(3, 5, 16), torch.ones(3, 5, dtype=torch.bool), rows=torch.tensor([0, 1, 2, -1]))
+    pictures = Tokens(
+        torch.randn(3, 5, 16), torch.ones(3, 5, dtype=torch.bool), entry_index=torch.tensor([0, 1, 2, -1])
+    )
     mask = torch.tensor([[True] * 4, [True] * 2 + [False] * 2, [True] * 4, [True] * 3 + [False]])
     return {TEXT: Tokens(torch.randn(4, 4, 16), mask), IMAGE: pictures}
 
 
-def remembered(streams: dict[Modality, Tokens]) -> Remembered:
+def remembered(streams: dict[Modality, Tokens]) -> FusedContext:
     torch.manual_seed(2)
     with torch.no_grad():
-        return Memory(modalities=(TEXT, IMAGE), dim=16, out_dim=16, depth=1).eval()(streams)
+        return ContextEncoder(modalities=(TEXT, IMAGE), dim=16, out_dim=16, depth=1).eval()(streams)
 
 
 @pytest.fixture
-def memory(streams: dict[Modality, Tokens]) -> Remembered:
+def memory(streams: dict[Modality, Tokens]) -> FusedContext:
     return remembered(streams)
 
 
-def of(memory: Remembered, sample: int) -> Remembered:
-    return replace(memory, tokens=memory.tokens.of(torch.tensor([sample])).expanded())
+def of(memory: FusedContext, sample: int) -> FusedContext:
+    return replace(memory, tokens=memory.tokens.select(torch.tensor([sample])).expand_entries())
 
 
-def test_the_same_with_and_without_a_cache(head: TextHead, memory: Remembered, codec: Codec) -> None:
-    prompt = codec.prompts(["<en>"] * 4, ["a", "a green", "zwei", "a frog left"])
+def test_the_same_with_and_without_a_cache(head: TextHead, memory: FusedContext, codec: DecoderTokenizer) -> None:
+    prompt = codec.encode_prompts(["<en>"] * 4, ["a", "a green", "zwei", "a frog left"])
     assert (prompt[:, 0] == -1).any(), "prompts of several lengths"
     for temperature in (0.0, 1.5):
         cached, plain = (
-            head(memory, prompt=prompt, decoding=Decoding(temperature=temperature, longest=12, cached=cached))
+            head(
+                memory,
+                prompt=prompt,
+                generation=GenerationConfig(temperature=temperature, max_new_tokens=12, use_cache=cached),
+            )
             for cached in (True, False)
         )
-        assert torch.equal(cached.ids, plain.ids)
+        assert torch.equal(cached.sequences, plain.sequences)
         assert torch.allclose(cached.scores, plain.scores, atol=1e-4)
 
 
-def test_a_sample_is_written_as_if_it_were_alone(head: TextHead, memory: Remembered, codec: Codec) -> None:
-    prompt = codec.prompts(["<en>"] * 4, ["a", "a green", "zwei", "a frog left"])
-    decoding = Decoding(longest=8)
-    together = head(memory, prompt=prompt, decoding=decoding)
+def test_a_sample_is_written_as_if_it_were_alone(head: TextHead, memory: FusedContext, codec: DecoderTokenizer) -> None:
+    prompt = codec.encode_prompts(["<en>"] * 4, ["a", "a green", "zwei", "a frog left"])
+    decoding = GenerationConfig(max_new_tokens=8)
+    together = head(memory, prompt=prompt, generation=decoding)
     for i in range(4):
         own = prompt[i : i + 1, prompt[i] >= 0]
-        alone = head(of(memory, i), prompt=own, decoding=decoding)
-        assert codec.texts(alone.ids) == codec.texts(together.ids[i : i + 1])
+        alone = head(of(memory, i), prompt=own, generation=decoding)
+        assert codec.batch_decode(alone.sequences) == codec.batch_decode(together.sequences[i : i + 1])
         assert torch.allclose(alone.scores, together.scores[i], atol=1e-4)
 
 
-def test_teacher_forcing_scores_what_was_written(head: TextHead, memory: Remembered, codec: Codec) -> None:
-    prompt = codec.prompts(["en", "de", "zh", "transcript"])
-    written = head(memory, prompt=prompt, decoding=Decoding(longest=6))
-    logits = head(memory, prompt=prompt, target=written.ids)
-    likely = logits.log_softmax(2).gather(2, written.ids[..., None]).squeeze(2)
-    upto = (written.ids == codec.end).cumsum(1).cumsum(1) <= 1  # the first END counts
+def test_teacher_forcing_scores_what_was_written(head: TextHead, memory: FusedContext, codec: DecoderTokenizer) -> None:
+    prompt = codec.encode_prompts(["en", "de", "zh", "transcript"])
+    written = head(memory, prompt=prompt, generation=GenerationConfig(max_new_tokens=6))
+    logits = head(memory, prompt=prompt, target=written.sequences)
+    likely = logits.log_softmax(2).gather(2, written.sequences[..., None]).squeeze(2)
+    upto = (written.sequences == codec.eos_id).cumsum(1).cumsum(1) <= 1  # the first END counts
     assert torch.allclose((likely * upto).sum(1), written.scores, atol=1e-4)
-    assert torch.equal(logits[:, 0].argmax(1), written.ids[:, 0])
+    assert torch.equal(logits[:, 0].argmax(1), written.sequences[:, 0])
 
 
-def test_the_future_changes_nothing(head: TextHead, memory: Remembered, codec: Codec) -> None:
-    prompt = codec.prompts(["en"] * 4)
-    target = codec.targets(TEXTS)
+def test_the_future_changes_nothing(head: TextHead, memory: FusedContext, codec: DecoderTokenizer) -> None:
+    prompt = codec.encode_prompts(["en"] * 4)
+    target = codec.encode_targets(TEXTS)
     changed = target.clone()
     changed[:, 3:] = 7
     before, after = (head(memory, prompt=prompt, target=t) for t in (target, changed))
@@ -95,9 +102,11 @@ def test_the_future_changes_nothing(head: TextHead, memory: Remembered, codec: C
     assert not torch.allclose(before[0, 4:], after[0, 4:], atol=1e-3)
 
 
-def test_the_memory_matters_and_padding_does_not(head: TextHead, streams: dict[Modality, Tokens], codec: Codec) -> None:
+def test_the_memory_matters_and_padding_does_not(
+    head: TextHead, streams: dict[Modality, Tokens], codec: DecoderTokenizer
+) -> None:
     memory = remembered(streams)
-    prompt = codec.prompts(["en"] * 4)
+    prompt = codec.encode_prompts(["en"] * 4)
     target = torch.zeros(4, 3, dtype=torch.long)
     said = head(memory, prompt=prompt, target=target)
     blind = head(remembered({TEXT: streams[TEXT]}), prompt=prompt, target=target)
@@ -110,10 +119,10 @@ def test_the_memory_matters_and_padding_does_not(head: TextHead, streams: dict[M
 
 @torch.no_grad()
 def exhaustive(
-    head: TextHead, memory: Remembered, prompt: Tensor, length: int, power: float
+    head: TextHead, memory: FusedContext, prompt: Tensor, length: int, power: float
 ) -> tuple[float, list[int]]:
     """The best of all texts of up to `length` tokens, tried one by one (one sample)."""
-    end, size = head.end, head.embedding.num_embeddings
+    end, size = head.eos_id, head.embedding.num_embeddings
     best: tuple[float, list[int]] = (-float("inf"), [])
     for count in range(length):
         for start in itertools.product(range(size), repeat=count):
@@ -127,76 +136,93 @@ def exhaustive(
 
 def test_beams_find_what_trying_all_texts_finds() -> None:
     torch.manual_seed(2)
-    head = TextHead(size=6, end=4, dim=8, depth=1, heads=2, max_length=8).eval()
+    head = TextHead(vocab_size=6, eos_id=4, dim=8, depth=1, num_heads=2, max_length=8).eval()
     for i in range(4):
         torch.manual_seed(i)
-        memory = Remembered(Tokens(3 * torch.randn(1, 3, 8), torch.ones(1, 3, dtype=torch.bool)), {TEXT: slice(0, 3)})
+        memory = FusedContext(Tokens(3 * torch.randn(1, 3, 8), torch.ones(1, 3, dtype=torch.bool)), {TEXT: slice(0, 3)})
         prompt = torch.tensor([[5]])
         score, ids = exhaustive(head, memory, prompt, 3, power=0.6)
-        written = head(memory, prompt=prompt, decoding=Decoding(beams=100, longest=3))
-        assert written.ids[0].tolist() == ids and written.finished.all()
+        written = head(memory, prompt=prompt, generation=GenerationConfig(num_beams=100, max_new_tokens=3))
+        assert written.sequences[0].tolist() == ids and written.finished.all()
         assert float(written.scores) / (len(ids) + 1) ** 0.6 == pytest.approx(score, abs=1e-4)
 
 
-def test_one_beam_at_a_time_or_many_samples_at_once(head: TextHead, memory: Remembered, codec: Codec) -> None:
-    prompt = codec.prompts(["en", "de", "zh", "en"])
-    together = head(memory, prompt=prompt, decoding=Decoding(beams=3, longest=7))
+def test_one_beam_at_a_time_or_many_samples_at_once(
+    head: TextHead, memory: FusedContext, codec: DecoderTokenizer
+) -> None:
+    prompt = codec.encode_prompts(["en", "de", "zh", "en"])
+    together = head(memory, prompt=prompt, generation=GenerationConfig(num_beams=3, max_new_tokens=7))
     for i in range(4):
-        alone = head(of(memory, i), prompt=prompt[i : i + 1], decoding=Decoding(beams=3, longest=7))
-        assert codec.texts(alone.ids) == codec.texts(together.ids[i : i + 1])
+        alone = head(
+            of(memory, i), prompt=prompt[i : i + 1], generation=GenerationConfig(num_beams=3, max_new_tokens=7)
+        )
+        assert codec.batch_decode(alone.sequences) == codec.batch_decode(together.sequences[i : i + 1])
         assert torch.allclose(alone.scores, together.scores[i], atol=1e-4)
 
 
-def test_what_never_ends_is_cut_and_said(head: TextHead, memory: Remembered, codec: Codec) -> None:
+def test_what_never_ends_is_cut_and_said(head: TextHead, memory: FusedContext, codec: DecoderTokenizer) -> None:
     with torch.no_grad():
-        head.embedding.weight[codec.end] = 0.0
+        head.embedding.weight[codec.eos_id] = 0.0
         head.norm.bias.copy_(10 * head.embedding.weight[5])  # it says 5, for ever
-    prompt = codec.prompts(["en"] * 4)
-    for decoding in (Decoding(longest=10), Decoding(beams=2, longest=10)):
-        written = head(memory, prompt=prompt, decoding=decoding)
-        assert not written.finished.any() and written.ids.shape == (4, 10)
-    full = head(memory, prompt=prompt, decoding=Decoding(longest=1000))
-    assert full.ids.shape == (4, 23), "one place is the prompt's"
+    prompt = codec.encode_prompts(["en"] * 4)
+    for decoding in (GenerationConfig(max_new_tokens=10), GenerationConfig(num_beams=2, max_new_tokens=10)):
+        written = head(memory, prompt=prompt, generation=decoding)
+        assert not written.finished.any() and written.sequences.shape == (4, 10)
+    full = head(memory, prompt=prompt, generation=GenerationConfig(max_new_tokens=1000))
+    assert full.sequences.shape == (4, 23), "one place is the prompt's"
 
 
-def test_drawing_follows_the_seed_and_the_nucleus(head: TextHead, memory: Remembered, codec: Codec) -> None:
-    prompt = codec.prompts(["en"] * 4)
+def test_drawing_follows_the_seed_and_the_nucleus(
+    head: TextHead, memory: FusedContext, codec: DecoderTokenizer
+) -> None:
+    prompt = codec.encode_prompts(["en"] * 4)
 
     def drawn(**changes: float) -> Tensor:
-        written: Written = head(memory, prompt=prompt, decoding=Decoding(longest=6, **changes))  # type: ignore[arg-type]
-        return written.ids
+        written: GenerationOutput = head(
+            memory, prompt=prompt, generation=GenerationConfig(max_new_tokens=6, **changes)
+        )  # type: ignore[arg-type]
+        return written.sequences
 
     assert torch.equal(drawn(temperature=2.0, seed=1), drawn(temperature=2.0, seed=1))
     assert not torch.equal(drawn(temperature=2.0, seed=1), drawn(temperature=2.0, seed=2))
-    assert torch.equal(drawn(temperature=2.0, nucleus=1e-6), drawn()), "a nucleus of one token is the likeliest"
+    assert torch.equal(drawn(temperature=2.0, top_p=1e-6), drawn()), "a nucleus of one token is the likeliest"
 
 
-def test_drawn_tokens_come_as_often_as_they_are_likely(head: TextHead, memory: Remembered, codec: Codec) -> None:
+def test_drawn_tokens_come_as_often_as_they_are_likely(
+    head: TextHead, memory: FusedContext, codec: DecoderTokenizer
+) -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -9.0]]).log_softmax(1).repeat(20_000, 1)
     dice = torch.Generator().manual_seed(0)
-    found = head._drawn(logits, Decoding(temperature=1.0, nucleus=1.0), dice).bincount(minlength=4) / 20_000
+    found = (
+        head._sample_top_p(logits, GenerationConfig(temperature=1.0, top_p=1.0), dice).bincount(minlength=4) / 20_000
+    )
     assert torch.allclose(found, logits[0].exp(), atol=0.015)
-    few = head._drawn(logits, Decoding(temperature=1.0, nucleus=0.7), dice)
+    few = head._sample_top_p(logits, GenerationConfig(temperature=1.0, top_p=0.7), dice)
     assert set(few.tolist()) == {0, 1}, "the two that together have 0.7"
 
 
-def test_a_stream_is_the_text_in_whole_characters(head: TextHead, memory: Remembered, codec: Codec) -> None:
-    one, prompt = of(memory, 0), codec.prompts(["zh"])
+def test_a_stream_is_the_text_in_whole_characters(
+    head: TextHead, memory: FusedContext, codec: DecoderTokenizer
+) -> None:
+    one, prompt = of(memory, 0), codec.encode_prompts(["zh"])
     for seed in range(5):
-        decoding = Decoding(temperature=3.0, nucleus=1.0, longest=20, seed=seed)
+        decoding = GenerationConfig(temperature=3.0, top_p=1.0, max_new_tokens=20, seed=seed)
         pieces = list(head.stream(one, codec, prompt, decoding))
-        whole, said = codec.texts(head(one, prompt=prompt, decoding=decoding).ids)[0], "".join(pieces).strip()
+        whole, said = (
+            codec.batch_decode(head(one, prompt=prompt, generation=decoding).sequences)[0],
+            "".join(pieces).strip(),
+        )
         assert len(pieces) > 1 and whole.startswith(said)
         assert set(whole[len(said) :]) <= {"\ufffd"}, "what is missing is half a character"
     with pytest.raises(HeadError, match="one text is streamed at a time"):
-        list(head.stream(memory, codec, codec.prompts(["en"] * 4), Decoding()))
+        list(head.stream(memory, codec, codec.encode_prompts(["en"] * 4), GenerationConfig()))
 
 
-def test_it_learns_to_say_what_it_is_told(codec: Codec, memory: Remembered) -> None:
+def test_it_learns_to_say_what_it_is_told(codec: DecoderTokenizer, memory: FusedContext) -> None:
     torch.manual_seed(0)
-    head = TextHead(size=codec.size, end=codec.end, dim=16, depth=1, dropout=0.0)
+    head = TextHead(vocab_size=codec.vocab_size, eos_id=codec.eos_id, dim=16, depth=1, dropout=0.0)
     optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
-    prompt, target = codec.prompts(["en", "de", "zh", "en"]), codec.targets(TEXTS)
+    prompt, target = codec.encode_prompts(["en", "de", "zh", "en"]), codec.encode_targets(TEXTS)
     for _ in range(60):
         loss = head.loss(head(memory, prompt=prompt, target=target), target)
         optimizer.zero_grad()
@@ -204,13 +230,13 @@ def test_it_learns_to_say_what_it_is_told(codec: Codec, memory: Remembered) -> N
         optimizer.step()
     head.eval()
     for beams in (1, 3):
-        written = head(memory, prompt=prompt, decoding=Decoding(beams=beams))
-        assert codec.texts(written.ids) == [text.lower() for text in TEXTS]
+        written = head(memory, prompt=prompt, generation=GenerationConfig(num_beams=beams))
+        assert codec.batch_decode(written.sequences) == [text.lower() for text in TEXTS]
         assert written.finished.all()
-    assert "".join(head.stream(of(memory, 2), codec, codec.prompts(["zh"]), Decoding())) == "一只青蛙"
+    assert "".join(head.stream(of(memory, 2), codec, codec.encode_prompts(["zh"]), GenerationConfig())) == "一只青蛙"
 
 
-def sounds_of(target: Tensor, end: int, *, louder: bool = False) -> Remembered:
+def sounds_of(target: Tensor, end: int, *, louder: bool = False) -> FusedContext:
     """A memory of two tokens of text and then of sound: each token of a target twice, and a pause behind it, in vectors
     that depend on the token alone. louder: what stands where the mask is False."""
     vectors = torch.randn(512, 16, generator=torch.Generator().manual_seed(4))
@@ -220,16 +246,16 @@ def sounds_of(target: Tensor, end: int, *, louder: bool = False) -> Remembered:
     values = vectors[ids.clamp(min=0)].masked_fill(~mask[..., None], 100.0 * louder)
     text = torch.ones(len(target), 2, 16)
     tokens = Tokens(torch.cat([text, values], dim=1), torch.cat([torch.ones(len(target), 2).bool(), mask], dim=1))
-    return Remembered(tokens, {TEXT: slice(0, 2), Modality.AUDIO: slice(2, 2 + ids.shape[1])})
+    return FusedContext(tokens, {TEXT: slice(0, 2), Modality.AUDIO: slice(2, 2 + ids.shape[1])})
 
 
-def test_a_sound_is_learned_to_be_heard_in_order(head: TextHead, codec: Codec) -> None:
-    target = codec.targets(TEXTS)
-    sounds = sounds_of(target, codec.end)
+def test_a_sound_is_learned_to_be_heard_in_order(head: TextHead, codec: DecoderTokenizer) -> None:
+    target = codec.encode_targets(TEXTS)
+    sounds = sounds_of(target, codec.eos_id)
     optimizer = torch.optim.Adam(head.parameters(), lr=2e-2)
     losses = []
     for _ in range(100):
-        losses.append(head.heard_loss(sounds, target))
+        losses.append(head.ctc_loss(sounds, target))
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
@@ -237,43 +263,43 @@ def test_a_sound_is_learned_to_be_heard_in_order(head: TextHead, codec: Codec) -
     said = target[:1, : int((target[0] >= 0).sum())]
     backwards = torch.cat([said[:, :-1].flip(1), said[:, -1:]], dim=1)
     with torch.no_grad():
-        right, wrong = (head.heard_loss(sounds_of(said, codec.end), words) for words in (said, backwards))
+        right, wrong = (head.ctc_loss(sounds_of(said, codec.eos_id), words) for words in (said, backwards))
     assert said.shape[1] > 3 and wrong > 10 * right, "the same tokens, but not in this order"
 
 
-def test_what_is_beyond_the_end_of_a_sound_is_not_heard(head: TextHead, codec: Codec) -> None:
-    target = codec.targets(TEXTS)
+def test_what_is_beyond_the_end_of_a_sound_is_not_heard(head: TextHead, codec: DecoderTokenizer) -> None:
+    target = codec.encode_targets(TEXTS)
     assert (target < 0).any(), "texts of several lengths"
-    silent, loud = (sounds_of(target, codec.end, louder=louder) for louder in (False, True))
-    assert torch.equal(head.heard_loss(silent, target), head.heard_loss(loud, target))
-    own = [head.heard_loss(of(loud, i), target[i : i + 1]) for i in range(4)]
-    assert torch.allclose(torch.stack(own).mean(), head.heard_loss(loud, target), rtol=1e-4)
+    silent, loud = (sounds_of(target, codec.eos_id, louder=louder) for louder in (False, True))
+    assert torch.equal(head.ctc_loss(silent, target), head.ctc_loss(loud, target))
+    own = [head.ctc_loss(of(loud, i), target[i : i + 1]) for i in range(4)]
+    assert torch.allclose(torch.stack(own).mean(), head.ctc_loss(loud, target), rtol=1e-4)
 
 
-def test_without_a_sound_nothing_is_heard(head: TextHead, memory: Remembered, codec: Codec) -> None:
-    target = codec.targets(TEXTS)
-    sounds = sounds_of(target, codec.end)
+def test_without_a_sound_nothing_is_heard(head: TextHead, memory: FusedContext, codec: DecoderTokenizer) -> None:
+    target = codec.encode_targets(TEXTS)
+    sounds = sounds_of(target, codec.eos_id)
     deaf = sounds.tokens.mask.clone()
-    deaf[2, sounds.places[Modality.AUDIO]] = False
+    deaf[2, sounds.modality_slices[Modality.AUDIO]] = False
     for without in (memory, replace(sounds, tokens=replace(sounds.tokens, mask=deaf))):
         with pytest.raises(HeadError, match="there is no sound in which the target could be heard: samples"):
-            head.heard_loss(without, target)
+            head.ctc_loss(without, target)
 
 
-def test_what_cannot_be_is_said(head: TextHead, memory: Remembered, codec: Codec) -> None:
-    marks, long = codec.prompts(["en"] * 4), torch.ones(4, 25, dtype=torch.long)
+def test_what_cannot_be_is_said(head: TextHead, memory: FusedContext, codec: DecoderTokenizer) -> None:
+    marks, long = codec.encode_prompts(["en"] * 4), torch.ones(4, 25, dtype=torch.long)
     long[1:, -1] = -1
     assert head(memory, prompt=marks, target=long[:, :24]).shape[1] == 24, "it just fits"
     for call, said in (
-        (lambda: codec.mark("fr"), "nothing is written in or as 'fr'"),
-        (lambda: codec.prompts(["answer"], ["  "]), "nothing to go on from: the prompt is '  '"),
-        (lambda: codec.prompts(["answer"], ["frog " * 30]), "must be shorter than 24 tokens"),
-        (lambda: codec.targets(["key " * 40]), "must be shorter than 24 tokens: got"),
+        (lambda: codec.control_token_id("fr"), "nothing is written in or as 'fr'"),
+        (lambda: codec.encode_prompts(["answer"], ["  "]), "nothing to go on from: the prompt is '  '"),
+        (lambda: codec.encode_prompts(["answer"], ["frog " * 30]), "must be shorter than 24 tokens"),
+        (lambda: codec.encode_targets(["key " * 40]), "must be shorter than 24 tokens: got"),
         (lambda: head(memory, prompt=torch.empty(4, 0, dtype=torch.long)), "wants a prompt"),
-        (lambda: head(memory, prompt=codec.prompts(["en"])), "expected 4 prompts"),
+        (lambda: head(memory, prompt=codec.encode_prompts(["en"])), "expected 4 prompts"),
         (lambda: head(memory, prompt=marks, target=long), r"at most 24 tokens before the end: got \[25, 24, 24, 24\]"),
-        (lambda: Decoding(beams=0), "beams and longest of 1 or more"),
-        (lambda: Decoding(beams=2, temperature=1.0), "either beams or a temperature"),
+        (lambda: GenerationConfig(num_beams=0), "beams and longest of 1 or more"),
+        (lambda: GenerationConfig(num_beams=2, temperature=1.0), "either beams or a temperature"),
     ):
-        with pytest.raises((HeadError, CodecError), match=said):
+        with pytest.raises((HeadError, TokenizerError), match=said):
             call()

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from omni_lab.modalities import Modality, ModalityInput, OmniBatch
-from omni_lab.model import OmniModel, build_model
+from omni_lab.batch import Modality, ModalityInput, OmniBatch
+from omni_lab.build import build_model
+from omni_lab.model import OmniModel
 from tests.conftest import TINY_WORLD
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality

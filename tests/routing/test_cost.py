@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omni_lab.evaluation.flops import cost_model, count_flops
-from omni_lab.modalities import Modality
+from omni_lab.batch import Modality
+from omni_lab.evaluation.flops import build_cost_model, count_flops
 from omni_lab.model import OmniModel
-from omni_lab.routing import Level
 from omni_lab.routing.cost import CostModel, block_flops, path_flops
+from omni_lab.routing.route import ComputeLevel
 from tests.routing.conftest import MakeBatch
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
@@ -15,7 +15,7 @@ TEXT, IMAGE, AUDIO, VIDEO = Modality
 
 @pytest.fixture(scope="module")
 def costs(routed: OmniModel) -> CostModel:
-    return cost_model(routed, frames=4)
+    return build_cost_model(routed, frames=4)
 
 
 def test_a_path_by_hand() -> None:
@@ -28,16 +28,16 @@ def test_a_path_by_hand() -> None:
 
 def test_every_single_path_costs_what_it_executes(routed: OmniModel, make_batch: MakeBatch, costs: CostModel) -> None:
     batch = make_batch(1)
-    levels = torch.full((1, 4), int(Level.FULL))
+    levels = torch.full((1, 4), int(ComputeLevel.FULL))
     none = torch.zeros(1, 2, len(routed.space.paths), dtype=torch.bool)
-    closed = routed.space.route(levels, none, batch.present)
+    closed = routed.space.project(levels, none, batch.present)
     base = count_flops(lambda: routed(batch, route=closed))
-    counts = costs.tokens(batch)
+    counts = costs.count_tokens(batch)
     for layer in range(2):
         for i, path in enumerate(routed.space.paths):
             one = none.clone()
             one[0, layer, i] = True
-            route = routed.space.route(levels, one, batch.present)
+            route = routed.space.project(levels, one, batch.present)
             executed = count_flops(lambda route=route: routed(batch, route=route))
             assert executed - base == pytest.approx(costs(routed.space, route, counts).cross_modal.item(), rel=0.01), (
                 path
@@ -50,14 +50,14 @@ def test_random_routes_cost_what_they_execute(
     routed: OmniModel, make_batch: MakeBatch, costs: CostModel, seed: int
 ) -> None:
     batch = make_batch(1 + seed % 3, seed=seed, missing=0.2)
-    route = routed.space.random(batch.present, generator=torch.Generator().manual_seed(seed))
+    route = routed.space.sample(batch.present, generator=torch.Generator().manual_seed(seed))
     executed = count_flops(lambda: routed(batch, route=route))
-    assert executed == pytest.approx(costs(routed.space, route, costs.tokens(batch)).total.sum().item(), rel=0.01)
+    assert executed == pytest.approx(costs(routed.space, route, costs.count_tokens(batch)).total.sum().item(), rel=0.01)
 
 
 def test_the_length_of_each_sample_counts(routed: OmniModel, make_batch: MakeBatch, costs: CostModel) -> None:
     batch = make_batch(8, lengths=True)
-    counts = costs.tokens(batch)
+    counts = costs.count_tokens(batch)
     encoded = routed.encode(batch)
     for modality in Modality:
         assert counts[:, modality.column].tolist() == encoded[modality].sample_mask.sum(1).tolist()
@@ -69,14 +69,14 @@ def test_the_length_of_each_sample_counts(routed: OmniModel, make_batch: MakeBat
 def test_a_controller_adds_its_own_cost(routed: OmniModel, make_batch: MakeBatch) -> None:
     batch = make_batch(2)
     route = routed.space.dense(batch.present)
-    plain, watched = (cost_model(routed, frames=4, controller=flops) for flops in (0.0, 500.0))
-    without, with_it = (c(routed.space, route, c.tokens(batch)) for c in (plain, watched))
+    plain, watched = (build_cost_model(routed, frames=4, router_flops=flops) for flops in (0.0, 500.0))
+    without, with_it = (c(routed.space, route, c.count_tokens(batch)) for c in (plain, watched))
     assert (with_it.total - without.total).tolist() == pytest.approx([500.0, 500.0])
-    assert with_it.controller.tolist() == [500.0, 500.0]
+    assert with_it.router.tolist() == [500.0, 500.0]
 
 
 def test_skipping_saves_and_an_early_exit_saves_less(costs: CostModel) -> None:
     n = torch.tensor([6])
     for modality in (IMAGE, AUDIO, VIDEO):
-        skip, light, full = (costs.encoder_flops(modality, level, n).item() for level in Level)
+        skip, light, full = (costs.encoder_flops(modality, level, n).item() for level in ComputeLevel)
         assert 0 == skip < light < full, modality

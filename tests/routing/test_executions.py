@@ -3,39 +3,59 @@ nothing."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omni_lab.evaluation.flops import cost_model, count_flops
+from omni_lab.batch import Modality, OmniBatch
+from omni_lab.evaluation.flops import build_cost_model, count_flops
 from omni_lab.fusion import cross_modal, packed
-from omni_lab.modalities import Modality, OmniBatch
 from omni_lab.model import OmniModel
-from omni_lab.routing import Level, Route, RouteError
-from omni_lab.routing.controller import Controller
+from omni_lab.routing.route import ComputeLevel, Route, RouteError
+from omni_lab.routing.router import Router
 from tests.routing.conftest import MakeBatch
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
-WORKS = packed.packed_works
+WORKS = packed.is_packed_supported
+
+
+def padded_kernel(
+    q: Float[Tensor, "t h e"],
+    k: Float[Tensor, "s h e"],
+    v: Float[Tensor, "s h e"],
+    q_lengths: Int[Tensor, " n"],
+    k_lengths: Int[Tensor, " n"],
+) -> Float[Tensor, "t h e"]:
+    """Attention within each of n sequences, by padding: what `varlen_kernel` computes, on any device."""
+    queries, keys, values = (
+        torch.nn.utils.rnn.pad_sequence(x.split(lengths.tolist()), batch_first=True).transpose(1, 2)
+        for x, lengths in ((q, q_lengths), (k, k_lengths), (v, k_lengths))
+    )
+    real = torch.arange(keys.shape[2], device=q.device) < k_lengths[:, None]
+    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=real[:, None, None]).transpose(1, 2)
+    return mixed[torch.arange(mixed.shape[1], device=q.device) < q_lengths[:, None]]
 
 
 @pytest.fixture(autouse=True)
 def kernel_anywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Packed execution with the kernel that needs no GPU."""
     with monkeypatch.context() as patch:
-        patch.setattr(cross_modal, "packed_works", lambda *args: True)
-        patch.setattr(packed, "varlen_kernel", packed.padded_kernel)
+        patch.setattr(cross_modal, "is_packed_supported", lambda *args: True)
+        patch.setattr(packed, "varlen_kernel", padded_kernel)
         yield
 
 
 def run(model: OmniModel, batch: OmniBatch, route: Route | None, execution: str) -> tuple[Tensor, dict[str, Tensor]]:
     """Answers, and the gradients of all parameters (zero where none arrives)."""
     model.zero_grad()
-    answers = model(batch, route=route, execution=execution).heads["answer"]
+    answers = model(batch, route=route, execution=execution).head_outputs["answer"]
     answers.square().mean().backward()
     return answers.detach(), {
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()
@@ -54,7 +74,9 @@ def test_executions_agree(
     routed: OmniModel, make_batch: MakeBatch, seed: int, size: int, share: bool, missing: float, lengths: bool
 ) -> None:
     batch = make_batch(size, seed=seed, share=share, missing=missing, lengths=lengths)
-    route = routed.space.random(batch.present, generator=torch.Generator().manual_seed(seed))
+    route = routed.space.sample(batch.present, generator=torch.Generator().manual_seed(seed))
+    routed = copy.copy(routed)
+    routed.latent_bits = None  # rounding is a step: a difference in the last bit can become a whole code
     answers, gradients = run(routed, batch, route, "masked")
     for execution in ("gathered", "packed"):
         same_answers, same_gradients = run(routed, batch, route, execution)
@@ -79,15 +101,15 @@ def test_each_sample_gets_its_own_route(routed: OmniModel, make_batch: MakeBatch
     """A batch in which all routes differ gives what each sample gives alone."""
     batch = make_batch(12, missing=0.2)
     rng = torch.Generator().manual_seed(3)
-    route = routed.space.random(batch.present, generator=rng)
+    route = routed.space.sample(batch.present, generator=rng)
     assert route.distinct >= 10
-    together = routed(batch, route=route).heads["answer"]
+    together = routed(batch, route=route).head_outputs["answer"]
     for i in range(len(batch)):
         lone = batch
         for modality in batch.inputs:
-            lone = lone.with_rows(modality, lone.inputs[modality].rows[i : i + 1])
+            lone = lone.with_entry_index(modality, lone.inputs[modality].entry_index[i : i + 1])
         lone = OmniBatch(lone.inputs, ["answer"], ["family"], [str(i)])
-        alone = routed(lone, route=route.of(torch.tensor([i]))).heads["answer"]
+        alone = routed(lone, route=route.select(torch.tensor([i]))).head_outputs["answer"]
         assert torch.allclose(alone[0], together[i], atol=1e-5)
 
 
@@ -110,19 +132,19 @@ def test_what_is_closed_is_not_called(make_batch: MakeBatch, routed: OmniModel, 
 
     model = copy.deepcopy(routed)
     batch = make_batch(4)
-    levels = torch.full((4, 4), int(Level.FULL))
-    levels[0, IMAGE.column] = Level.SKIP
-    levels[1, IMAGE.column] = Level.LIGHT
-    levels[:, VIDEO.column] = Level.SKIP
+    levels = torch.full((4, 4), int(ComputeLevel.FULL))
+    levels[0, IMAGE.column] = ComputeLevel.SKIP
+    levels[1, IMAGE.column] = ComputeLevel.EARLY_EXIT
+    levels[:, VIDEO.column] = ComputeLevel.SKIP
     opened = torch.zeros(4, 2, len(model.space.paths), dtype=torch.bool)
     listens = [str(path) for path in model.space.paths].index("text_from_image")
     opened[2:, 0, listens] = True
-    full, light = counted(model.encoders["image"]), counted(model.encoders["image"], "light")
+    full, light = counted(model.encoders["image"]), counted(model.encoders["image"], "forward_early_exit")
     video = counted(model.encoders["video"])
     layers = model.fusion.layers
     first, second = (counted(layer.cross["text_from_image"].attention.query) for layer in layers)  # type: ignore[union-attr]
     keys = counted(layers[0].cross["text_from_image"].attention.key)  # type: ignore[index,union-attr]
-    model(batch, route=model.space.route(levels, opened, batch.present), execution=execution)
+    model(batch, route=model.space.project(levels, opened, batch.present), execution=execution)
     assert (full, light, video) == ([2], [1], [])
     tokens = {"gathered": [2], "packed": [2 * 6]}[execution]
     assert first == tokens and second == []
@@ -133,21 +155,21 @@ def test_what_is_closed_is_not_called(make_batch: MakeBatch, routed: OmniModel, 
 def test_a_question_is_heard_once(routed: OmniModel, make_batch: MakeBatch, seed: int) -> None:
     """What the controller had to hear is not encoded again; only then does the cost model tell what was executed."""
     batch = make_batch(5, seed=seed, missing=0.4, share=seed % 2 == 0)
-    controller = Controller(routed.space, width=16, hidden=8)
+    controller = Router(routed.space, width=16, hidden=8)
     torch.manual_seed(seed)
-    nn.init.normal_(controller.wish.weight, std=2.0)
-    route, question = routed.decide(controller, batch)
-    assert question.keys() == {m for m in Modality if routed.space.carriers(batch.present)[:, m.column].any()}
-    plain = routed(batch, route=route).heads["answer"]
-    assert torch.allclose(routed(batch, route=route, known=question).heads["answer"], plain, atol=1e-5)
-    costs = cost_model(routed, frames=4, controller=controller.flops)
+    nn.init.normal_(controller.logit_head.weight, std=2.0)
+    route, question = routed.select_route(controller, batch)
+    assert question.keys() == {m for m in Modality if routed.space.question_mask(batch.present)[:, m.column].any()}
+    plain = routed(batch, route=route).head_outputs["answer"]
+    assert torch.allclose(routed(batch, route=route, precomputed=question).head_outputs["answer"], plain, atol=1e-5)
+    costs = build_cost_model(routed, frames=4, router_flops=controller.flops)
     alone = make_batch(1, seed=seed, missing=0.4)
 
     def whole() -> None:
-        route, question = routed.decide(controller, alone)
-        routed(alone, route=route, known=question)
+        route, question = routed.select_route(controller, alone)
+        routed(alone, route=route, precomputed=question)
 
-    expected = costs(routed.space, routed.decide(controller, alone)[0], costs.tokens(alone)).total.item()
+    expected = costs(routed.space, routed.select_route(controller, alone)[0], costs.count_tokens(alone)).total.item()
     assert count_flops(whole) == pytest.approx(expected, rel=0.01)
 
 
@@ -157,7 +179,7 @@ def test_a_broken_sample_does_not_disturb_the_rest(
     batch = make_batch(4)
     batch.inputs[AUDIO].values[1] = torch.nan
     route = routed.space.dense(batch.present)
-    answers = routed(batch, route=route).heads["answer"]
+    answers = routed(batch, route=route).head_outputs["answer"]
     assert torch.isnan(answers[1]).any()
     assert torch.isfinite(answers[[0, 2, 3]]).all()
     assert [r.message for r in caplog.records] == ["the answer head says nothing finite of 1 ('1')"]
@@ -169,10 +191,10 @@ def test_a_route_to_an_absent_modality_is_named(routed: OmniModel, make_batch: M
     with pytest.raises(RouteError, match="the route of sample '0' encodes video, which it does not have"):
         routed(batch, route=route)
     route = routed.space.dense(batch.present)
-    route.interactions[2, 1, TEXT.column, VIDEO.column] = True
+    route.interaction_mask[2, 1, TEXT.column, VIDEO.column] = True
     with pytest.raises(RouteError, match="sample '2' opens text_from_video in layer 1"):
         routed(batch, route=route)
-    short = routed.space.dense(batch.present).of(torch.tensor([0, 1]))
+    short = routed.space.dense(batch.present).select(torch.tensor([0, 1]))
     with pytest.raises(RouteError, match="route for 2 samples and 2 layers: expected 3 samples and 2 layers"):
         routed(batch, route=short)
 
@@ -180,14 +202,14 @@ def test_a_route_to_an_absent_modality_is_named(routed: OmniModel, make_batch: M
 def test_without_a_kernel_packed_says_so_once_and_gathers(
     routed: OmniModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cross_modal, "packed_works", WORKS)
+    monkeypatch.setattr(cross_modal, "is_packed_supported", WORKS)
     monkeypatch.setattr(cross_modal, "packed_layer", lambda *a: pytest.fail("packed without a kernel"))
     packed._say_once.cache_clear()
     batch = make_batch(3)
-    route = routed.space.random(batch.present, generator=torch.Generator().manual_seed(0))
-    gathered = routed(batch, route=route).heads["answer"]
+    route = routed.space.sample(batch.present, generator=torch.Generator().manual_seed(0))
+    gathered = routed(batch, route=route).head_outputs["answer"]
     for _ in range(2):
-        assert torch.equal(routed(batch, route=route, execution="packed").heads["answer"], gathered)
+        assert torch.equal(routed(batch, route=route, execution="packed").head_outputs["answer"], gathered)
     assert [r.message for r in caplog.records] == [
         "packed execution wants variable-length attention, and that a CUDA device: gathering instead"
     ]

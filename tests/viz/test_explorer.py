@@ -22,14 +22,15 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from omni_lab.config import get_profile, project_root
-from omni_lab.data.module import QuestionDataset
-from omni_lab.evaluation.explanations import ExplanationError
-from omni_lab.learning import get_recipe
-from omni_lab.learning.controllers import get_controller
-from omni_lab.modalities import Modality
-from omni_lab.routing import Level
-from omni_lab.routing.controller import Controller
+from omni_lab.batch import Modality
+from omni_lab.config.profiles import get_profile
+from omni_lab.data.datamodule import VQADataset
+from omni_lab.explain.maps import ExplanationError
+from omni_lab.routing.route import ComputeLevel
+from omni_lab.routing.router import Router
+from omni_lab.training.recipes import get_recipe
+from omni_lab.training.router_recipes import get_router_recipe
+from omni_lab.utils.env import project_root
 from omni_lab.viz.explorer import Explorer, png
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
@@ -46,10 +47,10 @@ def make_explorer() -> Explorer:
     data.prepare_data()
     data.setup("test")
     torch.manual_seed(0)
-    model = recipe.new_model(data).eval()
-    controller = get_controller("conditioned", profile).new_controller(model).eval()
+    model = recipe.build_model(data).eval()
+    controller = get_router_recipe("conditioned", profile).build_router(model).eval()
     controller.costs.copy_(torch.linspace(0.9, 0.2, len(controller.costs)))
-    return Explorer(model, controller, QuestionDataset(data.store, "test"))
+    return Explorer(model, controller, VQADataset(data.store, "test"))
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +65,10 @@ def place_of(explorer: Explorer, family: str) -> int:
 def test_what_is_explored_is_what_ran(explorer: Explorer) -> None:
     sample = explorer.dataset[place_of(explorer, "all_where")]
     whole = explorer.explore(sample)
-    assert whole.cost == pytest.approx(1) and (whole.route.encoders == Level.FULL).all()
+    assert whole.cost == pytest.approx(1) and (whole.route.encoder_levels == ComputeLevel.FULL).all()
     assert list(whole.answers.values()) == sorted(whole.answers.values(), reverse=True) and len(whole.answers) == 3
     with torch.no_grad():
-        said = explorer.model(whole.batch).heads["answer"][0].softmax(0)
+        said = explorer.model(whole.batch).head_outputs["answer"][0].softmax(0)
     assert next(iter(whole.answers.values())) == pytest.approx(float(said.max()), abs=1e-5)
     assert {*whole.maps} == {*Modality} and len(whole.maps[IMAGE]) == len(
         whole.batch.inputs[IMAGE].values[0, 0]
@@ -76,9 +77,9 @@ def test_what_is_explored_is_what_ran(explorer: Explorer) -> None:
     assert IMAGE not in blind.batch.inputs and IMAGE not in blind.maps and blind.cost == pytest.approx(1)
     cheap = explorer.explore(sample, budget=0.5)
     with torch.no_grad():
-        route, _ = explorer.model.decide(explorer.controller, cheap.batch, budget=0.5)
-    assert torch.equal(cheap.route.encoders, route.encoders) and torch.equal(
-        cheap.route.interactions, route.interactions
+        route, _ = explorer.model.select_route(explorer.router, cheap.batch, budget=0.5)
+    assert torch.equal(cheap.route.encoder_levels, route.encoder_levels) and torch.equal(
+        cheap.route.interaction_mask, route.interaction_mask
     )
 
 
@@ -99,7 +100,7 @@ def test_bad_requests_are_named(explorer: Explorer) -> None:
         explorer.explore(sample, kind="magic")
     with pytest.raises(ValueError, match="no penalty meets a budget of 0.01"):
         explorer.explore(sample, budget=0.01)
-    plain = Controller(explorer.model.space, width=32)
+    plain = Router(explorer.model.space, width=32)
     with pytest.raises(ValueError, match="wants a controller that follows one"):
         Explorer(explorer.model, plain, explorer.dataset)
 

@@ -11,15 +11,20 @@ import torch
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.text import Text
 
-from omni_lab.modalities import Modality
-from omni_lab.routing import Level, Path, Route, RouteSpace
-from omni_lab.viz import map_over_clip, map_over_text, maps_over_picture, maps_over_sound, route_graph, route_matrix
-from omni_lab.viz.style import COLOURS
+from omni_lab.batch import Modality
+from omni_lab.routing.route import ComputeLevel, CrossModalPath, Route, RouteSpace
+from omni_lab.viz.attention import map_over_text, map_over_video, maps_over_audio, maps_over_image
+from omni_lab.viz.routes import route_graph, route_matrix
+from omni_lab.viz.style import MODALITY_COLORS
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
-TI, TA, AI = Path(TEXT, IMAGE), Path(TEXT, AUDIO), Path(AUDIO, IMAGE)
+TI, TA, AI = CrossModalPath(TEXT, IMAGE), CrossModalPath(TEXT, AUDIO), CrossModalPath(AUDIO, IMAGE)
 SPACE = RouteSpace(
-    modalities=(TEXT, IMAGE, AUDIO), paths=(TI, TA, AI), depth=2, levels={IMAGE: tuple(Level)}, taken_out=((1, TA),)
+    modalities=(TEXT, IMAGE, AUDIO),
+    paths=(TI, TA, AI),
+    depth=2,
+    encoder_levels={IMAGE: tuple(ComputeLevel)},
+    pruned_paths=((1, TA),),
 )
 
 
@@ -29,8 +34,8 @@ def closed() -> Iterator[None]:
     plt.close("all")
 
 
-def a_route(*opened: tuple[int, Path], image: Level = Level.FULL, size: int = 1) -> Route:
-    levels = torch.tensor([[Level.FULL, image, Level.SKIP, Level.SKIP]] * size)
+def a_route(*opened: tuple[int, CrossModalPath], image: ComputeLevel = ComputeLevel.FULL, size: int = 1) -> Route:
+    levels = torch.tensor([[ComputeLevel.FULL, image, ComputeLevel.SKIP, ComputeLevel.SKIP]] * size)
     interactions = torch.zeros(size, 2, 4, 4, dtype=torch.bool)
     for layer, path in opened:
         interactions[:, layer, path.query.column, path.key.column] = True
@@ -45,7 +50,7 @@ def arrows(figure: plt.Figure, colour: str) -> list[FancyArrowPatch]:
 
 def test_open_paths_have_the_colour_of_who_is_listened_to() -> None:
     figure = route_graph(SPACE, a_route((0, TI), (1, TI)), title="a title")
-    assert len(arrows(figure, COLOURS[IMAGE])) == 2 and not arrows(figure, COLOURS[AUDIO])
+    assert len(arrows(figure, MODALITY_COLORS[IMAGE])) == 2 and not arrows(figure, MODALITY_COLORS[AUDIO])
     assert figure.axes[0].get_title() == "a title"
     words = [t.get_text() for t in figure.axes[0].findobj(Text)]
     assert "image\nencoder" in words and "audio\nskipped" in words
@@ -54,20 +59,23 @@ def test_open_paths_have_the_colour_of_who_is_listened_to() -> None:
 
 
 def test_thickness_is_how_often() -> None:
-    both = Route.cat([a_route((0, TI), size=3), a_route(image=Level.LIGHT)])
-    (arrow,) = arrows(route_graph(SPACE, both), COLOURS[IMAGE])
-    (always,) = arrows(route_graph(SPACE, a_route((0, TI))), COLOURS[IMAGE])
+    both = Route.cat([a_route((0, TI), size=3), a_route(image=ComputeLevel.EARLY_EXIT)])
+    (arrow,) = arrows(route_graph(SPACE, both), MODALITY_COLORS[IMAGE])
+    (always,) = arrows(route_graph(SPACE, a_route((0, TI))), MODALITY_COLORS[IMAGE])
     assert 0.5 * always.get_linewidth() < arrow.get_linewidth() < always.get_linewidth()
 
 
 def test_an_early_exit_is_dashed() -> None:
-    figure = route_graph(SPACE, a_route(image=Level.LIGHT))
+    figure = route_graph(SPACE, a_route(image=ComputeLevel.EARLY_EXIT))
     dashed = [p for p in figure.axes[0].patches if isinstance(p, FancyBboxPatch) and p.get_linestyle() == "--"]
     assert len(dashed) == 1 and "image\nearly exit" in [t.get_text() for t in figure.axes[0].findobj(Text)]
 
 
 def test_the_matrix_holds_the_shares() -> None:
-    routes = {"seeing": Route.cat([a_route((1, TI), size=3), a_route()]), "reading": a_route(image=Level.SKIP, size=2)}
+    routes = {
+        "seeing": Route.cat([a_route((1, TI), size=3), a_route()]),
+        "reading": a_route(image=ComputeLevel.SKIP, size=2),
+    }
     figure = route_matrix(SPACE, routes, {"seeing": (TEXT, IMAGE)})
     shares = figure.axes[0].images[0].get_array()
     labels = [t.get_text() for t in figure.axes[0].get_xticklabels()]
@@ -80,16 +88,16 @@ def test_the_matrix_holds_the_shares() -> None:
 def test_maps_over_a_picture() -> None:
     picture = np.zeros((3, 16, 16), dtype=np.uint8)
     heat = np.arange(4.0)
-    figure = maps_over_picture(picture, {"one": heat, "two": -heat}, (2, 2), box=(2, 2, 8, 8))
+    figure = maps_over_image(picture, {"one": heat, "two": -heat}, (2, 2), box=(2, 2, 8, 8))
     panels = [axis for axis in figure.axes if axis.get_title()]
     assert [axis.get_title() for axis in panels] == ["the picture", "one", "two"]
     assert np.array_equal(panels[1].images[1].get_array(), heat.reshape(2, 2)) and len(panels[2].patches) == 2
     with pytest.raises(ValueError, match="two: a map must have 4 values: got 3"):
-        maps_over_picture(picture, {"one": heat, "two": heat[:3]}, (2, 2))
+        maps_over_image(picture, {"one": heat, "two": heat[:3]}, (2, 2))
 
 
 def test_maps_over_a_sound_share_its_clock() -> None:
-    figure = maps_over_sound(
+    figure = maps_over_audio(
         np.random.default_rng(0).normal(size=16_000), {"one": np.arange(5.0)}, 0.2, [("hot", 0.1, 0.4)]
     )
     top, strip = figure.axes
@@ -99,10 +107,10 @@ def test_maps_over_a_sound_share_its_clock() -> None:
 
 def test_a_map_over_a_clip_and_a_text() -> None:
     clip = np.zeros((3, 3, 8, 8), dtype=np.uint8)
-    figure = map_over_clip(clip, np.arange(12.0).reshape(3, 2, 2), seconds=1.5)
+    figure = map_over_video(clip, np.arange(12.0).reshape(3, 2, 2), seconds=1.5)
     assert [a.get_title() for a in figure.axes[:6] if a.get_title()] == ["0.25 s", "0.75 s", "1.25 s"]
     with pytest.raises(ValueError, match="a value for each of 3 frames"):
-        map_over_clip(clip, np.zeros((2, 2, 2)), seconds=1.5)
+        map_over_video(clip, np.zeros((2, 2, 2)), seconds=1.5)
     figure = map_over_text(["where", "is", "it"], {"one": np.array([0.0, 2.0, 1.0]), "flat": np.ones(3)})
     blues = [p.get_facecolor()[0] for p in figure.axes[0].patches[:3]]
     assert blues[1] < blues[2] < blues[0], "the darker, the more"

@@ -10,8 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from omni_lab import viz
-from omni_lab.data import collate
-from omni_lab.learning import Recipe
+from omni_lab.data.collate import collate
+from omni_lab.training.recipes import Recipe
 from omni_lab.viz.style import chinese_font
 
 matplotlib.use("Agg")
@@ -30,24 +30,24 @@ def texts(figure: Figure) -> str:
 
 
 def test_one_colour_per_modality() -> None:
-    assert len(set(viz.COLOURS.values())) == 4
+    assert len(set(viz.MODALITY_COLORS.values())) == 4
 
 
 def test_pictures_carry_their_captions() -> None:
-    figure = viz.show_pictures([PICTURE] * 3, ["one", "two", "three\nlines"], columns=2)
+    figure = viz.show_images([PICTURE] * 3, ["one", "two", "three\nlines"], columns=2)
     assert "three" in texts(figure)
     with pytest.raises(ValueError, match="got 1 pictures and 2 captions"):
-        viz.show_pictures([PICTURE], ["a", "b"])
+        viz.show_images([PICTURE], ["a", "b"])
 
 
 def test_attention_is_drawn_as_given() -> None:
     weights = np.array([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]])
-    figure = viz.attention_over_picture(PICTURE, weights, (2, 2), ["is", "it"])
+    figure = viz.attention_over_image(PICTURE, weights, (2, 2), ["is", "it"])
     drawn = [np.asarray(image.get_array()) for axis in figure.axes for image in axis.images]
     assert any(np.allclose(a, weights[0].reshape(2, 2)) for a in drawn if a.shape == (2, 2))
     assert "attention weight" in texts(figure)
     with pytest.raises(ValueError, match=r"must be \[1, 4\]: got \[2, 4\]"):
-        viz.attention_over_picture(PICTURE, weights, (2, 2), ["is"])
+        viz.attention_over_image(PICTURE, weights, (2, 2), ["is"])
 
 
 def test_matrices_curves_and_bars_are_labelled() -> None:
@@ -63,7 +63,7 @@ def test_matrices_curves_and_bars_are_labelled() -> None:
 
 
 def test_the_confusion_counts() -> None:
-    figure = viz.confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), ["no", "yes"])
+    figure = viz.confusion_matrix_plot(np.array([0, 0, 1]), np.array([0, 1, 1]), ["no", "yes"])
     shares = np.asarray(figure.axes[0].images[0].get_array())
     assert shares.tolist() == [[0.5, 0.5], [0.0, 1.0]]
     assert "predicted answer" in texts(figure)
@@ -73,7 +73,7 @@ def test_the_diagram_shows_the_shapes_that_ran(recipe: Recipe) -> None:
     data = recipe.data_module()
     dataset = data.dataset("train")
     batch = collate([dataset[i] for i in range(4)])
-    model = recipe.new_model(data)
+    model = recipe.build_model(data)
     shown = texts(viz.architecture(model, batch, model(batch)))
     assert "[1, 3, 16, 16]" in shown and "[4, 4]" in shown and "text listens to image" in shown
 
@@ -111,12 +111,12 @@ def test_chinese_characters_are_drawn_beside_latin_ones(caplog: pytest.LogCaptur
 
 def test_boxes_are_drawn_where_they_are_with_their_names() -> None:
     boxes = [np.array([[0.25, 0.5, 0.75, 1.0]]), np.empty((0, 4))]
-    figure = viz.boxes_in_pictures([PICTURE, PICTURE], boxes, [["frog"], []], columns=2)
+    figure = viz.boxes_in_images([PICTURE, PICTURE], boxes, [["frog"], []], columns=2)
     (box,) = [p for p in figure.axes[0].patches if isinstance(p, matplotlib.patches.Rectangle)]
     assert box.get_bbox().extents.tolist() == [3.5, 7.5, 11.5, 15.5]
     assert "frog" in texts(figure) and not figure.axes[1].patches
     with pytest.raises(ValueError):
-        viz.boxes_in_pictures([PICTURE], boxes[:1], [["frog", "key"]])
+        viz.boxes_in_images([PICTURE], boxes[:1], [["frog", "key"]])
 
 
 def test_before_and_after_stand_in_rows() -> None:

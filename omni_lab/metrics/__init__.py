@@ -1,0 +1,15 @@
+"""TODO"""
+
+from omni_lab.metrics.bootstrap import bootstrap_interval, proportion, proportion_interval
+from omni_lab.metrics.detection import mean_average_precision
+from omni_lab.metrics.pareto import Policies, hypervolume_difference, paired_difference
+from omni_lab.metrics.restoration import (
+    INPAINT_BASELINES,
+    denoise_baseline,
+    inpaint_baseline,
+    psnr_ssim,
+    tune_denoise_baseline,
+)
+from omni_lab.metrics.retrieval import cross_modal_consistency, prototypes, recall_at_k
+from omni_lab.metrics.speech_recognition import GrammarRecognizer, is_recognizer_available
+from omni_lab.metrics.text import bleu, bleu_gain, chrf, error_rate, error_ratio

@@ -1,0 +1,178 @@
+"""Every notebook runs under the smoke profile, records what it should, and is written as the series demands."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from omni_lab.experiments import runner as runs
+from omni_lab.utils.env import RETRAIN_SINCE_ENV_VAR
+
+NOTEBOOKS = [notebook.path for notebook in runs.list_notebooks()]
+IDS = [path.stem for path in NOTEBOOKS]
+EXPECTED = {
+    "00_tour": {"tour/validation_accuracy", "tour/parameters"},
+    "01_data_preparation": {
+        "data/blind_accuracy",
+        "data/read_speedup",
+        "data/questions_per_encoded_picture",
+        "worlds/scenes_per_second",
+        "worlds/open_seconds",
+        "worlds/store_mb",
+        "worlds/dense_accuracy",
+        "worlds/blind_gap",
+        "batching/padding_saved",
+        "batching/throughput_gain",
+    },
+    "02_encoders": {
+        "encoders/shape_probe_accuracy",
+        "encoders/shape_untrained_probe_accuracy",
+        "encoders/mel_recall_at_1",
+        "encoders/wav2vec2_recall_at_1",
+        "alignment/recall_at_1_text_to_image",
+        "alignment/recall_at_1_speech_to_image",
+        "alignment/recall_at_1_speech_to_text",
+        "alignment/chance_at_1",
+        "alignment/consistency",
+        "latents/bytes_saved",
+        "latents/accuracy_kept",
+    },
+    "03_cross_modal_attention": {"attention/difference_to_torch", "attention/on_object", "attention/uniform_on_object"},
+    "04_training": {
+        "easy_vqa/test_accuracy",
+        "easy_vqa/test_accuracy_yes_no",
+        "easy_vqa/test_accuracy_shape",
+        "easy_vqa/test_accuracy_colour",
+        "easy_vqa/majority_accuracy",
+        "easy_vqa/text_only_accuracy",
+        "easy_vqa/shuffled_accuracy",
+        "training/samples_per_second",
+        "training/peak_memory_mb",
+        "training/sharing_gain",
+        "training/accumulation_gradient_difference",
+    },
+    "05_routing": {
+        "routing/accuracy_kept",
+        "routing/total_flops_saved",
+        "routing/cross_modal_flops_saved",
+        "routing/dense_accuracy",
+        "routing/needs_f1",
+        "routing/wall_time_saved_b64",
+        "routing/wall_time_saved_b1",
+        "routing/peak_memory_saved_b64",
+    },
+    "06_ablation_routing": {
+        "routing/accuracy_kept",
+        "routing/total_flops_saved",
+        "routing/static/total_flops_saved",
+        "routing/shuffled_minus_learned",
+        "routing/hypervolume_minus_static",
+        "routing/hypervolume_minus_gumbel",
+        "fusion/early_gain",
+        "fusion/late_accuracy",
+    },
+    "07_heads": {
+        "heads/unused_flops",
+        "heads/answers_chosen",
+        "heads/answers_chosen_blind",
+        "boxes/map50",
+        "pixels/psnr",
+        "pixels/ssim",
+        "pixels/telea/psnr",
+        "pixels/over_best_fill",
+        "pixels/hint_gain_written",
+        "text/translation_bleu4",
+        "text/translation_bleu_gain",
+        "text/disambiguation",
+        "text/without_picture/disambiguation",
+        "text/transcription_cer_en_10db",
+        "text/transcription_cer_mixed_10db",
+        "speech/chunked_max_abs_diff",
+        "transfer/heads/speak",
+    },
+    "08_ablation_quantization": {
+        "export/max_abs_diff",
+        "quantization/ptq_static/size_saved",
+        "quantization/ptq_static/zip_size_saved",
+        "quantization/ptq_static_routed/accuracy_kept",
+        "quantization/ptq_dynamic/speedup_vs_eager_b1",
+        "quantization/ptq_static/speedup_vs_same_runtime_fp32_b32",
+        "compression/latency_times_less_b1",
+    },
+    "09_attention_visualization": {
+        "maps/same_forward_max_diff",
+        "maps/pointing_game/image/attention",
+        "maps/pointing_game/audio/attention",
+        "maps/deletion_auc/image/integrated_gradients",
+        "maps/shuffled_rank_correlation/grad_cam",
+        "explorer/latency_ms",
+    },
+    "99_scorecard": {"scorecard/held", "scorecard/did_not_hold", "scorecard/not_measured_yet"},
+    "90_solutions": {"solutions/accuracy_without_picture"},
+}
+BOUNDS = {
+    "accuracy": (0.0, 1.0),
+    "share": (0.0, 1.0),
+    "bytes_saved": (0.0, 1.0),
+    "consistency": (0.0, 1.0),
+    "difference_to_torch": (0.0, 1e-5),
+    "difference_fused_explicit": (0.0, 1e-5),
+    "gradient_difference": (0.0, 1e-5),
+    "max_abs_diff": (0.0, 1e-4),
+    "unused_flops": (0.0, 0.0),
+    "disambiguation": (0.0, 1.0),
+    "ssim": (-1.0, 1.0),
+    "map50": (0.0, 1.0),
+    "size_saved": (0.0, 1.0),
+}
+
+
+@pytest.fixture(scope="session")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, runs.JobResult]:
+    output = tmp_path_factory.mktemp("reports")
+    jobs = runs.plan_jobs(runs.list_notebooks(), output=output, parameters={"profile": "smoke"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(RETRAIN_SINCE_ENV_VAR, str(time.time()))  # models of an earlier test run do not count
+        return {outcome.job.name: outcome for outcome in runs.run_jobs(jobs, workers=min(2, os.cpu_count() or 1))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
+def test_it_runs_and_records(path: Path, outcomes: dict[str, runs.JobResult]) -> None:
+    outcome = outcomes[path.stem]
+    assert outcome.error is None, outcome.error
+    metrics = {m["name"]: m for m in json.loads((outcome.job.folder / "metrics.json").read_text())["metrics"]}
+    assert metrics.keys() >= EXPECTED[path.stem]
+    for name, metric in metrics.items():
+        for ending, (low, high) in BOUNDS.items():
+            if name.endswith(ending):
+                assert low <= metric["value"] <= high, name
+        if metric["interval"] is not None:
+            assert metric["interval"][0] <= metric["interval"][1]
+    assert (outcome.job.folder / "notebook.html").stat().st_size > 10_000
+    if path.stem != "90_solutions":
+        assert list((outcome.job.folder / "figures").glob("*.png"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
+def test_it_is_written_as_the_series_demands(path: Path) -> None:
+    content = nbformat.read(path, as_version=4)
+    nbformat.validate(content)
+    code = [c for c in content.cells if c.cell_type == "code"]
+    assert not any(c.outputs or c.execution_count for c in code), "sources carry no outputs"
+    assert all(len(c.source.splitlines()) <= 30 for c in code), "cells stay short enough to project"
+    first = content.cells[0].source
+    assert first.startswith("# ") and "**The question.**" in first and "*Measured*" in first
+    assert re.search(r"\bminutes?\b", first), "says how long it takes"
+    for name, parameter in runs.read_notebook(path).parameters.items():
+        assert parameter.help, f"{name} needs a comment"
+    assert content.metadata.kernelspec.name == "omni-lab"
+    if path.stem != "90_solutions":
+        last = content.cells[-1].source
+        assert "## Exercises" in last and "## Summary" in content.cells[-1].source

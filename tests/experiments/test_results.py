@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omni_lab.experiments.results import RunRecorder, read_results, start_run
+
+
+def new_run(folder: Path, **changes: Any) -> RunRecorder:
+    return RunRecorder(
+        **{"notebook": "nn", "profile": "smoke", "seed": 3, "folder": folder, "parameters": {"a": 1}} | changes
+    )
+
+
+def test_every_record_is_on_disk_at_once(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    run.record("room/what", 0.5, interval=(0.4, 0.6), unit="x")
+    content = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert content["schema"] == 1
+    assert {"notebook", "profile", "parameters", "seed", "device", "versions", "started", "seconds"} < content.keys()
+    assert content["metrics"] == [
+        {
+            "name": "room/what",
+            "value": 0.5,
+            "interval": [0.4, 0.6],
+            "unit": "x",
+            "higher_is_better": True,
+            "control": False,
+        }
+    ]
+    run.record("room/what", 0.7)
+    run.record("room/other", 1, control=True, higher_is_better=False)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
+    assert [(m["name"], m["value"]) for m in metrics] == [("room/what", 0.7), ("room/other", 1.0)]
+    assert not list((tmp_path / "run").glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "interval", "message"),
+    [
+        ("nowhere", 1.0, None, "must look like room/what"),
+        ("Room/what", 1.0, None, "must look like room/what"),
+        ("room/what", float("nan"), None, "must be finite: got nan"),
+        ("room/what", 1.0, (2.0, 1.0), r"must be \(low, high\)"),
+        ("room/what", 1.0, (1.0,), r"must be \(low, high\)"),
+    ],
+)
+def test_a_result_that_makes_no_sense_is_refused(
+    tmp_path: Path, name: str, value: float, interval: tuple[float, ...] | None, message: str
+) -> None:
+    run = new_run(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        run.record(name, value, interval=interval)
+    assert run.metrics == []
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"output_dir '.*file/run' cannot be written"):
+        new_run(tmp_path / "file" / "run")
+
+
+def test_in_jupyterlab_results_go_to_the_interactive_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMNI_LAB_ROOT", str(tmp_path))
+    run = start_run("nn", profile="smoke", seed=0, rate=0.1)
+    assert run.folder == tmp_path / "reports" / "interactive" / "nn"
+    assert read_results(run.folder)[0]["parameters"] == {"profile": "smoke", "seed": 0, "rate": 0.1}
+    assert "nn, profile smoke, seed 0" in capsys.readouterr().out
+
+
+def test_results_are_found_and_filtered(tmp_path: Path) -> None:
+    for name, profile in (("one", "smoke"), ("two", "quick"), (".three.part", "quick")):
+        run = new_run(tmp_path / name, profile=profile, notebook=name)
+        run.record("room/what", 0.25, interval=(0.2, 0.3), control=name == "two")
+    assert [r["notebook"] for r in read_results(tmp_path)] == ["one", "two"], "unfinished runs do not count"
+    assert [r["notebook"] for r in read_results(tmp_path, profile="quick")] == ["two"]
+    assert read_results(tmp_path, notebook="three") == []
+
+
+WHOLE = (
+    b'{"schema": 1, "notebook": "n", "profile": "smoke", "parameters": {}, "seed": 0, "device": "cpu", "started": "", '
+    b'"seconds": 1, "metrics": %s}'
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "metrics.json: not a metrics file"),
+        (b"\xff\xfe\x00", "metrics.json: not a metrics file"),
+        (b'{"schema": 99}', "schema 99: expected 1"),
+        (WHOLE % b"null", "metrics must be a list: got None"),
+        (WHOLE % b'[{"name": "room/what", "value": 1}]', "metric 0: expected .*'interval'"),
+        (WHOLE % b"[3]", "metric 0: expected .* got 3"),
+        (b'{"schema": 1, "profile": "quick"}', "not a metrics file \\('notebook' is missing\\)"),
+    ],
+)
+def test_a_broken_metrics_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    new_run(tmp_path / "whole").record("room/what", 0.5)
+    (tmp_path / "metrics.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_results(tmp_path)
+    told: list[str] = []
+    assert [r["folder"].name for r in read_results(tmp_path, broken=told.append)] == ["whole"], "the rest stands"
+    assert len(told) == 1 and re.search(message, told[0])

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from omni_lab.experiments import runner as runs
+from omni_lab.experiments.cli import main
+from omni_lab.experiments.results import read_results
+
+PARAMETERS = """
+profile = "smoke"  # which profile
+seed = 0  # of everything
+output_dir = ""  # where to
+rate = 0.5  # a number
+names = ["a", "b"]  # a list
+fail = False  # raise an error
+retrain = False  # afresh
+"""
+BODY = """
+from omni_lab.experiments.results import RunRecorder
+from pathlib import Path
+if fail:
+    raise RuntimeError("[/as] was asked")
+run = RunRecorder("00_first", profile=profile, seed=seed, folder=Path(output_dir), parameters={"rate": rate})
+run.record("first/rate", rate)
+"""
+
+
+def write_notebook(path: Path, *, parameters: str = PARAMETERS, body: str = BODY) -> Path:
+    cells = [
+        nbformat.v4.new_markdown_cell("# The first notebook"),
+        nbformat.v4.new_code_cell(parameters.strip(), metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(body.strip()),
+    ]
+    spec = {"kernelspec": {"name": "omni-lab", "display_name": "omni-lab", "language": "python"}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OMNI_LAB_ROOT", str(tmp_path))
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    write_notebook(tmp_path / "notebooks" / "00_first.ipynb")
+    return tmp_path
+
+
+def command(root: Path, *words: str) -> int:
+    return main([words[0], "--output", str(root / "reports"), "--profile", "smoke", *words[1:]])
+
+
+def run_folder(root: Path, name: str = "seed0") -> Path:
+    return root / "reports" / "smoke" / "00_first" / name
+
+
+def test_the_parameters_cell_is_read(root: Path) -> None:
+    notebook = runs.find_notebook("00")
+    assert notebook.name == "00_first" and notebook.title == "The first notebook"
+    assert list(notebook.parameters) == ["profile", "seed", "output_dir", "rate", "names", "fail", "retrain"]
+    assert notebook.parameters["rate"] == runs.NotebookParameter("rate", 0.5, "a number")
+    assert notebook.parameters["names"].default == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ("x = 1", r"lacks \['profile', 'seed', 'output_dir'\]"),
+        (PARAMETERS + "y = 2 * 3", "parameter 'y' must be a plain value"),
+        (PARAMETERS + "print(1)", "may hold only NAME = VALUE lines"),
+    ],
+)
+def test_a_bad_parameters_cell_is_named(tmp_path: Path, parameters: str, message: str) -> None:
+    path = write_notebook(tmp_path / "bad.ipynb", parameters=parameters)
+    with pytest.raises(runs.UsageError, match=message):
+        runs.read_notebook(path)
+    (tmp_path / "bad.ipynb").write_text("{")
+    with pytest.raises(runs.UsageError, match="not a readable notebook"):
+        runs.read_notebook(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "00_frist"], "unknown notebook '00_frist'; the nearest is '00_first'"),
+        (["run", "nowhere.ipynb"], "nowhere.ipynb: no such notebook"),
+        (["run", "-p", "rtae=1"], "00_first: unknown parameter 'rtae'; the nearest is 'rate'"),
+        (["run", "-p", "rate=fast"], "parameter 'rate' is 'fast', a str: expected float like 0.5"),
+        (["run", "-p", "rate=1e-4"], "write 1.0e-4"),
+        (["run", "-p", "seed=1.5"], "parameter 'seed' is 1.5, a float: expected int like 0"),
+        (["run", "-p", "seed=true"], "parameter 'seed' is True, a bool"),
+        (["run", "-p", "names=[1]"], "parameter 'names' is"),
+        (["run", "-p", "rate"], "expected NAME=VALUE: got 'rate'"),
+        (["run", "-p", "rate=a: b: c"], "parameter 'rate' is 'a: b: c', a str"),
+        (["run", "-p", "output_dir=here"], "give --output instead"),
+        (["run", "--profile", "quik"], "unknown profile 'quik'; the nearest of .* is 'quick'"),
+        (["run", "--jobs", "0"], "--jobs must be at least 1"),
+        (["run", "--grid", "none.yaml"], "none.yaml: no such grid file"),
+    ],
+)
+def test_requests_that_cannot_run_are_refused_before_anything_runs(
+    root: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert command(root, *words) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert not (root / "reports").exists()
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "reports").write_text("a file")
+    assert command(root, "run") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("notebooks: []", "`notebooks` not empty"),
+        ("notebooks: [00]\nsweep: {a: [1]}", "expected the keys"),
+        ("notebooks: [00]\ngrid: {rate: 0.5}", "grid.rate must be a list"),
+        ("notebooks: 00_first", "notebooks must be a list"),
+        ("notebooks: [", "not valid YAML"),
+    ],
+)
+def test_a_bad_grid_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(runs.UsageError, match=message):
+        runs.read_grid(tmp_path / "grid.yaml")
+
+
+def test_a_grid_is_every_combination_each_in_a_folder_of_its_own(root: Path) -> None:
+    (root / "grid.yaml").write_text(
+        "notebooks: ['00']\nparameters: {profile: smoke}\ngrid: {seed: [1, 2], rate: [1, 0.5]}"
+    )
+    names, fixed, grid = runs.read_grid(root / "grid.yaml")
+    jobs = runs.plan_jobs([runs.find_notebook(n) for n in names], output=root / "reports", parameters=fixed, grid=grid)
+    assert [(j.parameters["seed"], j.parameters["rate"]) for j in jobs] == [(1, 1.0), (1, 0.5), (2, 1.0), (2, 0.5)]
+    assert [j.folder.name for j in jobs] == ["seed1-rate=1.0", "seed1", "seed2-rate=1.0", "seed2"]
+    assert all(j.folder.parent == root / "reports" / "smoke" / "00_first" for j in jobs)
+
+
+def test_runs_that_would_share_a_folder_are_refused_or_told_apart(root: Path) -> None:
+    notebook = runs.find_notebook("00")
+    with pytest.raises(runs.UsageError, match="two runs with the same parameters: seed1"):
+        runs.plan_jobs([notebook], output=root, parameters={"profile": "smoke"}, grid={"seed": [1, 1]})
+    jobs = runs.plan_jobs([notebook], output=root, parameters={"profile": "smoke"}, grid={"names": [["a?"], ["a!"]]})
+    assert jobs[0].folder != jobs[1].folder
+
+
+def test_long_run_names_stay_distinct(root: Path) -> None:
+    notebook = runs.find_notebook("00")
+    lists = [["x" * 50, "y" * 50, str(i)] for i in range(2)]
+    jobs = runs.plan_jobs([notebook], output=root, parameters={"profile": "smoke"}, grid={"names": lists})
+    assert len({j.folder for j in jobs}) == 2
+    assert all(len(j.folder.name) <= 80 for j in jobs)
+
+
+@pytest.mark.slow
+def test_finished_runs_are_skipped_and_stale_ones_run_again(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "grid.yaml").write_text("notebooks: ['00']\ngrid: {seed: [0, 1]}")
+    words = ("run", "--grid", str(root / "grid.yaml"), "--jobs", "2")
+    assert command(root, *words) == 0
+    assert {p.name for p in run_folder(root).iterdir()} == {"executed.ipynb", "notebook.html", "metrics.json"}
+    assert [r["metrics"][0]["value"] for r in read_results(root / "reports")] == [0.5, 0.5]
+    capsys.readouterr()
+    assert command(root, *words) == 0
+    assert capsys.readouterr().out.count("finished before, skipped") == 2
+
+    interrupted = run_folder(root, "seed1")  # what an interrupted run leaves behind
+    interrupted.rename(interrupted.with_name(".seed1.part"))
+    assert command(root, *words) == 0
+    out = capsys.readouterr().out
+    assert "skipped: 00_first seed0" in out and "finished 00_first seed1" in out
+
+    write_notebook(root / "notebooks" / "00_first.ipynb", body=BODY + "\nrun.record('first/more', 1)")
+    assert command(root, "list") == 0
+    assert "seed0: out of date" in capsys.readouterr().out
+    assert command(root, *words) == 0
+    assert "skipped" not in capsys.readouterr().out
+    assert [len(r["metrics"]) for r in read_results(root / "reports")] == [2, 2]
+
+
+@pytest.mark.slow
+def test_what_gathers_results_runs_last_and_every_time(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_notebook(root / "notebooks" / "solutions" / "99_all.ipynb", body="print(profile)")
+    content = nbformat.read(path, as_version=4)
+    content.cells[1].metadata.tags.append("reads-results")
+    nbformat.write(content, path)
+    assert [n.name for n in runs.list_notebooks()] == ["00_first", "99_all"]
+    for expected in (["00_first", "99_all"], ["99_all"]):
+        assert command(root, "run", "--jobs", "2") == 0
+        said = capsys.readouterr().out
+        assert re.findall(r"finished (\d\d_\w+) seed0 in", said) == expected
+
+
+@pytest.mark.slow
+def test_a_failing_notebook_is_kept_and_the_rest_goes_on(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(root, "run") == 0
+    good = (run_folder(root) / "metrics.json").read_text()
+    write_notebook(root / "notebooks" / "00_first.ipynb", body=BODY.replace("if fail:", "if True:"))
+    write_notebook(root / "notebooks" / "01_other.ipynb", body="import os\nos._exit(3)")
+    killed = "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)"
+    write_notebook(root / "notebooks" / "02_killed.ipynb", body=killed)
+    assert command(root, "run") == 1
+    out = capsys.readouterr().out
+    assert "failed 00_first seed0" in out and "RuntimeError: [/as] was asked" in out
+    assert "failed 02_killed seed0" in out and "its process was killed" in out
+    kept = nbformat.read(run_folder(root) / "failed.ipynb", as_version=4)
+    assert "error" in kept.cells[0].source.lower()
+    assert any(o.get("evalue") == "[/as] was asked" for c in kept.cells for o in c.get("outputs", []))
+    assert (run_folder(root) / "metrics.json").read_text() == good, "earlier results are not lost"
+
+    dead = root / "reports" / "smoke" / "01_other" / "seed0" / "failed.ipynb"
+    assert "This run failed" in nbformat.read(dead, as_version=4).cells[0].source
+    assert command(root, "list") == 0
+    listing = capsys.readouterr().out
+    assert "seed0: failed" in listing and "The first notebook" in listing and "a number" in listing
+    assert command(root, "report") == 0
+    assert "first/rate" in capsys.readouterr().out
+
+
+def test_help_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["run", "--help"], ["list", "--help"], ["report", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 0
+    assert "--profile" in capsys.readouterr().out
+
+
+def test_a_report_of_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(root, "report") == 0
+    assert "nothing recorded yet" in capsys.readouterr().out

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from omni_lab.heads.detection import Detections
+from omni_lab.metrics.detection import mean_average_precision
+
+THERE = [[0.1, 0.1, 0.5, 0.5], [0.5, 0.5, 0.9, 0.9]]
+
+
+def objects(*found: tuple[int, float, Sequence[float]]) -> Detections:
+    labels, scores, boxes = zip(*found, strict=True) if found else ((), (), ())
+    return Detections(
+        torch.tensor(labels, dtype=torch.long), torch.tensor(scores), torch.tensor(boxes).reshape(len(found), 4)
+    )
+
+
+def scenes(count: int, *, seed: int) -> tuple[list[Detections], Tensor, Tensor]:
+    """Pictures of up to three things of four kinds, of which most are found, but not quite where they are, amid false
+    alarms."""
+    g = torch.Generator().manual_seed(seed)
+    labels, boxes, found = torch.full((count, 3), -1), torch.zeros(count, 3, 4), []
+    for i in range(count):
+        n = 1 + i % 3
+        corner = torch.rand(5, 2, generator=g) * 0.6
+        said = torch.cat([corner, corner + 0.3], dim=1)
+        names = torch.randint(4, (5,), generator=g)
+        labels[i, :n], boxes[i, :n] = names[:n], said[:n]
+        names[:n] = torch.where(torch.rand(n, generator=g) < 0.8, names[:n], 3 - names[:n])
+        said[:n] += 0.03 * torch.randn(n, 4, generator=g)
+        scores = torch.rand(5, generator=g)
+        scores[:n] += 0.3
+        order = scores.argsort(descending=True)
+        found.append(Detections(names[order], scores[order], said[order]))
+    return found, labels, boxes
+
+
+def test_precision_by_hand() -> None:
+    """Of two things the surest is there, the next is a false alarm, the third is the other one: precision is 1 up to a
+    recall of a half (51 of the 101 points), two thirds from there on."""
+    labels, boxes = torch.tensor([[0, 0, -1]]), torch.tensor([[*THERE, [0.0] * 4]])
+    found = [objects((0, 0.9, THERE[0]), (0, 0.8, [0.0, 0.6, 0.2, 0.8]), (0, 0.7, THERE[1]))]
+    precision = mean_average_precision(found, labels, boxes, resamples=5)
+    assert precision.map50.value == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert precision.map.value == pytest.approx(precision.map50.value), "boxes are exact, so at every overlap"
+    assert precision.map50.interval == pytest.approx((precision.map50.value,) * 2), "one picture: no spread"
+
+
+def test_a_box_that_overlaps_by_two_thirds_counts_up_to_there() -> None:
+    wide = [0.1, 0.1, 0.5, 0.7]  # 0.16 of 0.24
+    precision = mean_average_precision(
+        [objects((2, 0.9, wide))], torch.tensor([[2]]), torch.tensor([[THERE[0]]]), resamples=5
+    )
+    assert precision.map50.value == pytest.approx(1.0)
+    assert precision.map.value == pytest.approx(0.4), "0.5, 0.55, 0.6, 0.65 of ten"
+    assert precision.map.interval == pytest.approx((0.4, 0.4))
+
+
+def test_twice_found_is_once_right_and_other_kinds_do_not_count() -> None:
+    labels, boxes = torch.tensor([[0], [1]]), torch.tensor([[THERE[0]], [THERE[1]]])
+    found = [objects((0, 0.9, THERE[0]), (0, 0.8, THERE[0])), objects((0, 0.7, THERE[1]))]
+    precision = mean_average_precision(found, labels, boxes, resamples=5)
+    assert precision.map50.value == pytest.approx(0.5), "kind 0 is all found, kind 1 not at all"
+    many = [objects(*[(0, 0.9, THERE[0])] * 120), found[1]]
+    assert mean_average_precision(many, labels, boxes, resamples=5).map50.value == pytest.approx(0.5), (
+        "more than COCO counts"
+    )
+    nothing = mean_average_precision([objects(), objects()], labels, boxes, resamples=20)
+    assert nothing.map50 == (0.0, 0.0, 0.0)
+    low, high = mean_average_precision(found, labels, boxes, resamples=50).map.interval
+    assert low < 0.1 and high > 0.9, "draws that lack one kind say nothing of it"
+
+
+def test_precision_is_that_of_torchmetrics() -> None:
+    from torchmetrics.detection import MeanAveragePrecision
+
+    found, labels, boxes = scenes(40, seed=0)
+    metric = MeanAveragePrecision()
+    metric.update(
+        [o._asdict() for o in found],
+        [{"labels": n[n >= 0], "boxes": b[n >= 0]} for n, b in zip(labels, boxes, strict=True)],
+    )
+    expected = metric.compute()
+    precision = mean_average_precision(found, labels, boxes, resamples=200)
+    for ours, name in ((precision.map50, "map_50"), (precision.map, "map")):
+        assert 0 < ours.low < ours.value < ours.high < 1
+        assert ours.value == pytest.approx(float(expected[name]), abs=5e-3), "thresholds are rounded there"
+
+
+def test_a_resample_is_what_the_pictures_drawn_would_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weighing pictures by how often they are drawn must be the same as evaluating the pictures drawn."""
+    import omni_lab.metrics.detection as module
+
+    found, labels, boxes = scenes(30, seed=1)
+    weighed, inner = [], module._precision
+
+    def watched(kinds: Sequence[module._Kind], counts: np.ndarray) -> tuple[float, float]:
+        weighed.append((counts, inner(kinds, counts)))
+        return weighed[-1][1]
+
+    monkeypatch.setattr(module, "_precision", watched)
+    mean_average_precision(found, labels, boxes, resamples=2)
+    for counts, precision in weighed[:2]:
+        drawn = np.repeat(np.arange(30), counts)
+        again = mean_average_precision([found[i] for i in drawn], labels[drawn], boxes[drawn], resamples=1)
+        assert precision == pytest.approx((again.map50.value, again.map.value), abs=1e-6)
+
+
+def test_what_cannot_be_measured_is_named() -> None:
+    labels, boxes = torch.tensor([[0]]), torch.tensor([[THERE[0]]])
+    with pytest.raises(ValueError, match=r"of the same pictures, at least one: got 2, \[1, 1\] and \[1, 1, 4\]"):
+        mean_average_precision([objects(), objects()], labels, boxes, resamples=5)
+    with pytest.raises(ValueError, match=r"at least one: got 0, \[0, 1\]"):
+        mean_average_precision([], labels[:0], boxes[:0], resamples=5)
+    with pytest.raises(ValueError, match="all 1 say that nothing is there"):
+        mean_average_precision([objects()], labels - 1, boxes, resamples=5)
+    with pytest.raises(ValueError, match="resamples must be at least 1: got 0"):
+        mean_average_precision([objects()], labels, boxes, resamples=0)
