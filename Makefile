@@ -1,30 +1,50 @@
 # make reports   set up, run the notebook series (profile quick), print the results
 # make test      lint, types, unit tests, every notebook under the smoke profile
 # make lab       JupyterLab in notebooks/ with the right kernel
+# make format    format code and notebooks (also: lint, types, spell, strip: one check each)
+# make hooks     run the checks before each commit
 
 PYTHON  ?= python3
 PROFILE ?= quick
 VENV    := .venv
 BIN     := $(VENV)/bin
 READY   := $(VENV)/ready
+NOTEBOOKS := notebooks/*.ipynb notebooks/solutions/*.ipynb
 
 # Without cached byte code, importing lightning alone takes half a minute in every kernel.
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPATH :=
 
-.PHONY: reports test lab clean
+.PHONY: reports test lab format lint types spell strip hooks clean
 .DELETE_ON_ERROR:
 
 reports: $(READY)
 	$(BIN)/omni-lab run --profile $(PROFILE)
 	$(BIN)/omni-lab report --profile $(PROFILE)
 
-test: $(READY)
+test: lint types spell
+	$(BIN)/nbstripout --verify $(NOTEBOOKS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(READY)
 	$(BIN)/mypy
-	$(BIN)/nbstripout --verify notebooks/*.ipynb notebooks/solutions/*.ipynb
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+spell: $(READY)
+	$(BIN)/codespell
+
+strip: $(READY)
+	$(BIN)/nbstripout $(NOTEBOOKS)
+
+hooks: $(READY)
+	$(BIN)/pre-commit install
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -1,4 +1,4 @@
-"""TODO"""
+"""From a configuration to modules: encoders, the whole model, and the heads of the multitask model."""
 
 from __future__ import annotations
 
@@ -27,102 +27,94 @@ from omni_lab.routing.route import ComputeLevel, CrossModalPath, RouteSpace, all
 
 
 def build_encoders(config: ModelConfig, *, vocab_size: int) -> dict[Modality, nn.Module]:
-    """One encoder per modality of the configuration; clips are encoded with the pictures' weights."""
+    """One encoder per modality of the configuration; the video encoder shares the weights of the image encoder."""
     vision = VisionEncoder(config.vision, out_dim=config.dim)
-    makers: dict[Modality, Callable[[], nn.Module]] = {
+    builders: dict[Modality, Callable[[], nn.Module]] = {
         Modality.TEXT: lambda: TextEncoder(config.text, vocab_size=vocab_size, out_dim=config.dim),
         Modality.IMAGE: lambda: vision,
         Modality.AUDIO: lambda: AudioEncoder(config.audio, out_dim=config.dim),
         Modality.VIDEO: lambda: VideoEncoder(config.video, vision=vision, out_dim=config.dim),
     }
-    return {m: makers[m]() for m in config.modalities}
+    return {m: builders[m]() for m in config.modalities}
 
 
-def _levels(config: ModelConfig) -> dict[Modality, tuple[ComputeLevel, ...]]:
-    """What may be chosen for each encoder; text, the shortest, has no early exit."""
-    exits = {Modality.IMAGE: config.vision.early_exit, Modality.VIDEO: config.vision.early_exit}
-    exits[Modality.AUDIO] = config.audio.early_exit
-    return {m: tuple(ComputeLevel) for m, has_exit in exits.items() if has_exit and m in config.modalities}
-
-
-def _early(encoders: Mapping[Modality, nn.Module]) -> EarlyFusion:
+def _build_early_fusion(encoders: Mapping[Modality, nn.Module]) -> EarlyFusion:
     video, audio = (cast(Any, encoders.get(m)) for m in (Modality.VIDEO, Modality.AUDIO))
     if video is None or audio is None or not isinstance(audio.front, MelFrontEnd):
-        raise ValueError("early fusion joins clips and sounds: it wants both, and the mel front end")
+        raise ValueError(f"early fusion needs video, and audio with the mel front end: got modalities {[*encoders]}")
     return EarlyFusion(video_dim=video.project.in_features, audio_dim=audio.front.dim)
 
 
 def build_model(config: ModelConfig, *, vocab_size: int, answers: int) -> OmniModel:
-    """The model of a configuration: vocab_size token ids in, scores for so many answers out."""
-    every = (
-        all_cross_modal_paths(config.modalities)
-        if config.fusion.paths is None
-        else [CrossModalPath(*p) for p in config.fusion.paths]
-    )
-    paths = tuple(path for path in every if {*path} <= {*config.modalities})
+    """The model of a configuration, with the answer head alone. answers: number of classes of that head."""
+    modalities, dim, paths = config.modalities, config.dim, config.fusion.paths
+    every = all_cross_modal_paths(modalities) if paths is None else [CrossModalPath(*path) for path in paths]
+    possible = tuple(path for path in every if {*path} <= {*modalities})
+    vision, audio = config.vision.early_exit, config.audio.early_exit
+    exits = {Modality.IMAGE: vision, Modality.VIDEO: vision, Modality.AUDIO: audio}  # text, the shortest, has none
+    levels = {m: tuple(ComputeLevel) for m, has_exit in exits.items() if has_exit and m in modalities}
+    # the order of construction decides the weights of a seed
     encoders = build_encoders(config, vocab_size=vocab_size)
+    early_fusion = _build_early_fusion(encoders) if config.fusion.early else None
+    fusion = CrossModalFusion(
+        paths=possible,
+        dim=dim,
+        depth=config.fusion.depth,
+        num_heads=config.fusion.num_heads,
+        mlp_ratio=config.fusion.mlp_ratio,
+        dropout=config.fusion.dropout,
+        gated=config.fusion.gated,
+    )
+    answer = AnswerHead(
+        modalities=modalities,
+        dim=dim,
+        num_answers=answers,
+        dropout=config.fusion.dropout,
+        pooling=config.answer_pooling,
+        gated=config.fusion.gated,
+    )
     return OmniModel(
         encoders=encoders,
-        early=_early(encoders) if config.fusion.early else None,
+        early_fusion=early_fusion,
         latent_bits=config.latent_bits,
-        fusion=CrossModalFusion(
-            paths=paths,
-            dim=config.dim,
-            depth=config.fusion.depth,
-            num_heads=config.fusion.num_heads,
-            mlp_ratio=config.fusion.mlp_ratio,
-            dropout=config.fusion.dropout,
-            gated=config.fusion.gated,
-        ),
-        space=RouteSpace(
-            modalities=config.modalities, paths=paths, depth=config.fusion.depth, encoder_levels=_levels(config)
-        ),
-        heads={
-            "answer": AnswerHead(
-                modalities=config.modalities,
-                dim=config.dim,
-                answers=answers,
-                dropout=config.fusion.dropout,
-                pool=config.answer_pooling,
-                gated=config.fusion.gated,
-            )
-        },
+        fusion=fusion,
+        space=RouteSpace(modalities=modalities, paths=possible, depth=config.fusion.depth, encoder_levels=levels),
+        heads={"answer": answer},
     )
 
 
 def add_task_heads(
-    model: OmniModel, config: MultitaskConfig, *, codec: DecoderTokenizer, classes: Sequence[str], voices: int
+    model: OmniModel, config: MultitaskConfig, *, tokenizer: DecoderTokenizer, classes: Sequence[str], voices: int
 ) -> OmniModel:
-    """Gives a model, beside its answers, a memory, and the heads that read it: text (in the words of `codec`), boxes
-    (of things of these classes), pixels, and speech (in so many voices)."""
-    wide: dict[str, Any] = {"dim": config.dim, "mlp_ratio": config.mlp_ratio}
-    dim = config.model.dim
+    """Adds a context encoder and the heads that read it: text, detection, restoration and speech.
+
+    tokenizer: of the text that the model reads and writes.
+    classes: that the detection head tells apart.
+    voices: number of voices of the speech head.
+    """
+    shared: dict[str, Any] = {"dim": config.dim, "mlp_ratio": config.mlp_ratio}
     model.context_encoder = ContextEncoder(
-        modalities=config.model.modalities, dim=dim, out_dim=config.dim, depth=config.context_depth
+        modalities=config.model.modalities, dim=config.model.dim, out_dim=config.dim, depth=config.context_depth
     )
-    model.heads.update(
-        {
-            "text": TextHead(
-                vocab_size=codec.vocab_size,
-                eos_id=codec.eos_id,
-                depth=config.text_depth,
-                max_length=codec.max_length,
-                **wide,
-            ),
-            "detection": DetectionHead(
-                classes=classes, num_queries=config.num_queries, depth=config.detection_depth, **wide
-            ),
-            "restoration": RestorationHead(
-                size=config.model.vision.image_size, widths=config.widths, depth=config.restoration_depth, **wide
-            ),
-            "tts": TTSHead(
-                vocab_size=len(LETTERS),
-                separator_ids=[LETTERS.index(mark) for mark in " ,"],
-                voices=voices,
-                depth=config.tts_depth,
-                layers=config.tts_conv_layers,
-                **wide,
-            ),
-        }
+    model.heads["text"] = TextHead(
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        depth=config.text_depth,
+        max_length=tokenizer.max_length,
+        **shared,
+    )
+    model.heads["detection"] = DetectionHead(
+        classes=classes, num_queries=config.num_queries, depth=config.detection_depth, **shared
+    )
+    model.heads["restoration"] = RestorationHead(
+        size=config.model.vision.image_size, widths=config.widths, depth=config.restoration_depth, **shared
+    )
+    model.heads["tts"] = TTSHead(
+        vocab_size=len(LETTERS),
+        separator_ids=[LETTERS.index(mark) for mark in " ,"],
+        num_voices=voices,
+        depth=config.tts_depth,
+        num_conv_layers=config.tts_conv_layers,
+        **shared,
     )
     return model

@@ -1,4 +1,4 @@
-"""OmniModel: encoders -> fusion -> heads, composed by injection."""
+"""OmniModel: encoders -> fusion -> heads, passed in as modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from omni_lab.batch import Modality, ModalityInput, OmniBatch, Tokens
-from omni_lab.encoders.latents import Int8Latents, fake_quantize_tokens
+from omni_lab.encoders.latents import fake_quantize_tokens
 from omni_lab.fusion.cross_modal import FusionOutput
 from omni_lab.fusion.early import EarlyFusion
 from omni_lab.heads.context import ContextEncoder, FusedContext, HeadError
@@ -20,12 +20,17 @@ from omni_lab.routing.route import ComputeLevel, CrossModalPath, Route, RouteSpa
 from omni_lab.routing.router import Router, pool_questions
 
 log = logging.getLogger(__name__)
-HeadRequests = Collection[str] | Mapping[str, Mapping[str, Any]]  # heads by name, and what each is told
+HeadRequests = Collection[str] | Mapping[str, Mapping[str, Any]]  # names, or name -> arguments of the head
 
 
 class OmniOutput(NamedTuple):
-    """heads: each requested head's result. encoded: what the encoders returned. fusion: the
-    fused streams, and attention weights if they were asked for. memory: what heads read, if one did."""
+    """What `OmniModel` returns.
+
+    head_outputs: the output of each requested head.
+    encoded: the tokens that the encoders returned.
+    fusion: the fused streams, and the attention weights if requested.
+    context: what the heads with `needs_context` attended to, if one was requested.
+    """
 
     head_outputs: Mapping[str, Any]
     encoded: Mapping[Modality, Tokens]
@@ -34,11 +39,14 @@ class OmniOutput(NamedTuple):
 
 
 class OmniModel(nn.Module):
-    """encoders: one per modality, called as encoder(values, mask) -> Tokens. fusion: streams -> FusionOutput.
-    heads: by name; an answer head is called with the fused streams, all others with what `memory` makes of them.
-    latent_bits: what fusion sees of each token's values is what
-    storing them in so many bits leaves; None for all of it. space: the routes it can take. early: joins clips and
-    sounds in the lower layers of their encoders.
+    """Encoders, fusion and heads.
+
+    encoders: one per modality, called as encoder(values, mask) -> Tokens.
+    fusion: called with the tokens per modality, returns FusionOutput.
+    heads: by name; one with `needs_context` is called with the output of `context_encoder`, others with fused tokens.
+    space: the routes that the model can take.
+    latent_bits: fusion sees tokens quantized to so many bits; None for no quantization.
+    early_fusion: joins video and audio between the lower and upper layers of their encoders.
     """
 
     def __init__(
@@ -49,12 +57,12 @@ class OmniModel(nn.Module):
         heads: Mapping[str, nn.Module],
         space: RouteSpace,
         latent_bits: int | None = None,
-        early: EarlyFusion | None = None,
-        memory: ContextEncoder | None = None,
+        early_fusion: EarlyFusion | None = None,
+        context_encoder: ContextEncoder | None = None,
     ):
         super().__init__()
-        self.context_encoder = memory
-        self.early_fusion = early
+        self.context_encoder = context_encoder
+        self.early_fusion = early_fusion
         self.latent_bits = latent_bits
         self.encoders = nn.ModuleDict({m.value: encoders[m] for m in Modality if m in encoders})
         self.fusion = fusion
@@ -69,52 +77,46 @@ class OmniModel(nn.Module):
         precomputed: Mapping[Modality, Tokens] | None = None,
         execution: str = "gathered",
     ) -> dict[Modality, Tokens]:
-        """Every distinct input goes through its encoder once; `rows` say which samples use it. Tokens stay as they
-        are.
+        """Runs each distinct input through its encoder once; inputs that are tokens already pass unchanged.
 
-        route: an encoder sees only the inputs of samples that want it, once in full and once up to its early exit
-        where different samples want both; a skipped modality is absent from its sample. known: what an earlier call
-        made, in full, of some inputs of the same batch; it is not made again.
+        route: encodes only what some sample requests, in full or up to the early exit (or both, for different samples).
+            Samples that skip a modality lack it in the result.
+        precomputed: full tokens from an earlier call for the same batch, with `entry_index`; not computed again.
+        Raises ValueError for a route with early fusion.
         """
         if route is None:
-            streams = self._everything(batch)
-            return {m: tokens if batch.inputs[m].is_encoded else self._stored(tokens) for m, tokens in streams.items()}
+            streams = self._encode_all(batch)
+            return {m: t if batch.inputs[m].is_encoded else self._quantize(t) for m, t in streams.items()}
         if self.early_fusion is not None:
-            raise ValueError("a model that joins clips and sounds early takes no routes: its encoders run together")
-        return self._routed(batch, route, precomputed or {}, masked=execution == "masked")
+            raise ValueError("a model with early fusion of video and audio takes no route: its encoders run together")
+        return self._encode_routed(batch, route, precomputed or {}, masked=execution == "masked")
 
-    def _stored(self, tokens: Tokens) -> Tokens:
-        """What storing them in few bits leaves."""
-        return (
-            tokens
-            if self.latent_bits is None
-            else tokens.with_values(fake_quantize_tokens(tokens.values, self.latent_bits))
-        )
+    def _quantize(self, tokens: Tokens) -> Tokens:
+        if self.latent_bits is None:
+            return tokens
+        return tokens.with_values(fake_quantize_tokens(tokens.values, self.latent_bits))
 
     def select_route(
         self, router: Router, batch: OmniBatch, *, budget: float | None = None
     ) -> tuple[Route, dict[Modality, Tokens]]:
-        """What a controller runs for a batch, the likeliest of every decision; and the tokens of the questions, which
-        it had to hear for that. budget: the mean share of the dense cost, for a conditioned controller. Raises
-        ValueError for a budget that it cannot meet."""
+        """The router's most likely route, and the tokens of the questions, which were encoded for that.
+
+        budget: mean fraction of the dense cost, for a penalty-conditioned router; ValueError where it cannot be met.
+        """
         present = batch.present
-        question = self.encode_questions(batch)
-        told = None
+        questions = self.encode_questions(batch)
+        penalty = None
         if budget is not None:
-            told = torch.full((len(batch),), router.penalty_for_budget(budget), device=present.device)
-        means = pool_questions(question, self.space.question_mask(present))
-        return router.greedy(router(means, present, told), present), question
+            penalty = torch.full((len(batch),), router.penalty_for_budget(budget), device=present.device)
+        means = pool_questions(questions, self.space.question_mask(present))
+        return router.greedy(router(means, present, penalty), present), questions
 
     def encode_questions(self, batch: OmniBatch) -> dict[Modality, Tokens]:
-        """The tokens of whatever carries a question, and of nothing else."""
-        space, carriers = self.space, self.space.question_mask(batch.present)
-        closed = torch.zeros(len(batch), space.depth, len(space.paths), dtype=torch.bool, device=carriers.device)
-        levels = torch.where(carriers, int(ComputeLevel.FULL), int(ComputeLevel.SKIP))
-        return self.encode(batch, space.project(levels, closed, batch.present))
-
-    def encode_int8(self, batch: OmniBatch) -> dict[Modality, Int8Latents]:
-        """What `encode` returns, stored as int8 values and scales: `fuse` takes their `tokens()`."""
-        return {m: Int8Latents.from_tokens(tokens) for m, tokens in self._everything(batch).items()}
+        """Tokens of the modality that carries each sample's question, and of nothing else."""
+        space, question_mask = self.space, self.space.question_mask(batch.present)
+        no_paths = torch.zeros(len(batch), space.depth, len(space.paths), dtype=torch.bool, device=question_mask.device)
+        levels = torch.where(question_mask, int(ComputeLevel.FULL), int(ComputeLevel.SKIP))
+        return self.encode(batch, space.project(levels, no_paths, batch.present))
 
     def forward(
         self,
@@ -126,41 +128,41 @@ class OmniModel(nn.Module):
         execution: str = "gathered",
         need_weights: bool = False,
     ) -> OmniOutput:
-        """heads: which to run (default all), or a mapping to what each wants to be told: `{"text": {"prompt": ids},
-        "detection": {}}`. A head that is not asked for costs nothing. route: what runs for which sample (default
-        everything, without masks or gathering). known: see `encode`. execution: see `CrossModalFusion`. need_weights:
-        take the explicit attention path and return the weights. Raises RouteError for a route that the batch or the
-        model does not allow, HeadError for what a head cannot give. Samples for which a head of a model in evaluation
-        mode says nothing finite are named in a warning.
+        """Encoders, fusion and the requested heads. In evaluation mode, samples with a non-finite output are logged.
+
+        heads: names (default: all), or arguments by name: `{"text": {"prompt": ids}, "detection": {}}`.
+        route: what runs for which sample (default: everything, without masks or gathering).
+        precomputed, execution: see `encode` and `CrossModalFusion`.
+        need_weights: take the explicit attention path and return the weights.
+        Raises RouteError for a route that the batch or the model does not allow, HeadError for an invalid request.
         """
-        wanted = list(self.heads) if heads is None else heads
-        unknown = [name for name in wanted if name not in self.heads]
+        requests = list(self.heads) if heads is None else heads
+        unknown = [name for name in requests if name not in self.heads]
         if unknown:
             raise HeadError(f"no head named {unknown[0]!r}: this model has {list(self.heads)}")
         if route is not None:
             self.space.check(route, batch.present, batch.ids)
         encoded = self.encode(batch, route, precomputed=precomputed, execution=execution)
-        output = self.fuse(encoded, heads=wanted, route=route, execution=execution, need_weights=need_weights)
+        output = self.fuse(encoded, heads=requests, route=route, execution=execution, need_weights=need_weights)
         if not self.training:
-            _report_broken(output.head_outputs, batch.ids)
+            _warn_non_finite(output.head_outputs, batch.ids)
         return output
 
     def copy_modality_weights(self, source: Modality, target: Modality) -> None:
-        """What fusion and heads do for the borrower becomes a copy of what they do for the lender: the paths along
-        which it listens (to what both can listen to), its blocks and summaries. Of use where the two modalities'
-        tokens are aligned, as those of a written and a spoken question."""
+        """Copies the weights that fusion and heads hold for `source` to those for `target`: the paths whose query it is
+        (from key modalities that both have), its blocks and its projections. Useful where the tokens of the two are
+        aligned, as those of written and spoken questions."""
         for layer in cast(Any, self.fusion).layers:
             for path in layer.paths:
-                twin = CrossModalPath(source, path.key)
-                if path.query is target and twin in layer.paths:
-                    layer.cross[str(path)].load_state_dict(layer.cross[str(twin)].state_dict())
+                source_path = CrossModalPath(source, path.key)
+                if path.query is target and source_path in layer.paths:
+                    layer.cross[str(path)].load_state_dict(layer.cross[str(source_path)].state_dict())
         for part in self.modules():
             if isinstance(part, nn.ModuleDict) and part is not self.encoders and {source, target} <= {*part.keys()}:
                 part[target.value].load_state_dict(part[source.value].state_dict())
 
     def prune_paths(self, paths: Collection[tuple[int, CrossModalPath]]) -> None:
-        """Takes paths out of their layers for good, weights and all; no route opens them any more. Raises ValueError
-        for one that is not there."""
+        """Removes (layer, path) pairs and their weights; no route can open them again. ValueError for an absent one."""
         for depth, path in paths:
             layer = cast(Any, self.fusion).layers[depth]
             if path not in layer.paths:
@@ -179,92 +181,89 @@ class OmniModel(nn.Module):
         execution: str = "gathered",
         need_weights: bool = False,
     ) -> OmniOutput:
-        """Fusion and heads, from what the encoders returned. openness: see `CrossModalFusion`; its diagonal, in the
-        last layer, weighs what heads hear of each modality."""
+        """Fusion and heads, from encoded tokens.
+
+        path_gates: see `CrossModalFusion`; the last layer's diagonal weighs each modality in what the heads get.
+        """
         fused = self.fusion(encoded, route=route, path_gates=path_gates, execution=execution, need_weights=need_weights)
         weights = None if path_gates is None else {m: path_gates[:, -1, m.column, m.column] for m in fused.tokens}
-        told = heads if isinstance(heads, Mapping) else {name: {} for name in heads}
-        asked: dict[str, Any] = {name: self.heads[name] for name in told}
-        memory = None
-        if any(head.needs_context for head in asked.values()):
+        requests = heads if isinstance(heads, Mapping) else {name: {} for name in heads}
+        reading = [name for name in requests if cast(Any, self.heads[name]).needs_context]
+        context = None
+        if reading:
             if self.context_encoder is None:
-                reading = [name for name, head in asked.items() if head.needs_context]
-                raise HeadError(f"the heads {reading} want a model with a memory")
-            memory = self.context_encoder(fused.tokens, weights)
-        said = {
-            name: head(memory, **told[name]) if head.needs_context else head(fused.tokens, weights)
-            for name, head in asked.items()
+                raise HeadError(f"the heads {reading} need a model with a context encoder")
+            context = self.context_encoder(fused.tokens, weights)
+        outputs = {
+            name: self.heads[name](context, **kwargs) if name in reading else self.heads[name](fused.tokens, weights)
+            for name, kwargs in requests.items()
         }
-        return OmniOutput(said, encoded, fused, memory)
+        return OmniOutput(outputs, encoded, fused, context)
 
-    def _everything(self, batch: OmniBatch) -> dict[Modality, Tokens]:
-        both = (Modality.VIDEO, Modality.AUDIO)
-        if self.early_fusion is None or not {*both} <= batch.inputs.keys():
+    def _encode_all(self, batch: OmniBatch) -> dict[Modality, Tokens]:
+        pair = (Modality.VIDEO, Modality.AUDIO)
+        if self.early_fusion is None or not {*pair} <= batch.inputs.keys():
             return encode_inputs(self.encoders, batch)
-        video, audio = (cast(Any, self.encoders[m.value]) for m in both)
-        joined = self.early_fusion(video, audio, *(batch.inputs[m] for m in both))
+        joined = self.early_fusion(*(self.encoders[m.value] for m in pair), *(batch.inputs[m] for m in pair))
         alone = encode_inputs(self.encoders, batch.without(Modality.VIDEO).without(Modality.AUDIO))
         return {m: joined[m] if m in joined else alone[m] for m in batch.inputs}
 
-    def _routed(
-        self, batch: OmniBatch, route: Route, known: Mapping[Modality, Tokens], *, masked: bool
+    def _encode_routed(
+        self, batch: OmniBatch, route: Route, precomputed: Mapping[Modality, Tokens], *, masked: bool
     ) -> dict[Modality, Tokens]:
-        """Per modality, what is known already, the tokens of the other inputs that some sample wants in full, and of
-        those wanted up to the exit.
+        """Per modality: precomputed entries, then those that some sample requests in full, then up to the early exit.
 
-        masked: whether anybody wants them or not.
+        masked: encode every entry at every allowed level, requested or not.
         """
-        levels = route.encoder_levels.cpu()  # once, not once per modality
+        route_levels = route.encoder_levels.cpu()  # once, not once per modality
         streams = {}
-        for modality, given in batch.inputs.items():
-            entries, wanted = given.entry_index.cpu(), levels[:, modality.column]
-            if not masked and not wanted.any():
+        for modality, inputs in batch.inputs.items():
+            entries, levels = inputs.entry_index.cpu(), route_levels[:, modality.column]
+            if not masked and not levels.any():
                 continue
-            parts, rows, count = [], torch.full((len(batch),), -1), 0
-            if modality in known:
-                heard = known[modality]
-                rows = torch.where(wanted == ComputeLevel.FULL, cast(Tensor, heard.entry_index).cpu(), -1)
-                parts, count = [replace(heard, entry_index=None)], len(heard.values)
+            parts, entry_index = [], torch.full((len(batch),), -1)
+            if modality in precomputed:
+                tokens = precomputed[modality]
+                entry_index = torch.where(levels == ComputeLevel.FULL, cast(Tensor, tokens.entry_index).cpu(), -1)
+                parts.append(replace(tokens, entry_index=None))
             for level in (ComputeLevel.FULL, ComputeLevel.EARLY_EXIT):
-                wants = (wanted == level) & (entries >= 0) & (rows < 0)
-                used = entries[
-                    (entries >= 0) if masked and level in self.space.allowed_levels(modality) else wants
-                ].unique()
+                requested = (levels == level) & (entries >= 0) & (entry_index < 0)
+                every = masked and level in self.space.allowed_levels(modality)
+                used = entries[(entries >= 0) if every else requested].unique()
                 if len(used):
-                    parts.append(self._encoded_at(level, modality, given, used.to(given.entry_index.device)))
-                    rows[wants] = count + torch.searchsorted(used, entries[wants])
-                    count += len(used)
+                    entry_index[requested] = sum(map(len, parts)) + torch.searchsorted(used, entries[requested])
+                    parts.append(self._encode_entries(level, modality, inputs, used.to(inputs.entry_index.device)))
             if parts:
-                streams[modality] = replace(_stacked(parts), entry_index=rows.to(given.entry_index.device))
+                streams[modality] = replace(
+                    _stack_entries(parts), entry_index=entry_index.to(inputs.entry_index.device)
+                )
         return streams
 
-    def _encoded_at(
-        self, level: ComputeLevel, modality: Modality, given: ModalityInput, entries: Int[Tensor, " e"]
+    def _encode_entries(
+        self, level: ComputeLevel, modality: Modality, inputs: ModalityInput, entries: Int[Tensor, " e"]
     ) -> Tokens:
-        mask = given.mask[entries]
-        if given.is_encoded:
-            values = given.values if level is ComputeLevel.FULL else given.early_exit_values
+        mask, full = inputs.mask[entries], level is ComputeLevel.FULL
+        if inputs.is_encoded:
+            values = inputs.values if full else inputs.early_exit_values
             if values is None:
-                raise ValueError(f"{modality} was encoded beforehand in full only: its early exit cannot be taken")
+                raise ValueError(f"{modality} tokens were precomputed in full only: they have no early exit")
             return Tokens(values[entries], mask)
         encoder: Any = self.encoders[modality.value]
-        return self._stored(
-            (encoder if level is ComputeLevel.FULL else encoder.forward_early_exit)(given.values[entries], mask)
-        )
+        return self._quantize((encoder if full else encoder.forward_early_exit)(inputs.values[entries], mask))
 
 
-def _report_broken(heads: Mapping[str, Any], ids: Sequence[str]) -> None:
-    for name, said in heads.items():
-        if not isinstance(said, Tensor):
-            continue
-        finite = said.flatten(1).isfinite().all(dim=1)
-        if not finite.all():
-            broken = [f"{i} ({ids[i]!r})" for i in (~finite).nonzero().squeeze(1).tolist()]
-            log.warning("the %s head says nothing finite of %s", name, ", ".join(broken))
+def _warn_non_finite(head_outputs: Mapping[str, Any], ids: Sequence[str]) -> None:
+    for name, output in head_outputs.items():
+        if isinstance(output, Tensor):
+            broken = (~output.flatten(1).isfinite().all(dim=1)).nonzero().squeeze(1).tolist()
+            if broken:
+                log.warning(
+                    "non-finite output of the %s head for %s", name, ", ".join(f"{i} ({ids[i]!r})" for i in broken)
+                )
 
 
-def _stacked(parts: Sequence[Tokens]) -> Tokens:
-    """Entries of the same shape one after the other."""
+def _stack_entries(parts: Sequence[Tokens]) -> Tokens:
+    """Concatenates entries of the same shape; times only if every part has them."""
     times = [part.times for part in parts if part.times is not None]
     return Tokens(
         torch.cat([part.values for part in parts]),
@@ -274,11 +273,11 @@ def _stacked(parts: Sequence[Tokens]) -> Tokens:
 
 
 def encode_inputs(encoders: nn.ModuleDict, batch: OmniBatch) -> dict[Modality, Tokens]:
-    """Each modality of the batch through its encoder, but for tokens. Raises ValueError for one that has none."""
+    """Each modality through its encoder, unless it is tokens already. Raises ValueError for a missing encoder."""
     streams = {}
-    for modality, given in batch.inputs.items():
+    for modality, inputs in batch.inputs.items():
         if modality.value not in encoders:
             raise ValueError(f"no encoder for {modality}: this model has {list(encoders)}")
-        encoded = Tokens if given.is_encoded else encoders[modality.value]
-        streams[modality] = replace(encoded(given.values, given.mask), entry_index=given.entry_index)
+        encoder = Tokens if inputs.is_encoded else encoders[modality.value]
+        streams[modality] = replace(encoder(inputs.values, inputs.mask), entry_index=inputs.entry_index)
     return streams

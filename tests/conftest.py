@@ -12,14 +12,7 @@ import pytest
 import torch
 
 from omni_lab.batch import Modality
-from omni_lab.config.profiles import (
-    ALL_MODALITIES,
-    DISTRACTOR_TRAINING,
-    MODALITY_COSTS,
-    QUESTION_PATHS,
-    SCENE_TRAINING,
-    get_profile,
-)
+from omni_lab.config.profiles import get_profile
 from omni_lab.config.schema import (
     AudioConfig,
     DataConfig,
@@ -108,26 +101,26 @@ TINY_MODEL = ModelConfig(
 TINY_DATA = DataConfig(max_batch_cost=3, questions_per_scene=2)
 TINY_TRAINING = TrainingConfig(epochs=2, learning_rate=3e-3, checkpoint_every=1)
 
-
+QUICK_WORLD = get_profile("quick").emoji_world
 TINY_WORLD = EmojiWorldConfig(
     things=8,
     scenes={"train": 12, "validation": 4, "test": 4},
     model=ModelConfig(
-        modalities=ALL_MODALITIES,
+        modalities=tuple(Modality),
         dim=16,
         vision=VisionConfig(image_size=64, overrides=TINY_SWIN | {"patch_size": 8, "strict_img_size": False}),
         text=TextConfig(dim=16, depth=1, num_heads=2),
         audio=AudioConfig(dim=16, depth=1, num_heads=2),
         video=VideoConfig(dim=16, num_heads=2),
-        fusion=FusionConfig(paths=QUESTION_PATHS, num_heads=2, mlp_ratio=1.0),
+        fusion=FusionConfig(paths=QUICK_WORLD.model.fusion.paths, num_heads=2, mlp_ratio=1.0),
         latent_bits=8,
     ),
-    data=DataConfig(max_batch_cost=3, modality_costs=MODALITY_COSTS, questions_per_scene=2),
+    data=DataConfig(max_batch_cost=3, modality_costs=QUICK_WORLD.data.modality_costs, questions_per_scene=2),
     contrastive=TrainingConfig(epochs=2, learning_rate=3e-3, horizontal_flip=False, checkpoint_every=1),
-    no_audio=replace(SCENE_TRAINING, epochs=1, checkpoint_every=1),
-    isolated=replace(SCENE_TRAINING, epochs=1, checkpoint_every=1),
-    av_matching=replace(SCENE_TRAINING, epochs=1, checkpoint_every=1),
-    with_distractors=replace(DISTRACTOR_TRAINING, epochs=1, modality_dropout=0.25, checkpoint_every=1),
+    no_audio=replace(QUICK_WORLD.isolated, epochs=1, checkpoint_every=1),
+    isolated=replace(QUICK_WORLD.isolated, epochs=1, checkpoint_every=1),
+    av_matching=replace(QUICK_WORLD.isolated, epochs=1, checkpoint_every=1),
+    with_distractors=replace(QUICK_WORLD.with_distractors, epochs=1, modality_dropout=0.25, checkpoint_every=1),
     views=16,
     views_per_batch=8,
 )

@@ -44,16 +44,16 @@ def test_collate_keeps_every_input_and_masks_the_rest(mix: list[dict[Modality, i
             if m not in sample.inputs:
                 assert m not in batch.inputs or batch.inputs[m].entry_index[b] == -1
                 continue
-            given_input = batch.inputs[m]
-            row = int(given_input.entry_index[b])
+            modality_input = batch.inputs[m]
+            row = int(modality_input.entry_index[b])
             value = sample.inputs[m]
             length = 1 if m is Modality.IMAGE else len(value)
-            assert given_input.mask[row].sum() == length
-            assert given_input.mask[row, :length].all(), "padding comes after the end"
-            stored = given_input.values[row] if m is Modality.IMAGE else given_input.values[row, :length]
+            assert modality_input.mask[row].sum() == length
+            assert modality_input.mask[row, :length].all(), "padding comes after the end"
+            stored = modality_input.values[row] if m is Modality.IMAGE else modality_input.values[row, :length]
             assert torch.equal(stored, value)
             if m is not Modality.IMAGE:
-                assert not given_input.values[row, length:].any(), "padding is zero"
+                assert not modality_input.values[row, length:].any(), "padding is zero"
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=8))
@@ -73,8 +73,8 @@ def test_equal_keys_are_stored_once(keys: list[int]) -> None:
     assert len(shared.inputs[Modality.IMAGE].values) == len(set(keys))
     assert len(separate.inputs[Modality.IMAGE].values) == len(keys)
     for batch in (shared, separate):
-        dealt = batch.inputs[Modality.IMAGE].values[batch.inputs[Modality.IMAGE].entry_index]
-        assert dealt[:, 0, 0, 0].tolist() == keys
+        gathered = batch.inputs[Modality.IMAGE].values[batch.inputs[Modality.IMAGE].entry_index]
+        assert gathered[:, 0, 0, 0].tolist() == keys
 
 
 def test_present_of_a_batch_without_any_modality() -> None:
@@ -83,7 +83,7 @@ def test_present_of_a_batch_without_any_modality() -> None:
     assert batch.present.shape == (2, NUM_MODALITIES)
 
 
-def test_without_and_with_rows_leave_the_original_alone() -> None:
+def test_without_and_with_entry_index_leave_the_original_alone() -> None:
     batch = collate(make([{Modality.TEXT: 2, Modality.IMAGE: 1}, {Modality.TEXT: 3, Modality.IMAGE: 2}]))
     blind = batch.without(Modality.IMAGE)
     assert blind.present[:, Modality.IMAGE.column].tolist() == [False, False]

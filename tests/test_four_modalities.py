@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,10 +12,16 @@ from torch import Tensor
 
 from omni_lab.batch import Modality, ModalityInput, OmniBatch
 from omni_lab.build import build_model
+from omni_lab.compression.parts import AssemblySpec
 from omni_lab.config.schema import FusionConfig
 from omni_lab.data.collate import Sample, collate
 from omni_lab.data.datamodule import VQADataset
-from omni_lab.model import OmniModel
+from omni_lab.encoders.latents import Int8Latents
+from omni_lab.evaluation.flops import build_cost_model, count_flops
+from omni_lab.explain.maps import token_windows
+from omni_lab.lightning_modules.contrastive import TokenReconstruction
+from omni_lab.model import OmniModel, encode_inputs
+from omni_lab.routing.route import ComputeLevel
 from omni_lab.training.recipes import get_recipe
 from tests.conftest import TINY_PROFILE, TINY_WORLD
 
@@ -55,13 +61,13 @@ def only(batch: OmniBatch, kept: set[Modality]) -> OmniBatch:
     return replace(batch, inputs={m: given for m, given in batch.inputs.items() if m in kept})
 
 
-def given_to_each(shared: ModalityInput, rows: Tensor) -> ModalityInput:
+def copied_per_sample(shared: ModalityInput, rows: Tensor) -> ModalityInput:
     """A copy for every sample."""
     return ModalityInput(shared.values[rows], shared.mask[rows], torch.arange(len(rows)))
 
 
-def listening_to_all() -> OmniModel:
-    """Every modality listens to every other, in two layers."""
+def densely_connected() -> OmniModel:
+    """A path between every two modalities, in two layers."""
     torch.manual_seed(0)
     config = replace(TINY_WORLD.model, fusion=FusionConfig(depth=2, num_heads=2, mlp_ratio=1.0))
     return build_model(config, vocab_size=2048, answers=5).eval()
@@ -75,7 +81,7 @@ def test_what_belongs_to_a_scene_is_stored_once(case: Case) -> None:
     assert spoken >= 3
     assert len(batch.inputs[AUDIO].values) == 3 + spoken, "a sound for each scene, and one for each spoken question"
     assert (batch.inputs[TEXT].entry_index == -1).sum() == spoken
-    assert batch.inputs[IMAGE].entry_index is batch.inputs[VIDEO].entry_index, "dealt out alike"
+    assert batch.inputs[IMAGE].entry_index is batch.inputs[VIDEO].entry_index, "shared index"
     assert batch.inputs[IMAGE].entry_index is not batch.inputs[AUDIO].entry_index
     assert logits(case.model, batch).shape[0] == len(case.samples)
 
@@ -93,11 +99,11 @@ def test_any_subset_is_answered(case: Case, kept: set[Modality]) -> None:
         assert (logits(case.model, batch) - partly).abs().max() > 1e-4, "what is lost is missed"
 
 
-@pytest.mark.parametrize("all_listen", [False, True])
+@pytest.mark.parametrize("all_paths", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("lean", [False, True])
-def test_sharing_changes_nothing(case: Case, all_listen: bool, reverse: bool, lean: bool) -> None:
-    model = listening_to_all() if all_listen else case.model
+def test_sharing_changes_nothing(case: Case, all_paths: bool, reverse: bool, lean: bool) -> None:
+    model = densely_connected() if all_paths else case.model
     samples = (case.lean if lean else case.samples)[:: -1 if reverse else 1]
     once, apart = collate(samples), collate(samples, dedup=())
     assert len(apart.inputs[IMAGE].values) > len(once.inputs[IMAGE].values)
@@ -108,25 +114,25 @@ def test_sharing_changes_nothing(case: Case, all_listen: bool, reverse: bool, le
     assert (weights.head_outputs["answer"] - logits(model, once)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("all_listen", [False, True])
-def test_media_dealt_out_differently_are_not_mixed_up(case: Case, all_listen: bool) -> None:
-    """Everybody gets the next scene's picture: as many pictures as clips, but not of the same scene."""
-    model = listening_to_all() if all_listen else case.model
+@pytest.mark.parametrize("all_paths", [False, True])
+def test_media_with_different_entry_indices_are_not_mixed_up(case: Case, all_paths: bool) -> None:
+    """Every sample gets the image of the next scene: as many images as videos, but not of the same scene."""
+    model = densely_connected() if all_paths else case.model
     batch = collate(case.samples)
     pictures = batch.inputs[IMAGE]
     rows = (pictures.entry_index + 1) % 3
     mixed = batch.with_entry_index(IMAGE, rows)
-    apart = replace(mixed, inputs=mixed.inputs | {IMAGE: given_to_each(pictures, rows)})
+    apart = replace(mixed, inputs=mixed.inputs | {IMAGE: copied_per_sample(pictures, rows)})
     for kept in (set(Modality), {IMAGE, VIDEO}):
         found = logits(model, only(mixed, kept))
         assert (found - logits(model, only(apart, kept))).abs().max() < 1e-5
         assert (found - logits(model, only(batch, kept))).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("all_listen", [False, True])
-def test_media_that_go_together_are_fused_once(case: Case, all_listen: bool) -> None:
-    """Without the spoken questions picture, sound and clip are dealt out alike, and stay so through every layer."""
-    model = listening_to_all() if all_listen else case.model
+@pytest.mark.parametrize("all_paths", [False, True])
+def test_media_that_go_together_are_fused_once(case: Case, all_paths: bool) -> None:
+    """Without spoken questions, image, audio and video share an entry index, in every layer."""
+    model = densely_connected() if all_paths else case.model
     written = [sample for sample in case.samples if TEXT in sample.inputs]
     batch = collate(written).without(TEXT)
     assert batch.inputs[IMAGE].entry_index is batch.inputs[AUDIO].entry_index is batch.inputs[VIDEO].entry_index
@@ -134,7 +140,7 @@ def test_media_that_go_together_are_fused_once(case: Case, all_listen: bool) -> 
         fused = model(batch).fusion.tokens
     assert {m: len(tokens.values) for m, tokens in fused.items()} == {IMAGE: 3, AUDIO: 3, VIDEO: 3}
     apart = batch
-    for m in (AUDIO, VIDEO):  # equal rows, but no longer known to be
+    for m in (AUDIO, VIDEO):  # equal indices in separate tensors
         apart = apart.with_entry_index(m, batch.inputs[m].entry_index.clone())
     assert (logits(model, batch) - logits(model, apart)).abs().max() < 1e-5
 
@@ -158,17 +164,21 @@ def test_a_sample_without_anything_does_not_disturb_the_rest(case: Case) -> None
     assert (found[[0, 2]] - expected).abs().max() < 1e-5
 
 
+def encode_int8(model: OmniModel, batch: OmniBatch) -> dict[Modality, Int8Latents]:
+    return {m: Int8Latents.from_tokens(tokens) for m, tokens in encode_inputs(model.encoders, batch).items()}
+
+
 def test_int8_latents_answer_almost_alike(case: Case) -> None:
     batch = collate(case.samples)
     with torch.no_grad():
-        stored = case.model.encode_int8(batch)
+        stored = encode_int8(case.model, batch)
         again = case.model.fuse({m: latents.tokens() for m, latents in stored.items()}, heads=["answer"])
     exact = logits(case.model, batch)
     off = (again.head_outputs["answer"] - exact).abs().max()
     assert 0 < off < 0.02 * exact.std() + 0.02
-    assert {m: len(latents.bytes) for m, latents in stored.items()}[IMAGE] == 3
+    assert {m: len(latents.num_bytes) for m, latents in stored.items()}[IMAGE] == 3
     tokens = case.model.encode(batch)
-    assert all((latents.bytes == tokens[m].mask.sum(1) * (16 + 2)).all() for m, latents in stored.items())
+    assert all((latents.num_bytes == tokens[m].mask.sum(1) * (16 + 2)).all() for m, latents in stored.items())
 
 
 def test_a_model_trained_on_latents_sees_what_is_stored(case: Case) -> None:
@@ -176,7 +186,7 @@ def test_a_model_trained_on_latents_sees_what_is_stored(case: Case) -> None:
     torch.manual_seed(0)
     model = build_model(replace(TINY_WORLD.model, latent_bits=8), vocab_size=2048, answers=5).eval()
     with torch.no_grad():
-        stored = model.fuse({m: s.tokens() for m, s in model.encode_int8(batch).items()}, heads=["answer"])
+        stored = model.fuse({m: s.tokens() for m, s in encode_int8(model, batch).items()}, heads=["answer"])
     assert (stored.head_outputs["answer"] - logits(model, batch)).abs().max() < 1e-5
     coarse = replace(TINY_WORLD.model, latent_bits=2)
     torch.manual_seed(0)
@@ -185,7 +195,7 @@ def test_a_model_trained_on_latents_sees_what_is_stored(case: Case) -> None:
 
 
 def test_gradients_reach_every_encoder(case: Case) -> None:
-    model = listening_to_all().train()
+    model = densely_connected().train()
     model.latent_bits = 4
     model(collate(case.samples)).head_outputs["answer"].square().sum().backward()
     for name, encoder in model.encoders.items():
@@ -200,6 +210,26 @@ def test_a_moved_batch_still_shares_its_rows(case: Case) -> None:
     assert moved.inputs[IMAGE].entry_index is not batch.inputs[IMAGE].entry_index
     assert moved.inputs[TEXT].entry_index is not moved.inputs[IMAGE].entry_index
     assert isinstance(moved.inputs[AUDIO], ModalityInput) and moved.inputs[AUDIO].values.device.type == "meta"
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_everybody_counts_audio_tokens_as_the_encoder_does(rate: int) -> None:
+    config = replace(TINY_WORLD.model, audio=replace(TINY_WORLD.model.audio, sample_rate=rate))
+    model = build_model(config, vocab_size=9, answers=2).eval()
+    encoder: Any = model.encoders["audio"]
+    waves = [torch.linspace(-1, 1, n) for n in (rate // 2, rate, 5 * encoder.samples_per_token + 1)]
+    batch = collate([Sample(str(i), "t", "f", {AUDIO: wave}) for i, wave in enumerate(waves)])
+    tokens = model.encode(batch)[AUDIO]
+    costs = build_cost_model(model)
+    assert costs.count_tokens(batch)[:, AUDIO.column].tolist() == tokens.mask.sum(1).tolist() == [5, 9, 6]
+    inputs = batch.inputs[AUDIO]
+    whole = torch.zeros(1, 9 * encoder.samples_per_token)
+    flops = count_flops(lambda: encoder(whole, torch.ones_like(whole, dtype=torch.bool)))
+    estimated = costs.encoder_flops(AUDIO, ComputeLevel.FULL, torch.tensor([9])).item()
+    assert estimated == pytest.approx(flops, rel=1e-3)
+    assert len(token_windows(model, AUDIO, inputs.values[1:2])) == 9
+    assert AssemblySpec.from_model(model).samples_per_token == encoder.samples_per_token
+    assert TokenReconstruction(model.encoders, dim=config.dim)(batch, {AUDIO: tokens}).isfinite()
 
 
 def test_what_a_token_says_cannot_outgrow_where_and_when(world_recipe: Recipe) -> None:

@@ -29,15 +29,15 @@ def setup(recipe: Recipe, size: int = 6) -> tuple[OmniModel, OmniBatch, OmniBatc
 def counted(module: nn.Module) -> list[int]:
     """The number of entries of every call that the module gets from now on."""
     calls: list[int] = []
-    module.register_forward_pre_hook(lambda _, given: calls.append(len(given[0])))
+    module.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
     return calls
 
 
-def test_a_shared_picture_is_encoded_once(recipe: Recipe) -> None:
+def test_a_shared_image_is_encoded_once(recipe: Recipe) -> None:
     model, shared, separate = setup(recipe)
     calls = counted(model.encoders["image"])
     once, often = model(shared).head_outputs["answer"], model(separate).head_outputs["answer"]
-    assert calls == [2, 6], "six questions about two pictures"
+    assert calls == [2, 6], "six questions about two images"
     assert (once - often).abs().max() < 1e-5
 
 
@@ -51,7 +51,7 @@ def test_only_the_heads_asked_for_run(recipe: Recipe) -> None:
         model(batch, heads=["detection"])
 
 
-def test_a_sample_without_a_picture_does_not_disturb_the_rest(recipe: Recipe) -> None:
+def test_a_sample_without_an_image_does_not_disturb_the_rest(recipe: Recipe) -> None:
     model, batch, _ = setup(recipe)
     rows = batch.inputs[Modality.IMAGE].entry_index.clone()
     rows[0] = -1
@@ -82,7 +82,7 @@ def test_a_modality_without_an_encoder_is_named(recipe: Recipe) -> None:
     assert text_only(batch.without(Modality.IMAGE)).head_outputs["answer"].shape == (6, 4)
 
 
-def test_shuffled_pictures_change_the_answers(recipe: Recipe) -> None:
+def test_shuffled_images_change_the_answers(recipe: Recipe) -> None:
     model, batch, _ = setup(recipe)
     assert (
         model(batch).head_outputs["answer"] - model(shuffle_images(batch)).head_outputs["answer"]

@@ -1,10 +1,10 @@
-"""Rounding in float32 exactly as the exported int8 model rounds: for calibration, and for training with it."""
+"""Fake quantization: rounds in float32 exactly as the exported int8 model does, for calibration and for
+quantization-aware training."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,14 +21,15 @@ RANGE_MODES = ("average", "learned", "dynamic")
 
 
 class FakeQuantizer(nn.Module):
-    """Carries parts out (its `run` is what `assemble` wants) with their weights, and what their linear layers are
-    given, rounded to the grids of a policy; gradients pass straight through (Jacob et al. 2018, section 3).
+    """Runs parts with their weights, and the inputs of their linear layers, rounded as a policy says; gradients pass
+    straight through (Jacob et al. 2018, section 3). `run` is the runner for `assemble_model`.
 
-    The range of what a layer is given is held per part: what pictures and clips have in common has a range for each.
-
-    ranges: "average", a moving average of each batch's least and greatest value; "learned", begun there, then trained
-    by gradient descent (after learned step size quantization, Esser et al. 2020, section 2.1; here both ends of the
-    range are the parameters); "dynamic", each input's own. momentum: of the average. Raises ValueError for another.
+    ranges: one per part and layer (image and video share weights, but not ranges). "average": a moving average of each
+        batch's minimum and maximum; "learned": initialised so, then trained by gradient descent (after learned step
+        size quantization, Esser et al. 2020, section 2.1; here both ends of the range are parameters); "dynamic": each
+        input's own.
+    momentum: of the moving average.
+    Raises ValueError for other `ranges`.
     """
 
     low: Tensor
@@ -43,140 +44,121 @@ class FakeQuantizer(nn.Module):
         super().__init__()
         self.ranges = ranges
         self.momentum = momentum
-        self.rounding = True
+        self.rounding = True  # False while ranges are only observed
         self.parts = {part.name: part for part in parts}
         self.precision = {name: policy.precision_of(name) for name in self.parts}
-        self.layers = {name: part.layers() for name, part in self.parts.items()}
-        self.places: dict[tuple[str, int], int] = {}
-        self.names: list[tuple[str, str]] = []
-        self._hooks: list[Any] = []
-        hooked: set[int] = set()
+        self._layers = {name: part.layers() for name, part in self.parts.items()}
+        self._indices: dict[tuple[str | None, nn.Module], int] = {}  # (part, layer) -> index into low and high
+        self._names: list[tuple[str, str]] = []
         for name, part in self.parts.items():
-            if self.precision[name] is not Precision.INT8:
-                continue
             for layer_name, layer in part.module.named_modules():
-                if isinstance(layer, nn.Linear):
-                    self.places[name, id(layer)] = len(self.names)
-                    self.names.append((name, layer_name))
-                    if id(layer) not in hooked:
-                        hooked.add(id(layer))
-                        self._hooks.append(layer.register_forward_pre_hook(self._before))
-        unknown = torch.full((len(self.names),), torch.nan)
+                if isinstance(layer, nn.Linear) and self.precision[name] is Precision.INT8:
+                    self._indices[name, layer] = len(self._names)
+                    self._names.append((name, layer_name))
+        layers = {layer for _, layer in self._indices}  # parts may share them
+        self._hooks = [layer.register_forward_pre_hook(self._quantize_input) for layer in layers]
         for end in ("low", "high"):
+            unknown = torch.full((len(self._names),), torch.nan)
             if ranges == "learned":
-                setattr(self, end, nn.Parameter(unknown.clone()))
+                setattr(self, end, nn.Parameter(unknown))
             else:
-                self.register_buffer(end, unknown.clone())
+                self.register_buffer(end, unknown)
         self._running: str | None = None
 
     def run(self, name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """One part."""
+        """Runs one part."""
         module, precision = self.parts[name].module, self.precision[name]
         weights: dict[str, Tensor] = dict(module.named_parameters())
         if self.rounding and precision is not Precision.FP32:
-            weights = {n: self._rounded(n, w, precision, self.layers[name]) for n, w in weights.items()}
+            weights = {n: self._quantize_weight(w, precision, n in self._layers[name]) for n, w in weights.items()}
         self._running = name
         try:
             return torch.func.functional_call(module, weights, inputs)
         finally:
             self._running = None
 
-    @contextmanager
-    def observe_only(self) -> Iterator[None]:
-        """Floats stay as they are, and ranges are noted."""
-        self.rounding = False
-        try:
-            yield
-        finally:
-            self.rounding = True
-
-    def known_ranges(self) -> Ranges | None:
-        """The range of what every layer is given, as far as any part reached it, for `Exporter.write`; None if ranges
-        are dynamic."""
+    def quant_ranges(self) -> Ranges | None:
+        """The input ranges found so far, by part and layer, for `Exporter.write`; None if ranges are dynamic."""
         if self.ranges == "dynamic":
             return None
-        known: dict[str, dict[str, QuantRange]] = {part: {} for part in self.parts}
-        for (part, layer), low, high in zip(self.names, self.low.tolist(), self.high.tolist(), strict=True):
+        ranges: dict[str, dict[str, QuantRange]] = {part: {} for part in self.parts}
+        for (part, layer), low, high in zip(self._names, self.low.tolist(), self.high.tolist(), strict=True):
             if not math.isnan(low):
-                known[part][layer] = QuantRange(low, high)
-        return known
+                ranges[part][layer] = QuantRange(low, high)
+        return ranges
 
     def remove(self) -> None:
-        """Lets go of the layers: they are as before."""
+        """Removes the hooks from the layers."""
         for hook in self._hooks:
             hook.remove()
 
-    def _rounded(self, name: str, weight: Tensor, precision: Precision, layers: dict[str, str]) -> Tensor:
-        if precision is Precision.INT8 and name in layers:
-            steps = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
-            zeros = torch.zeros_like(steps, dtype=torch.int32)
-            return torch.fake_quantize_per_channel_affine(weight, steps, zeros, 0, -127, 127)
+    def _quantize_weight(self, weight: Tensor, precision: Precision, per_channel: bool) -> Tensor:
+        if precision is Precision.INT8 and per_channel:
+            scale = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+            zero_point = torch.zeros_like(scale, dtype=torch.int32)
+            return torch.fake_quantize_per_channel_affine(weight, scale, zero_point, 0, -127, 127)
         return weight + (weight.detach().half().float() - weight.detach())
 
-    def _before(self, layer: nn.Module, given: tuple[Any, ...]) -> tuple[Tensor] | None:
-        """What a linear layer is given, on its grid."""
-        if self._running is None or (self._running, id(layer)) not in self.places:
+    def _quantize_input(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor] | None:
+        index = self._indices.get((self._running, layer))
+        if index is None:
             return None
-        x, place = given[0], self.places[self._running, id(layer)]
-        unknown = self.ranges == "dynamic" or bool(self.low[place].isnan())
-        noting = not self.rounding or (self.training and self.ranges == "average")
-        own = x.detach().aminmax() if unknown or noting else None
-        if own is not None and noting and self.ranges != "dynamic":
-            self._note(place, own, first=unknown)
+        x, dynamic = inputs[0], self.ranges == "dynamic"
+        own_range = dynamic or bool(self.low[index].isnan())
+        observing = not dynamic and (not self.rounding or (self.training and self.ranges == "average"))
+        ends: Sequence[Tensor] = x.detach().aminmax() if own_range or observing else ()
+        if observing:
+            with torch.no_grad():
+                for bound, new in zip((self.low, self.high), ends, strict=True):
+                    bound[index] = new if own_range else bound[index] + self.momentum * (new - bound[index])
         if not self.rounding:
             return None
-        ends = own if own is not None and unknown else (self.low[place], self.high[place])
-        return (fake_quantize_uint8(x, *ends),)
-
-    def _note(self, place: int, own: Sequence[Tensor], *, first: bool) -> None:
-        with torch.no_grad():
-            for end, now in zip((self.low, self.high), own, strict=True):
-                end[place] = now if first else end[place] + self.momentum * (now - end[place])
+        return (fake_quantize_uint8(x, *(ends if own_range else (self.low[index], self.high[index]))),)
 
 
 def round_ste(value: Tensor) -> Tensor:
-    """Rounded; the gradient passes as if it were not."""
+    """Rounds with a straight-through gradient."""
     return value + (value.round() - value).detach()
 
 
 def fake_quantize_uint8(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Values rounded to the uint8 grid of a range, which always holds zero; gradients reach the values inside of it and
-    both ends of the range. The same arithmetic as `Range.grid` and ONNX's QuantizeLinear."""
+    """Rounds values to the uint8 grid of a range, with the arithmetic of `QuantRange.grid` and ONNX's QuantizeLinear.
+    Gradients reach the values inside the range, and both of its ends."""
     low, high = low.clamp(max=0), high.clamp(min=0)
-    step = (high - low).clamp(min=1e-8) / 255
+    scale = (high - low).clamp(min=1e-8) / 255
     if not (low.requires_grad or high.requires_grad):
-        return torch.fake_quantize_per_tensor_affine(x, step, (-low / step).round().int(), 0, 255)
-    zero = round_ste(-low / step)
-    return ((round_ste(x / step) + zero).clamp(0, 255) - zero) * step
+        return torch.fake_quantize_per_tensor_affine(x, scale, (-low / scale).round().int(), 0, 255)
+    zero_point = round_ste(-low / scale)
+    return ((round_ste(x / scale) + zero_point).clamp(0, 255) - zero_point) * scale
 
 
+@torch.inference_mode()
 def calibrate(
-    fake: FakeQuantizer,
-    model: OmniModel,
-    batches: Iterable[OmniBatch],
-    *,
-    controller: Router | None = None,
-    seed: int = 0,
+    fake: FakeQuantizer, model: OmniModel, batches: Iterable[OmniBatch], *, router: Router | None = None, seed: int = 0
 ) -> int:
-    """Notes the ranges that occur when a float model answers, each batch once in full and once under random routes, so
-    that every part is reached, and when its controller decides, under random penalties if it is conditioned; returns
-    how many batches there were. model, controller: put together from `fake.run`. Raises ValueError if there is none.
+    """Post-training calibration (Jacob et al. 2018): observes ranges while the float model answers each batch on dense
+    and on random routes, so that every part is reached, and while the router computes logits, under random penalties if
+    it is conditioned on them; returns the number of batches.
 
-    Post-training quantization (Jacob et al. 2018) is this, and no training.
+    model, router: assembled around `fake.run`.
+    Raises ValueError if there are no batches.
     """
     generator = torch.Generator().manual_seed(seed)
-    knots, count = penalty_knots(), 0
-    with fake.observe_only(), torch.inference_mode():
+    knots, count, fake.rounding = penalty_knots(), 0, False
+    try:
         for batch in batches:
+            count += 1
             for route in (model.space.dense(batch.present), model.space.sample(batch.present, generator=generator)):
                 model(batch, route=route)
-            if controller is not None:
-                for modality, tokens in model.encode(batch).items():  # as if each carried the question
-                    some = tokens.present.nonzero().squeeze(1)
-                    drawn = knots[torch.randint(len(knots), (len(some),), generator=generator)]
-                    told = penalty_to_knots(drawn) if controller.penalty_conditioned else None
-                    controller.modality_logits(modality, tokens.mean_pool()[some], batch.present[some].float(), told)
-            count += 1
+            if router is None:
+                continue
+            for modality, tokens in model.encode(batch).items():  # as if each modality held the question
+                rows = tokens.present.nonzero().squeeze(1)
+                penalties = knots[torch.randint(len(knots), (len(rows),), generator=generator)]
+                condition = penalty_to_knots(penalties) if router.penalty_conditioned else None
+                router.modality_logits(modality, tokens.mean_pool()[rows], batch.present[rows].float(), condition)
+    finally:
+        fake.rounding = True
     if not count:
-        raise ValueError("calibration wants batches: got none")
+        raise ValueError("calibration needs batches: got none")
     return count

@@ -1,6 +1,7 @@
-"""A part as an ONNX graph: exported once with its weights open, then filled with weights in any precision.
+"""A part as an ONNX graph: traced once with its weights as inputs, then filled with weights in any precision.
 
-Exporting is the slow step. Parts of one make (all paths, say) share it, and so do all precisions and all trainings.
+Tracing is the slow step: parts that differ in their weights alone (all paths, say) share it. The int8 nodes are made
+here, as onnxruntime's own quantization does not round bit for bit as `FakeQuantizer` does.
 """
 
 from __future__ import annotations
@@ -8,8 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -22,25 +22,15 @@ from omni_lab.compression.precision import Precision, QuantRange, int4_codes, in
 
 OPSET = 20
 OPSETS = range(18, 24)  # those that torch's exporter writes; tested with `OPSET`
-INTEGERS = "com.microsoft"  # ONNX Runtime's own operators
+CONTRIB_DOMAIN = "com.microsoft"  # ONNX Runtime's own operators
 
 
 class ExportError(ValueError):
-    """What cannot be exported, or not so: the message says what and why."""
+    """Something cannot be exported, or not in this way: the message says what and why."""
 
 
-@dataclass(frozen=True)
-class OpenGraph:
-    """model: takes the part's inputs and, by name, its weights. layers: weights of linear layers, convolutions and
-    embeddings, by what they belong to; the others stay what they are."""
-
-    model: ir.Model
-    weights: frozenset[str]
-    layers: Mapping[str, str]
-
-
-class _Open(nn.Module):
-    """A part whose weights are inputs, so that the exporter can neither fold nor rename them."""
+class _WeightsAsInputs(nn.Module):
+    """Takes the weights of a part as inputs, so that the exporter can neither fold nor rename them."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -50,54 +40,50 @@ class _Open(nn.Module):
         return torch.func.functional_call(self.module, weights, tuple(inputs))
 
 
-def open_graph(part: ModelPart, *, opset: int = OPSET) -> OpenGraph:
-    """Exports a part; the axis of samples and the axes named in `lengths` stay free. Raises ExportError for an opset
-    that torch's exporter does not write."""
+def trace_graph(part: ModelPart, *, opset: int = OPSET) -> ir.Model:
+    """Traces a part to a graph that takes the weights, by name, and the part's inputs, of dynamic shapes. Raises
+    ExportError for an opset that torch's exporter does not write."""
     if opset not in OPSETS:
         raise ExportError(f"opset must be from {OPSETS.start} to {OPSETS.stop - 1}: got {opset}")
     weights = {name: w.detach() for name, w in part.module.named_parameters()}
-    free = torch.export.Dim.DYNAMIC
-    axes = [{0: free} | ({1: free} if varies else {}) for varies in part.lengths]
-    chatty = logging.getLogger("torch.onnx")
-    level = chatty.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's, about itself
-        chatty.setLevel(logging.ERROR)
+    axes = dict.fromkeys(range(1 + part.variable_length), torch.export.Dim.DYNAMIC)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings(action="ignore"):  # the exporter warns about itself
+        logger.setLevel(logging.ERROR)
         try:
             traced = torch.export.export(
-                _Open(part.module).eval(),
+                _WeightsAsInputs(part.module).eval(),
                 (weights, list(part.example)),
-                dynamic_shapes=({name: None for name in weights}, axes),
+                dynamic_shapes=({name: None for name in weights}, [axes] * len(part.example)),
             )
             names = [*weights, *part.inputs]
             program = torch.onnx.export(traced, dynamo=True, opset_version=opset, input_names=names, verbose=False)
         finally:
-            chatty.setLevel(level)
+            logger.setLevel(level)
     assert program is not None
     ClearMetadataAndDocStringPass()(program.model)
-    return OpenGraph(program.model, frozenset(weights), part.layers())
+    return program.model
 
 
-def close_graph(
-    graph: OpenGraph,
-    weights: Mapping[str, Tensor],
-    precision: Precision,
-    ranges: Mapping[str, QuantRange] | None = None,
+def fill_graph(
+    traced: ir.Model, part: ModelPart, precision: Precision, ranges: Mapping[str, QuantRange] | None = None
 ) -> ir.Model:
-    """The graph with its weights inside.
+    """A copy of a traced graph with the part's weights as initializers.
 
-    ranges: for int8, the range of what each linear layer, by its name, is given; without any, each input's own range is
-    found when it runs. Raises ExportError for a layer without a range where ranges are given.
+    ranges: for int8, input ranges by linear layer; None: each input's own range is found at run time.
+    Raises ExportError for a linear layer that `ranges` lacks.
     """
-    model = graph.model.clone()
-    fill = _Filling(model.graph, graph.layers, precision, ranges)
-    for value in [v for v in model.graph.inputs if v.name in graph.weights]:
+    model = traced.clone()
+    filler = _Filler(model.graph, ir.tape.Tape(model.graph), part.layers(), precision, ranges)
+    weights = dict(part.module.named_parameters())
+    for value in [v for v in model.graph.inputs if v.name in weights]:
         model.graph.inputs.remove(value)
         if value.uses():
-            fill.put(value, weights[str(value.name)].detach().float().cpu().numpy())
+            filler.fill(value, weights[str(value.name)].detach().float().cpu().numpy())
     RemoveUnusedNodesPass()(model)
     model.graph.sort()
-    for node in model.graph:  # what a runtime works out for itself takes as much room as the nodes
+    for node in model.graph:  # names and shapes that a runtime infers would take as much space as the nodes
         node.name = None
         for output in node.outputs:
             if not output.is_graph_output():
@@ -106,135 +92,109 @@ def close_graph(
         constant.shape = constant.type = None
         constant.metadata_props.clear()
     if precision is Precision.INT4:
-        model.opset_imports[INTEGERS] = 1
+        model.opset_imports[CONTRIB_DOMAIN] = 1
     return model
 
 
-class _Product(NamedTuple):
-    """output = x @ weight.T (+ bias), by these nodes."""
-
-    x: ir.Value
-    output: ir.Value
-    bias: ir.Value | None
-    nodes: list[ir.Node]
-
-
-def _products(weight: ir.Value) -> list[_Product]:
-    """Every use of a weight, if all of them are products; else none."""
-    found = []
+def _products(weight: ir.Value) -> list[ir.Node]:
+    """The nodes that use a weight, if all of them compute x @ weight.T (+ bias); else none."""
+    products: list[ir.Node] = []
     for node, index in weight.uses():
         attributes = {a.name: a.value for a in node.attributes.values()}
         if node.op_type == "Gemm" and index == 1 and attributes.get("transB") == 1:
             assert attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
-            x, bias = node.inputs[0], node.inputs[2] if len(node.inputs) > 2 else None
-            assert x is not None
-            found.append(_Product(x, node.outputs[0], bias, [node]))
+            products.append(node)
         elif node.op_type == "Transpose" and list(attributes["perm"]) == [1, 0]:
-            for product, side in node.outputs[0].uses():
-                if product.op_type != "MatMul" or side != 1:
-                    return []
-                x = product.inputs[0]
-                assert x is not None
-                found.append(_Product(x, product.outputs[0], None, [product]))
+            uses = node.outputs[0].uses()
+            if any(use.op_type != "MatMul" or side != 1 for use, side in uses):
+                return []
+            products += [use for use, _ in uses]
         else:
             return []
-    return found
+    return products
 
 
-class _Filling:
-    """One graph while it is filled."""
+@dataclass
+class _Filler:
+    """Replaces the weight inputs of one graph by initializers."""
 
-    def __init__(
-        self, graph: ir.Graph, layers: Mapping[str, str], precision: Precision, ranges: Mapping[str, QuantRange] | None
-    ) -> None:
-        self.graph = graph
-        self.layers = layers
-        self.precision = precision
-        self.ranges = ranges
-        self.on_grid: dict[tuple[ir.Value, QuantRange], ir.Value] = {}
-        self.dynamic: dict[ir.Value, tuple[ir.Value, ...]] = {}
+    graph: ir.Graph
+    tape: ir.tape.Tape
+    layers: Mapping[str, str]
+    precision: Precision
+    ranges: Mapping[str, QuantRange] | None
+    quantized: dict[tuple[ir.Value, QuantRange | None], list[ir.Value]] = field(default_factory=dict)
 
-    def put(self, weight: ir.Value, value: np.ndarray) -> None:
-        """The weight, [out, in] if it belongs to a linear layer, in the place of an input of the graph."""
+    def fill(self, weight: ir.Value, array: np.ndarray) -> None:
+        """Puts a weight, [out, in] if it is a linear layer's, in the place of an input of the graph."""
         name = str(weight.name)
-        products = _products(weight) if name in self.layers and value.ndim == 2 else []
+        products = _products(weight) if name in self.layers and array.ndim == 2 else []
         if not products:
-            weight.replace_all_uses_with(self._floats(name, value, axis=0))
+            weight.replace_all_uses_with(self._float_weight(name, array, axis=0))
             return
-        multiply = self._factor(name, value)
-        for product in products:
-            result = multiply(product.x)
-            if product.bias is not None:
-                result = self._op("Add", result, product.bias)
-            product.output.replace_all_uses_with(result, replace_graph_outputs=True)
-            self.graph.remove(product.nodes, safe=True)
+        multiply = self._multiplication(name, array)
+        for node in products:
+            x, _, bias = (*node.inputs, None)[:3]
+            assert x is not None
+            result = multiply(x)
+            if bias is not None:
+                result = self.tape.op("Add", [result, bias])
+            node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
+            self.graph.remove(node, safe=True)
 
-    def _factor(self, name: str, value: np.ndarray) -> Callable[[ir.Value], ir.Value]:
-        """What multiplies by a linear layer's weight."""
+    def _multiplication(self, name: str, array: np.ndarray) -> Callable[[ir.Value], ir.Value]:
+        """The function that adds the product of a value and a linear layer's weight to the graph."""
+        op, layer = self.tape.op, name.removesuffix(".weight")
         if self.precision is Precision.INT4:
-            codes, scales = int4_codes(value)
-            held = [self._held(f"{name}.int4", codes), self._held(f"{name}.scale", scales)]
-            out, width = value.shape
-            sizes = {"K": width, "N": out, "bits": 4, "block_size": codes.shape[2] * 2}
-            return lambda x: self._op("MatMulNBits", x, *held, domain=INTEGERS, **sizes)
-        turned = np.ascontiguousarray(value.T)
-        if self.precision is not Precision.INT8:
-            weight = self._floats(name, turned, axis=1)
-            return lambda x: self._op("MatMul", x, weight)
-        layer = name.removesuffix(".weight")
-        if self.ranges is not None:
-            if layer not in self.ranges:
-                raise ExportError(f"no range is known of what {layer!r} is given; known are {sorted(self.ranges)}")
-            given, weight = self.ranges[layer], self._floats(name, turned, axis=1)
-            return lambda x: self._op("MatMul", self._rounded(x, given), weight)
-        codes, scales = int8_codes(turned, axis=1)
-        integers, steps = self._held(f"{name}.int8", codes), self._held(f"{name}.scale", scales)
+            codes, scales = int4_codes(array)
+            constants = [self._constant(f"{name}.int4", codes), self._constant(f"{name}.scale", scales)]
+            sizes = {"K": array.shape[1], "N": len(array), "bits": 4, "block_size": codes.shape[2] * 2}
+            return lambda x: op("MatMulNBits", [x, *constants], sizes, domain=CONTRIB_DOMAIN)
+        transposed = np.ascontiguousarray(array.T)
+        if self.precision is Precision.INT8 and self.ranges is None:
+            codes, scales = int8_codes(transposed, axis=1)
+            constants = [self._constant(f"{name}.int8", codes), self._constant(f"{name}.scale", scales)]
+            return lambda x: self._integer_product(x, *constants)
+        weight = self._float_weight(name, transposed, axis=1)
+        if self.ranges is None or self.precision is not Precision.INT8:
+            return lambda x: op("MatMul", [x, weight])
+        if layer not in self.ranges:
+            raise ExportError(f"no input range is known for layer {layer!r}; known are {sorted(self.ranges)}")
+        quant_range = self.ranges[layer]
+        return lambda x: op("MatMul", [self._fake_quantized(x, quant_range), weight])
 
-        def multiply(x: ir.Value) -> ir.Value:
-            if x not in self.dynamic:
-                self.dynamic[x] = self._ops("DynamicQuantizeLinear", x, outputs=3)
-            rounded, step, zero = self.dynamic[x]
-            total = self._op("Cast", self._op("MatMulInteger", rounded, integers, zero), to=ir.DataType.FLOAT)
-            return self._op("Mul", total, self._op("Mul", step, steps))
+    def _integer_product(self, x: ir.Value, codes: ir.Value, scales: ir.Value) -> ir.Value:
+        """A product of integers; x is quantized to its own range at run time."""
+        if (x, None) not in self.quantized:
+            self.quantized[x, None] = [*self.tape.op_multi_out("DynamicQuantizeLinear", [x], num_outputs=3)]
+        integers, scale, zero_point = self.quantized[x, None]
+        product = self.tape.op("MatMulInteger", [integers, codes, zero_point])
+        product = self.tape.op("Cast", [product], {"to": ir.DataType.FLOAT})
+        return self.tape.op("Mul", [product, self.tape.op("Mul", [scale, scales])])
 
-        return multiply
-
-    def _floats(self, name: str, value: np.ndarray, *, axis: int) -> ir.Value:
+    def _float_weight(self, name: str, array: np.ndarray, *, axis: int) -> ir.Value:
         """A weight that is used as floats, however it is stored. axis: that of output channels."""
         if self.precision is Precision.FP32:
-            return self._held(name, value)
+            return self._constant(name, array)
         if self.precision is Precision.INT8 and name in self.layers:
-            codes, scales = int8_codes(value, axis=axis)
-            # ONNX Runtime wants the zero points said where it makes unsigned codes of these, for want of VNNI
-            zeros = self._held(f"{name}.zero", np.zeros(len(scales), np.int8))
-            held = [self._held(f"{name}.int8", codes), self._held(f"{name}.scale", scales), zeros]
-            return self._op("DequantizeLinear", *held, axis=axis)
-        return self._op("Cast", self._held(f"{name}.fp16", value.astype(np.float16)), to=ir.DataType.FLOAT)
+            codes, scales = int8_codes(array, axis=axis)
+            # ONNX Runtime needs explicit zero points where it makes unsigned codes of these, for want of VNNI
+            zero_points = self._constant(f"{name}.zero", np.zeros(len(scales), np.int8))
+            constants = [self._constant(f"{name}.int8", codes), self._constant(f"{name}.scale", scales), zero_points]
+            return self.tape.op("DequantizeLinear", constants, {"axis": axis})
+        half = self._constant(f"{name}.fp16", array.astype(np.float16))
+        return self.tape.op("Cast", [half], {"to": ir.DataType.FLOAT})
 
-    def _rounded(self, x: ir.Value, given: QuantRange) -> ir.Value:
-        """An activation after it has been put on the grid of its range."""
-        if (x, given) not in self.on_grid:
-            step, zero = given.grid()
-            name = f"{x.name}.grid{len(self.on_grid)}"
-            grid = [
-                self._held(f"{name}.step", np.array(step, np.float32)),
-                self._held(f"{name}.zero", np.array(zero, np.uint8)),
-            ]
-            self.on_grid[x, given] = self._op("DequantizeLinear", self._op("QuantizeLinear", x, *grid), *grid)
-        return self.on_grid[x, given]
+    def _fake_quantized(self, x: ir.Value, quant_range: QuantRange) -> ir.Value:
+        """An activation, quantized to the grid of its range and back."""
+        if (x, quant_range) not in self.quantized:
+            scale, zero_point = quant_range.grid()
+            name = f"{x.name}.grid{len(self.quantized)}"
+            scale_constant = self._constant(f"{name}.step", np.array(scale, np.float32))
+            grid = [scale_constant, self._constant(f"{name}.zero", np.array(zero_point, np.uint8))]
+            codes = self.tape.op("QuantizeLinear", [x, *grid])
+            self.quantized[x, quant_range] = [self.tape.op("DequantizeLinear", [codes, *grid])]
+        return self.quantized[x, quant_range][0]
 
-    def _held(self, name: str, value: np.ndarray) -> ir.Value:
-        tensor = ir.tensor(value, name=name)
-        held = ir.Value(name=name, shape=ir.Shape(value.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.graph.register_initializer(held)
-        return held
-
-    def _op(self, op_type: str, *inputs: ir.Value, domain: str = "", **attributes: int) -> ir.Value:
-        return self._ops(op_type, *inputs, domain=domain, **attributes)[0]
-
-    def _ops(
-        self, op_type: str, *inputs: ir.Value, domain: str = "", outputs: int = 1, **attributes: int
-    ) -> tuple[ir.Value, ...]:
-        node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs)
-        self.graph.append(node)
-        return tuple(node.outputs)
+    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
+        return self.tape.initializer(ir.tensor(array, name=name))

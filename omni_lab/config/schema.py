@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses, and the three profiles that the notebooks run under."""
+"""All configuration as frozen dataclasses: from one encoder up to a whole `Profile`."""
 
 from __future__ import annotations
 
@@ -6,203 +6,157 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from omni_lab.batch import Modality
-from omni_lab.utils.lookup import closest_match
+from omni_lab.batch import SAMPLE_RATE, Modality
+from omni_lab.utils.lookup import lookup
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A Swin transformer of timm. early_exit: can also stop after its first stage. `overrides` go to
-    `timm.create_model`: any size by configuration."""
+    """A Swin transformer from timm."""
 
-    name: str = "swin_tiny_patch4_window7_224"
-    image_size: int = 64
-    pretrained: bool = False
-    early_exit: bool = False
-    overrides: dict[str, Any] = field(default_factory=dict)
+    name: str = "swin_tiny_patch4_window7_224"  # timm's name of the architecture
+    image_size: int = 64  # height and width, pixels
+    pretrained: bool = False  # load timm's weights (a download)
+    early_exit: bool = False  # add an exit after the first stage
+    overrides: dict[str, Any] = field(default_factory=dict)  # more arguments of `timm.create_model`: any size
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    dim: int = 128
-    depth: int = 2
+    """A transformer over word pieces."""
+
+    dim: int = 128  # width inside the encoder
+    depth: int = 2  # transformer layers
     num_heads: int = 4
-    max_length: int = 64
+    max_length: int = 64  # tokens
     dropout: float = 0.0
 
 
 @dataclass(frozen=True)
 class AudioConfig:
-    """front_end: "mel" (log-mel spectrogram and a small convolution), "wav2vec2" (wav2vec 2.0 with the convolutions
-    below), or the name of a bundle of torchaudio.pipelines, such as "WAV2VEC2_BASE" (downloads its weights).
+    """A front end that turns a waveform into frames, then a transformer over pooled frames."""
 
-    input_rate: of the waveforms handed in, in Hz; inside it is 16,000. convolutions: (channels, kernel, stride) each.
-    seconds_per_token: what is pooled into one token. early_exit: can also stop before its transformer. context: of the
-    mel front end, more convolutions over five of its frames each, from which it learns sooner what sounds stand side by
-    side.
-    """
-
+    # "mel" (log-mel spectrogram and small convolutions), "wav2vec2" (wav2vec 2.0 with the `convolutions` below), or
+    # a bundle of torchaudio.pipelines, such as "WAV2VEC2_BASE" (downloads its weights).
     front_end: str = "mel"
-    dim: int = 128
-    depth: int = 2
+    dim: int = 128  # width inside the encoder
+    depth: int = 2  # transformer layers
     num_heads: int = 4
     dropout: float = 0.0
-    sample_rate: int = 16_000
-    convolutions: tuple[tuple[int, int, int], ...] = ((48, 40, 20), (96, 8, 4), (128, 4, 4))
-    seconds_per_token: float = 0.12
-    early_exit: bool = False
-    num_local_convs: int = 0
+    sample_rate: int = SAMPLE_RATE  # of the waveforms passed in, Hz; the encoder resamples to 16,000 Hz
+    convolutions: tuple[tuple[int, int, int], ...] = ((48, 40, 20), (96, 8, 4), (128, 4, 4))  # channels, kernel, stride
+    seconds_per_token: float = 0.12  # frames of so many seconds are pooled into one token
+    early_exit: bool = False  # add an exit before the transformer
+    num_local_convs: int = 0  # extra mel convolutions over five frames each: neighbouring sounds are learned sooner
 
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """frame_size: in pixels. seconds: how long a clip lasts, whatever its number of frames. depth: temporal attention
-    layers. grid: each frame ends as grid x grid tokens.
-    """
+    """The vision encoder on each frame, then temporal attention."""
 
-    frame_size: int = 32
-    seconds: float = 2.0
-    dim: int = 128
-    depth: int = 1
+    frame_size: int = 32  # height and width, pixels
+    seconds: float = 2.0  # duration of a video, whatever its number of frames
+    dim: int = 128  # width of the temporal layers
+    depth: int = 1  # temporal attention layers
     num_heads: int = 4
-    grid: int = 2
+    grid: int = 2  # each frame becomes grid x grid tokens
 
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """early: clips and sounds are joined by time in the lower layers of their encoders. paths: the directed
-    (query, key) pairs that exist in each layer; None means all of them. gated: multiply each path, and in the head each
-    modality's summary, by a soft gate of its own."""
+    """Cross-modal attention along directed paths between modalities."""
 
-    early: bool = False
-    paths: tuple[tuple[Modality, Modality], ...] | None = None
-    depth: int = 1
+    early: bool = False  # also join video and audio by time, in the lower layers of their encoders
+    paths: tuple[tuple[Modality, Modality], ...] | None = None  # (query, key) pairs of every layer; None: all pairs
+    depth: int = 1  # fusion layers
     num_heads: int = 4
-    mlp_ratio: float = 2.0
+    mlp_ratio: float = 2.0  # hidden width over `dim`
     dropout: float = 0.0
-    gated: bool = False
+    gated: bool = False  # a learned soft gate per path and, in the answer head, per modality
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """dim: the one width that all encoders return and fusion works in. latent_bits: train on tokens as storing them in
-    so many bits per value leaves them. pool: how the answer head sums a stream up, by the "mean" over its tokens or the
-    "max" of each channel, with which small models learn sooner.
-    """
+    """Encoders, fusion and the answer head."""
 
     modalities: tuple[Modality, ...] = (Modality.TEXT, Modality.IMAGE)
-    dim: int = 256
+    dim: int = 256  # width of fusion and of every encoder's output
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     audio: AudioConfig = AudioConfig()
     video: VideoConfig = VideoConfig()
     fusion: FusionConfig = FusionConfig()
-    latent_bits: int | None = None
-    answer_pooling: str = "max"
+    latent_bits: int | None = None  # train on tokens quantized to so many bits per value; None: not quantized
+    answer_pooling: str = "max"  # per channel ("max": small models learn sooner) or "mean" over a modality's tokens
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """budget: what a batch may cost; a sample costs the sum of `costs` over the modalities it carries (the questions
-    about one scene count once, as they share its media). questions_per_scene: drawn anew each epoch. balance_families:
-    draw a question with a chance of one over the size of its family; as a scene has only some sixteen questions, that
-    evens the families out but partly. max_scenes: use only the first that many scenes of each split. families: ask
-    only questions of these. only_needed: a sample carries no more than what its family needs; each batch is then of one
-    combination of modalities.
-    """
+    """How questions become batches."""
 
-    max_batch_cost: float = 32.0
-    modality_costs: dict[Modality, float] = field(default_factory=lambda: {Modality.IMAGE: 1.0})
-    questions_per_scene: int = 6
+    max_batch_cost: float = 32.0  # in the unit of `modality_costs`; the questions about one scene share its cost
+    modality_costs: dict[Modality, float] = field(default_factory=lambda: {Modality.IMAGE: 1.0})  # of one input
+    questions_per_scene: int = 6  # sampled anew each epoch
+    # Weigh a question by one over the size of its family. A scene has only some sixteen questions, so this evens out
+    # the families only in part.
     balance_families: bool = True
-    max_scenes: int | None = None
-    families: tuple[str, ...] | None = None
-    required_modalities_only: bool = False
-    num_workers: int = 0
+    max_scenes: int | None = None  # use only the first scenes of each split
+    families: tuple[str, ...] | None = None  # use only these question families
+    required_modalities_only: bool = False  # drop what a family does not need; a batch then has one set of modalities
+    num_workers: int = 0  # processes that load batches
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """AdamW with linear warm-up and cosine decay. One epoch sees every training picture once.
-
-    accumulate: micro-batches per update; an epoch's last update may have fewer, each of which still counts one
-    k-th. modality_dropout: chance that a training batch comes without one of its modalities, so that the model
-    works without any and says nothing where it cannot know. distractor_dropout: chance that a question comes
-    without what its family does not need in the first epoch; it falls by equal steps, to one over `epochs` of that
-    in the last, so that a question is first asked in quiet and then amid everything else. precision: of Lightning,
-    or "auto": `32-true` on CPU, `bf16-mixed` on GPU. augment: mirror pictures left to right; turn it off where
-    questions speak of left and right. encoder_rate: the learning rate of the encoders, as a share of
-    `learning_rate`; small where they are trained already. frozen: the encoders that are not trained at all; what they
-    say of each picture, sound and clip is then worked out once and kept as 8-bit latents (pictures and clips share
-    weights: freeze both). exit_updates: of the early exits, before everything else. random_routes: the chance that a
-    training batch runs under random routes, so that the model works under any. checkpoint_every: updates between the
-    checkpoints that an interrupted training resumes from.
-    """
+    """AdamW with linear warm-up and cosine decay. In one epoch every training image is seen once."""
 
     epochs: int = 12
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # at its peak
     weight_decay: float = 0.05
-    warmup_fraction: float = 0.1
-    accumulate: int = 1
-    clip_norm: float = 1.0
-    precision: str = "auto"
-    horizontal_flip: bool = True
-    modality_dropout: float = 0.0
+    warmup_fraction: float = 0.1  # of all optimizer steps
+    accumulate: int = 1  # micro-batches per step; an epoch's last step may have fewer, each still weighs 1/accumulate
+    clip_norm: float = 1.0  # largest norm of the gradient
+    precision: str = "auto"  # Lightning's name, or "auto": 32-true on CPU, bf16-mixed on GPU
+    horizontal_flip: bool = True  # flip images at random; turn it off where questions speak of left and right
+    modality_dropout: float = 0.0  # probability that a batch lacks one modality, so that the model works without any
+    # Probability in the first epoch that a question comes without the modalities its family does not need. It falls in
+    # equal steps to 1/epochs of that in the last epoch: a curriculum from isolated questions to all distractors.
     distractor_dropout: float = 0.0
-    encoder_lr_scale: float = 1.0
+    encoder_lr_scale: float = 1.0  # encoders' learning rate over `learning_rate`; small where they are pre-trained
+    # Encoders that are not trained: their outputs are computed once and cached as 8-bit latents. Image and video share
+    # weights: freeze both.
     frozen_encoders: tuple[Modality, ...] = ()
-    early_exit_steps: int = 0
-    random_route_prob: float = 0.0
-    checkpoint_every: int = 100
+    early_exit_steps: int = 0  # steps that train the early exits, before everything else
+    random_route_prob: float = (
+        0.0  # probability that a batch runs under random routes, so that the model works under any
+    )
+    checkpoint_every: int = 100  # steps between the checkpoints that an interrupted training resumes from
 
     def __post_init__(self) -> None:
         if Modality.TEXT in self.frozen_encoders:
-            raise ValueError(f"only encoders of pictures, sounds and clips can be frozen: got {self.frozen_encoders}")
+            raise ValueError(f"frozen_encoders may hold image, audio and video: got {self.frozen_encoders}")
         if self.horizontal_flip and Modality.IMAGE in self.frozen_encoders:
-            raise ValueError("augment changes pictures in every epoch, but a frozen encoder sees each one only once")
-
-
-# A dozen scenes' questions of one kind of need in every batch.
-ISOLATED_DATA = DataConfig(max_batch_cost=12, modality_costs={}, questions_per_scene=8, required_modalities_only=True)
-# The second training on questions: the encoders of pictures, sounds and clips stay as they are.
-ROUTED_TRAINING = TrainingConfig(
-    epochs=5,
-    learning_rate=2.5e-4,
-    warmup_fraction=0.02,
-    horizontal_flip=False,
-    modality_dropout=0.1,
-    encoder_lr_scale=0.2,
-    frozen_encoders=(Modality.IMAGE, Modality.AUDIO, Modality.VIDEO),
-    early_exit_steps=300,
-    random_route_prob=0.8,
-)
+            raise ValueError("horizontal_flip must be off where the image encoder is frozen: its outputs are cached")
 
 
 @dataclass(frozen=True)
 class RouterConfig:
-    """The controller's training on a frozen model. An epoch draws `questions_per_scene` questions of every scene, in
-    batches of `media` (a `DataConfig.budget`); ten times it is validated on the first `validation_scenes`.
-
-    estimator: "group" (group-relative) or "self_critical"; or, by backpropagation, "gumbel", "soft" or "choice".
-    group: routes tried per question. penalty: what the whole dense cost takes off the reward, which is at most one;
-    `anneal` is the share of the updates over which it grows from nothing. budget: a share of the dense cost that the
-    penalty is adapted to meet. conditioned: draw a penalty for every question, and tell the controller.
-    """
+    """Training of a router on a frozen model. It is validated ten times an epoch."""
 
     epochs: int = 1
-    learning_rate: float = 2e-3
-    hidden: int = 128
-    estimator: str = "group"
-    group_size: int = 8
-    penalty: float = 0.3
-    anneal_fraction: float = 0.5
+    learning_rate: float = 2e-3  # at its peak
+    hidden: int = 128  # width of the router's MLP
+    estimator: str = "group"  # "group" (group-relative), "self_critical"; by backpropagation "gumbel", "soft", "choice"
+    group_size: int = 8  # routes sampled per question
+    penalty: float = 0.3  # reward lost by a route of the whole dense cost; a reward is at most 1
+    anneal_fraction: float = 0.5  # of the steps over which the penalty grows from zero
     entropy_coef: float = 0.003
-    budget: float | None = None
-    penalty_conditioned: bool = False
-    questions_per_scene: int = 2
-    max_batch_cost: float = 32
-    validation_scenes: int = 150
-    clip_norm: float = 1.0
+    budget: float | None = None  # fraction of the dense cost; the penalty is adapted to meet it
+    penalty_conditioned: bool = False  # sample a penalty for every question and give it to the router as an input
+    questions_per_scene: int = 2  # sampled anew each epoch
+    max_batch_cost: float = 32  # see `DataConfig`
+    validation_scenes: int = 150  # validate on the first scenes of the split
+    clip_norm: float = 1.0  # see `TrainingConfig`, as the three below
     precision: str = "auto"
     accumulate: int = 1
     checkpoint_every: int = 100
@@ -210,14 +164,12 @@ class RouterConfig:
 
 @dataclass(frozen=True)
 class CompressionConfig:
-    """Quantization-aware training, from a trained model, on questions about the first `scenes`, `validation_scenes` of
-    the splits. calibration: batches from which ranges are first taken. pruning_rounds: how often is pruned, and
-    trained after it, until all is gone that is to go."""
+    """Quantization-aware training and pruning of a trained model."""
 
-    calibration: int = 12
-    pruning_rounds: int = 3
-    scenes: int = 2000
-    validation_scenes: int = 100
+    calibration: int = 12  # batches that set the first quantization ranges
+    pruning_rounds: int = 3  # rounds of pruning and training until the target sparsity is reached
+    scenes: int = 2000  # train on questions about the first scenes
+    validation_scenes: int = 100  # validate on questions about the first scenes
     training: TrainingConfig = TrainingConfig(
         epochs=1,
         learning_rate=5e-5,
@@ -230,108 +182,97 @@ class CompressionConfig:
 
 @dataclass(frozen=True)
 class EmojiWorldConfig:
-    """EmojiWorld: things: size of its vocabulary. scenes: per split. alignment: the contrastive pre-training; an epoch
-    of it is so many `views`, drawn afresh, in batches of `views_per_batch`. quiet_data: questions each with what it
-    needs alone; reading: on those of them that need no ears, from the aligned encoders; quiet: on all of them;
-    matching: on those that match a sound with a clip, which are learned last. data, training: on questions amid
-    everything else, from there. routed: goes on from there under random routes. router, penalties: the controllers of
-    that network. compression: of that network, too. choice_penalties: of those that choose among plans, which are
-    slower to give one up: under `penalties` they close next to nothing.
-    """
+    """EmojiWorld and the stages of training on it, in the order of the fields from `contrastive` to `compression`."""
 
-    things: int
-    scenes: dict[str, int]
+    things: int  # size of the vocabulary
+    scenes: dict[str, int]  # per split
     model: ModelConfig
-    data: DataConfig
-    contrastive: TrainingConfig
-    no_audio: TrainingConfig
-    isolated: TrainingConfig
-    av_matching: TrainingConfig
-    with_distractors: TrainingConfig
-    isolated_data: DataConfig = ISOLATED_DATA
-    routed: TrainingConfig = field(default_factory=lambda: ROUTED_TRAINING)
-    router: RouterConfig = RouterConfig()
-    compression: CompressionConfig = CompressionConfig()
-    penalties: tuple[float, ...] = (0.05, 0.2, 0.8)
+    data: DataConfig  # questions with everything their scene holds
+    contrastive: TrainingConfig  # contrastive pre-training of the encoders
+    no_audio: TrainingConfig  # isolated questions (without distractors) that need no audio
+    isolated: TrainingConfig  # all isolated questions
+    av_matching: TrainingConfig  # isolated questions that match audio with video: they are learned last
+    with_distractors: TrainingConfig  # all questions, on `data`
+    # Some twelve scenes a batch, all with the same required modalities.
+    isolated_data: DataConfig = DataConfig(
+        max_batch_cost=12, modality_costs={}, questions_per_scene=8, required_modalities_only=True
+    )
+    routed: TrainingConfig = TrainingConfig(  # the same questions under random routes, with frozen encoders
+        epochs=5,
+        learning_rate=2.5e-4,
+        warmup_fraction=0.02,
+        horizontal_flip=False,
+        modality_dropout=0.1,
+        encoder_lr_scale=0.2,
+        frozen_encoders=(Modality.IMAGE, Modality.AUDIO, Modality.VIDEO),
+        early_exit_steps=300,
+        random_route_prob=0.8,
+    )
+    router: RouterConfig = RouterConfig()  # routers of the `routed` model
+    compression: CompressionConfig = CompressionConfig()  # of the `routed` model
+    penalties: tuple[float, ...] = (0.05, 0.2, 0.8)  # one router is trained per penalty
+    # For the estimator "choice", which picks one of several plans: under `penalties` it closes next to nothing.
     choice_penalties: tuple[float, ...] = (0.2, 0.8, 3.2)
-    views: int = 6400
+    views: int = 6400  # contrastive examples per epoch, sampled anew
     views_per_batch: int = 64
 
 
 @dataclass(frozen=True)
 class TalkingFaceConfig:
-    """TalkingFace: clips per split. model: for sound and lips; its fusion follows a plan. data, training: for each of
-    the plans alike."""
+    """TalkingFace: does the mouth follow the speech? Each fusion plan is trained alike."""
 
-    clips: dict[str, int]
-    model: ModelConfig
+    clips: dict[str, int]  # per split
+    model: ModelConfig  # of audio and video; a fusion plan sets its fusion
     training: TrainingConfig
-    data: DataConfig = field(
-        default_factory=lambda: DataConfig(modality_costs={Modality.VIDEO: 1.0}, questions_per_scene=1)
-    )
+    data: DataConfig = DataConfig(modality_costs={Modality.VIDEO: 1.0}, questions_per_scene=1)
 
 
 @dataclass(frozen=True)
 class MultitaskConfig:
-    """The model of many heads, and what it is trained on. model: its encoders and fusion. dim: of the memory and of the
-    heads that read it. mlp_ratio: of the heads' hidden layers to `dim`. memory_depth, text_depth, boxes_depth,
-    pixels_depth, speech_depth: transformer layers of the memory and of each head. queries: things found at most.
-    widths: channels of the pixels head, from fine to coarse. speech_layers: convolutions over frames. sentences: of
-    each kind, that the tokenizer is made from. longest: tokens of prompt and text together.
+    """The model with all task heads, and its training data."""
 
-    examples: of each task, by split; a training batch is of a task drawn with a chance that goes with its number of
-    examples to the power of one over `temperature` (Raffel et al. 2020, section 3.5.2): 1 for as often as there are
-    examples, far above for equally often. sizes: examples in a batch. batches: in an epoch. uncertainty: weigh losses
-    by learned uncertainties (Kendall et al. 2018), else all alike.
-    """
-
-    things: int
-    model: ModelConfig
+    things: int  # size of the vocabulary
+    model: ModelConfig  # encoders and fusion
     training: TrainingConfig
-    examples: dict[str, dict[str, int]]
-    batches: int
-    batch_sizes: dict[str, int]
+    examples: dict[str, dict[str, int]]  # examples per split and task
+    batches: int  # per epoch; each holds one task
+    batch_sizes: dict[str, int]  # examples per batch, by task
+    # A task is sampled in proportion to (its number of examples) ** (1 / temperature) (Raffel et al. 2020, section
+    # 3.5.2): 1 is proportional to the examples, a large value nearly uniform.
     temperature: float = 16.0
-    uncertainty_weighting: bool = True
-    dim: int = 128
-    mlp_ratio: float = 1.0
-    context_depth: int = 1
-    text_depth: int = 2
-    detection_depth: int = 2
-    num_queries: int = 8
-    widths: tuple[int, ...] = (64,)
-    restoration_depth: int = 2
-    tts_depth: int = 2
-    tts_conv_layers: int = 5
-    sentences: int = 1000
-    max_length: int = 64
+    uncertainty_weighting: bool = True  # weigh losses by learned uncertainties (Kendall et al. 2018), else all equally
+    dim: int = 128  # width of the context and of the heads
+    mlp_ratio: float = 1.0  # hidden width over `dim`, in the heads
+    context_depth: int = 1  # transformer layers of the context encoder
+    text_depth: int = 2  # transformer layers of the text head
+    detection_depth: int = 2  # transformer layers of the detection head
+    num_queries: int = 8  # most objects that are detected
+    widths: tuple[int, ...] = (64,)  # channels of the restoration head, from fine to coarse
+    restoration_depth: int = 2  # transformer layers of the restoration head
+    tts_depth: int = 2  # transformer layers of the TTS head
+    tts_conv_layers: int = 5  # convolutions over the frames of the TTS head
+    sentences: int = 1000  # of each kind, to train the tokenizer
+    max_length: int = 64  # tokens of prompt and output together
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How much to compute: `smoke` proves the plumbing, `quick` suits two CPU cores, `full` one GPU.
-
-    model, data, training: for easy-VQA. world: for EmojiWorld. face: for TalkingFace. heads: for many heads.
-    timing_rounds: repetitions of each measured time. bootstrap: resamples behind each interval.
-    """
+    """How much to compute: `smoke` only checks that all runs, `quick` suits two CPU cores, `full` one GPU."""
 
     name: str
-    model: ModelConfig
+    model: ModelConfig  # for easy-VQA, as the two below
     data: DataConfig
     training: TrainingConfig
     emoji_world: EmojiWorldConfig
     talking_face: TalkingFaceConfig
     multitask: MultitaskConfig
-    timing_rounds: int
-    bootstrap_resamples: int
+    timing_rounds: int  # repetitions of each timed measurement
+    bootstrap_resamples: int  # behind each confidence interval
 
 
 def with_changes(config: Any, **changes: Any) -> Any:
-    """A copy of a frozen configuration with some fields replaced; a field that does not exist is named."""
-    known = [f.name for f in dataclasses.fields(config)]
+    """A copy of a frozen dataclass with some fields replaced. Raises ValueError naming an unknown field."""
+    fields = {f.name: f for f in dataclasses.fields(config)}
     for name in changes:
-        if name not in known:
-            raise ValueError(
-                f"{type(config).__name__} has no field {name!r}; the nearest is {closest_match(name, known)!r}"
-            )
+        lookup(name, fields, f"field of {type(config).__name__}")
     return dataclasses.replace(config, **changes)

@@ -1,11 +1,11 @@
-"""The LightningDataModule: from a source's store to batches."""
+"""From a source to batches: the dataset of questions and the LightningDataModule."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
-from functools import partial
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,15 @@ from omni_lab.data.sources.base import SPLITS, VQASource
 from omni_lab.data.store import Store, ensure_store
 from omni_lab.data.tokenizer import encode_text
 
-ANSWER = "answer"
-
 
 class VQADataset(Dataset[Sample]):
-    """Questions of one split as samples of text (or a spoken question), picture, sound and clip.
+    """The questions of one split, as samples of text (or a spoken question), image, audio and video.
 
-    modalities: leave out the others (a control without eyes). max_scenes: keep only the questions about the first that
-    many scenes. only_needed: each sample carries no more than what its family needs, so that samples differ in the
-    modalities they carry. families: keep only these.
-
-    encoded: for a modality, what gives the tokens [N, D] of a row of the store; samples then carry them in place of the
-    medium. encoded_light: beside that, what gives those of the encoder's early exit.
+    media_rows: [n] per modality, the row in the store, -1 where there is none.
+    present: [n, M] bool, the modalities that each sample carries.
+    scores: [n, A], soft accuracy of every answer of the vocabulary.
+    latents: by modality, gives the precomputed tokens [N, D] of a row; samples then carry them in place of the media.
+    early_exit_latents: beside `latents`, the tokens of the encoder's early exit.
     """
 
     def __init__(
@@ -46,41 +43,42 @@ class VQADataset(Dataset[Sample]):
         required_modalities_only: bool = False,
         families: Collection[str] | None = None,
     ) -> None:
+        """modalities: leave out all others. For the rest see `DataConfig`."""
         if split not in SPLITS:
             raise ValueError(f"split must be one of {SPLITS}: got {split!r}")
         table = store.questions(split)
         scenes = table.column("scene").to_numpy()
-        keep = np.ones(len(scenes), dtype=bool)
+        mask = np.ones(len(scenes), dtype=bool)
         if max_scenes is not None:
-            keep &= np.isin(scenes, np.unique(scenes)[:max_scenes])
+            mask &= np.isin(scenes, np.unique(scenes)[:max_scenes])
         if families is not None:
-            keep &= np.isin(table.column("family").to_numpy(zero_copy_only=False), list(families))
-        table = table.filter(keep)
+            mask &= np.isin(table.column("family").to_numpy(zero_copy_only=False), list(families))
+        table = table.filter(mask)
         self.store = store
         self.modalities = modalities
-        self.media_rows = {m: table.column(m.value).to_numpy() for m in store.shapes}  # -1 where there is none
+        self.media_rows = {m: table.column(m.value).to_numpy() for m in store.shapes}
         self.latents: dict[Modality, Callable[[int], torch.Tensor]] = {}
         self.early_exit_latents: dict[Modality, Callable[[int], torch.Tensor]] = {}
         self.scenes = table.column("scene").to_numpy()
         self.ids: list[str] = table.column("id").to_pylist()
         self.texts: list[str | None] = table.column("text").to_pylist()
         self.families: list[str] = table.column("family").to_pylist()
-        self.present = np.stack([self._present(m) for m in Modality], axis=1)  # [n, M]
-        known = store.families
+        absent = np.full(len(self.ids), -1)
+        rows = self.media_rows | {Modality.TEXT: np.array([-1 if text is None else 0 for text in self.texts])}
+        self.present = np.stack([(rows.get(m, absent) if m in modalities else absent) >= 0 for m in Modality], axis=1)
         if required_modalities_only:
-            unknown = sorted(set(self.families) - set(known))
+            requirements = store.families
+            unknown = sorted(set(self.families) - set(requirements))
             if unknown:
-                raise ValueError(
-                    f"only_needed wants to know what each family needs: {store.path} does not say it of {unknown}"
-                )
-            self.present &= np.array([[m in known[f].required_modalities for m in Modality] for f in self.families])
+                raise ValueError(f"required_modalities_only: {store.path} has no requirements of {unknown}")
+            required = [[m in requirements[f].required_modalities for m in Modality] for f in self.families]
+            self.present &= np.array(required)
         index = {answer: i for i, answer in enumerate(store.answers)}
-        self.scores = torch.zeros(len(self.ids), len(index))  # [n, A]
-        for i, (answers, scores) in enumerate(
-            zip(table.column("answers").to_pylist(), table.column("scores").to_pylist(), strict=True)
-        ):
-            for answer, score in zip(answers, scores, strict=True):
-                if answer in index:  # in VQA v2 rare answers lie outside the vocabulary: they can only be missed
+        self.scores = torch.zeros(len(self.ids), len(index))
+        answers, scores = table.column("answers").to_pylist(), table.column("scores").to_pylist()
+        for i in range(len(self.ids)):
+            for answer, score in zip(answers[i], scores[i], strict=True):
+                if answer in index:  # rare answers of VQA v2 are not in the vocabulary: they can only be missed
                     self.scores[i, index[answer]] = score
         tokenizer = store.tokenizer
         self._tokens = {
@@ -88,13 +86,6 @@ class VQADataset(Dataset[Sample]):
             for text, name in dict(zip(self.texts, self.ids, strict=True)).items()
             if text is not None
         }
-
-    def _present(self, modality: Modality) -> np.ndarray:
-        if modality not in self.modalities:
-            return np.zeros(len(self.ids), dtype=bool)
-        if modality is Modality.TEXT:
-            return np.array([text is not None for text in self.texts], dtype=bool)
-        return self.media_rows.get(modality, np.full(len(self.ids), -1)) >= 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -105,30 +96,32 @@ class VQADataset(Dataset[Sample]):
         return 1.0 / sizes[family]
 
     def combinations(self) -> np.ndarray:
-        """[n], a number for the set of modalities that each sample carries."""
+        """[n], a code of the modalities that each sample carries."""
         return self.present @ (1 << np.arange(len(Modality)))
 
     def lengths(self) -> np.ndarray:
-        """[n], word pieces in the text of each sample, 0 where it has none."""
-        pieces = [0 if text is None else len(self._tokens[text]) for text in self.texts]
-        return np.array(pieces) * self.present[:, Modality.TEXT.column]
+        """[n], tokens in the text of each sample, 0 where it has none."""
+        counts = [0 if text is None else len(self._tokens[text]) for text in self.texts]
+        return np.array(counts) * self.present[:, Modality.TEXT.column]
 
     @property
     def image_rows(self) -> np.ndarray:
-        """[n], the row of each question's picture in the store."""
+        """[n], the row of each question's image in the store."""
         return self.media_rows[Modality.IMAGE]
 
-    def make_sample(self, text: str, picture_row: int) -> Sample:
-        """Any question about any scene of the split, named by its picture, without a known answer; with the sound and
-        the clip that the scene's written questions come with."""
-        about = np.flatnonzero(self.image_rows == picture_row)
+    def make_sample(self, text: str, image_row: int) -> Sample:
+        """A sample with a new question about a scene, without targets.
+
+        image_row: an image of this split; the scene's audio and video come along as with its written questions.
+        """
+        about = np.flatnonzero(self.image_rows == image_row)
         if len(about) == 0:
-            raise ValueError(f"picture_row must be that of a picture of this split: got {picture_row}")
+            raise ValueError(f"image_row must be that of an image of this split: got {image_row}")
         written = [i for i in about if self.texts[i] is not None]
         return self._sample(text, self._rows(int((written or about)[0])))
 
     def load_media(self, modality: Modality, row: int) -> torch.Tensor:
-        """A picture or clip as it is stored, a sound as a waveform [S] float32 from -1 to 1."""
+        """An image or video as it is stored, audio as [S] float32 from -1 to 1."""
         values = torch.from_numpy(self.store.media(modality, row).copy())
         return values / 32768.0 if modality is Modality.AUDIO else values
 
@@ -144,10 +137,8 @@ class VQADataset(Dataset[Sample]):
             inputs[Modality.TEXT], keys[Modality.TEXT] = self._tokens[text], text
         for modality, row in rows.items():
             inputs[modality] = self.latents.get(modality, partial(self.load_media, modality))(row)
-        light = {m: self.early_exit_latents[m](row) for m, row in rows.items() if m in self.early_exit_latents}
-        return Sample(
-            id=f"question {text!r}", task=ANSWER, family="", inputs=inputs, dedup_keys=keys, early_exit_inputs=light
-        )
+        exits = {m: self.early_exit_latents[m](row) for m, row in rows.items() if m in self.early_exit_latents}
+        return Sample(f"question {text!r}", "answer", "", inputs, dedup_keys=keys, early_exit_inputs=exits)
 
     def __getitem__(self, i: int) -> Sample:
         sample = self._sample(self.texts[i] if self.present[i, Modality.TEXT.column] else None, self._rows(i))
@@ -155,11 +146,8 @@ class VQADataset(Dataset[Sample]):
 
 
 class ResumableLoader(DataLoader[Sample]):
-    """A DataLoader over an `OmniBatchSampler` that can continue in the middle of an epoch.
-
-    Lightning stores its `state_dict` in every checkpoint. The state counts the batches handed out, not those that
-    workers have prefetched.
-    """
+    """A DataLoader that can continue in the middle of an epoch: its state, which Lightning puts into every checkpoint,
+    counts the batches handed out, not those prefetched by workers."""
 
     batch_sampler: OmniBatchSampler | ConsecutiveBatchSampler
     handed_out = 0
@@ -177,35 +165,27 @@ class ResumableLoader(DataLoader[Sample]):
         self.batch_sampler.start_batch = state["handed_out"] % len(self.batch_sampler)
 
 
+@dataclass(eq=False, repr=False)
 class OmniDataModule(L.LightningDataModule):
-    """Builds or opens the store of `source` under `root` and serves its splits."""
+    """Builds or opens the store of a source, and loads batches of its splits."""
 
-    def __init__(
-        self,
-        source: VQASource,
-        config: DataConfig,
-        *,
-        root: Path,
-        modalities: Collection[Modality] = tuple(Modality),
-        seed: int = 0,
-    ) -> None:
+    source: VQASource
+    config: DataConfig
+    _: KW_ONLY
+    root: Path  # folder of all stores
+    modalities: Collection[Modality] = tuple(Modality)  # leave out all others
+    seed: int = 0  # of batches
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.source = source
-        self.config = config
-        self.root = root
-        self.modalities = modalities
-        self.seed = seed
         self._datasets: dict[str, VQADataset] = {}
-        self._store: Store | None = None
 
     def prepare_data(self) -> None:
         ensure_store(self.source, self.root)
 
-    @property
+    @cached_property
     def store(self) -> Store:
-        if self._store is None:
-            self._store = ensure_store(self.source, self.root)
-        return self._store
+        return ensure_store(self.source, self.root)
 
     def dataset(self, split: str) -> VQADataset:
         if split not in self._datasets:
@@ -220,20 +200,22 @@ class OmniDataModule(L.LightningDataModule):
         return self._datasets[split]
 
     def with_config(self, config: DataConfig, *, seed: int, raw: bool = False, **scenes: int) -> OmniDataModule:
-        """The same questions, drawn by another configuration and seed; of the splits named, only those about so many of
-        their first scenes. What was encoded stays encoded, unless `raw` media are wanted of those splits."""
+        """A copy that samples the same questions by another configuration and seed.
+
+        scenes: by split, use only so many of its first scenes.
+        raw: these splits load raw media; by default they share the precomputed latents.
+        """
         other = copy.copy(self)
         other.config, other.seed, other._datasets = config, seed, dict(self._datasets)
         for split, count in scenes.items():
-            whole = self.dataset(split)
-            few = VQADataset(self.store, split, modalities=self.modalities, max_scenes=count)
+            subset = VQADataset(self.store, split, modalities=self.modalities, max_scenes=count)
             if not raw:
-                few.latents, few.early_exit_latents = whole.latents, whole.early_exit_latents
-            other._datasets[split] = few
+                whole = self.dataset(split)
+                subset.latents, subset.early_exit_latents = whole.latents, whole.early_exit_latents
+            other._datasets[split] = subset
         return other
 
-    def loader(self, split: str, *, share: tuple[Modality, ...] = tuple(Modality)) -> ResumableLoader:
-        """share: which modalities' inputs a batch holds once however many samples use them."""
+    def loader(self, split: str) -> ResumableLoader:
         dataset = self.dataset(split)
         training = split == "train"
         costs = np.zeros(len(dataset))
@@ -254,7 +236,7 @@ class OmniDataModule(L.LightningDataModule):
         return ResumableLoader(
             dataset,
             batch_sampler=sampler,
-            collate_fn=partial(collate, dedup=share),
+            collate_fn=collate,
             num_workers=self.config.num_workers,
             persistent_workers=self.config.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

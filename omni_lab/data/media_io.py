@@ -1,4 +1,4 @@
-"""Reading picture files, strictly or leniently, with errors that name the file."""
+"""Read image and audio files; errors name the file."""
 
 from __future__ import annotations
 
@@ -15,49 +15,48 @@ from torchaudio.functional import resample
 
 from omni_lab.batch import SAMPLE_RATE
 
+MAX_CHANNELS = 8
+MAX_RATE = 1_000_000_000  # Hz
+MAX_FILTER_ENTRIES = 4_000_000  # of the resampling filter (16 MB)
+
 
 class ImageError(ValueError):
-    """A picture file that is missing, corrupt, or not of the expected mode or size."""
+    """An image file that is missing, corrupt, or not of the expected mode or size."""
+
+
+class AudioError(ValueError):
+    """Audio that is missing, damaged, or not of the expected shape, rate or length; the message names it."""
 
 
 def read_image(path: Path, *, size: int, exact: bool) -> np.ndarray:
-    """The picture as [3, size, size] uint8.
+    """Reads an image as [3, size, size] uint8.
 
-    exact: the file must already be RGB and size x size (a set of fixed format: anything else means damage).
-    Otherwise it is converted to RGB, transparency laid on white, and resized (bicubic, aspect not kept).
+    exact: the file must already be RGB and size x size (a set of fixed format: anything else means damage). Otherwise
+        the image is converted to RGB, transparency becomes white, and it is resized (bicubic, aspect ratio not kept).
     """
     try:
         with Image.open(path) as file:
             file.load()
-            picture: Image.Image = file
+            image: Image.Image = file
     except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such picture file") from error
+        raise ImageError(f"{path}: no such image file") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{path}: not a readable picture ({error})") from error
-    if exact:
-        if picture.mode != "RGB" or picture.size != (size, size):
-            raise ImageError(f"{path}: got mode {picture.mode}, size {picture.size}: expected RGB, ({size}, {size})")
-        return np.asarray(picture).transpose(2, 0, 1)
-    if picture.has_transparency_data:
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    rgb = picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(rgb).transpose(2, 0, 1)
-
-
-MAX_CHANNELS = 8
-MAX_RATE = 1_000_000_000
-FILTER_ENTRIES = 4_000_000  # the most that the resampling filter may hold (16 MB)
-
-
-class AudioError(ValueError):
-    """A sound that is missing, damaged, or not of the expected shape, rate or length: the message names it."""
+        raise ImageError(f"{path}: not a readable image ({error})") from error
+    if exact and (image.mode != "RGB" or image.size != (size, size)):
+        raise ImageError(f"{path}: got mode {image.mode}, size {image.size}: expected RGB, ({size}, {size})")
+    if not exact:
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def prepare_audio(samples: np.ndarray | Tensor, rate: int, *, name: str, max_seconds: float = 30.0) -> np.ndarray:
-    """[S] float32 at 16 kHz, from [S] or [channels, S] at `rate` samples a second; channels are averaged.
+    """Converts samples at `rate` Hz to mono [S] float32 at 16 kHz.
 
-    Whole numbers are scaled from their full range to [-1, 1]; floats keep their scale. Silence is a legal sound.
-    Raises SoundError for NaN or infinity, no samples, another shape or type, a bad rate, more than `max_seconds`.
+    samples: [S] or [channels, S]; channels are averaged. Integers are scaled from their full range to [-1, 1], floats
+        keep their scale. Silence is legal.
+    Raises AudioError for NaN or infinity, no samples, another shape or type, a bad rate, more than `max_seconds`.
     """
     if not isinstance(rate, int) or isinstance(rate, bool) or not 1 <= rate <= MAX_RATE:
         raise AudioError(f"{name}: the sample rate is {rate!r}: expected an int from 1 to {MAX_RATE:,} Hz")
@@ -67,28 +66,29 @@ def prepare_audio(samples: np.ndarray | Tensor, rate: int, *, name: str, max_sec
     if shape[-1] == 0:
         raise AudioError(f"{name}: got shape {shape}, zero samples: expected at least one")
     _check_length(shape[-1], rate, name=name, max_seconds=max_seconds)
-    sound = _as_float(samples, name=name)
-    broken = int(np.count_nonzero(~np.isfinite(sound)))
+    waveform = _as_float(samples, name=name)
+    broken = int(np.count_nonzero(~np.isfinite(waveform)))
     if broken:
-        raise AudioError(f"{name}: {broken} of {sound.size} samples are NaN or infinite: expected finite numbers")
-    mono = sound.mean(axis=0, dtype=np.float32) if sound.ndim == 2 else sound
-    return mono if rate == SAMPLE_RATE else _resampled(mono, rate)
+        raise AudioError(f"{name}: {broken} of {waveform.size} samples are NaN or infinite: expected finite numbers")
+    mono = waveform.mean(axis=0, dtype=np.float32) if waveform.ndim == 2 else waveform
+    return mono if rate == SAMPLE_RATE else _resample(mono, rate)
 
 
 def read_audio(path: Path, *, max_seconds: float = 30.0) -> np.ndarray:
-    """The sound in a WAV or FLAC file: [S] float32 at 16 kHz. Raises SoundError, naming the file, if it is missing,
-    unreadable, or anything that `prepare_sound` refuses. The length is checked before the samples are read. A WAV file
-    that was cut short does not show it and is read as far as it goes; a FLAC file does.
+    """Reads a WAV or FLAC file as mono [S] float32 at 16 kHz. The length is checked before the samples are read.
+
+    A truncated FLAC file is an error; a truncated WAV file cannot be recognised and is read as far as it goes.
+    Raises AudioError if the file is missing, unreadable, or refused by `prepare_audio`.
     """
     if not path.exists():
-        raise AudioError(f"{path}: no such sound file")
+        raise AudioError(f"{path}: no such audio file")
     try:
         with soundfile.SoundFile(path) as file:
             rate = file.samplerate
             _check_length(file.frames, rate, name=str(path), max_seconds=max_seconds)
             samples = file.read(dtype="float32", always_2d=True).T  # [channels, S]
     except (soundfile.SoundFileError, OSError, TypeError) as error:
-        raise AudioError(f"{path}: not a readable sound file ({error})") from error
+        raise AudioError(f"{path}: not a readable audio file ({error})") from error
     return prepare_audio(samples, rate, name=str(path), max_seconds=max_seconds)
 
 
@@ -98,12 +98,11 @@ def _check_length(count: int, rate: int, *, name: str, max_seconds: float) -> No
 
 
 def _as_float(samples: np.ndarray | Tensor, *, name: str) -> np.ndarray:
-    """A float32 copy, of the same shape, in [-1, 1] if it held whole numbers."""
+    """A float32 copy of the same shape, in [-1, 1] if it held integers."""
     if isinstance(samples, Tensor):
-        samples = samples.detach().cpu()
-        samples = (samples.float() if samples.is_floating_point() else samples).numpy()
+        samples = (samples.float() if samples.is_floating_point() else samples).detach().cpu().numpy()
     if np.issubdtype(samples.dtype, np.floating):
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported as that
+        with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is reported
             return samples.astype(np.float32)
     if not np.issubdtype(samples.dtype, np.integer):
         raise AudioError(f"{name}: got samples of type {samples.dtype}: expected floats or ints")
@@ -112,10 +111,9 @@ def _as_float(samples: np.ndarray | Tensor, *, name: str) -> np.ndarray:
     return ((samples - middle) / half).astype(np.float32)
 
 
-def _resampled(mono: np.ndarray, rate: int) -> np.ndarray:
-    """The filter has one entry for each pair of old and new samples in a period, which for rates like 44,101 Hz would
-    be gigabytes: there the nearest ratio of small enough numbers is taken, off by at most 3 in 10,000.
-    """
-    largest = max(math.isqrt(FILTER_ENTRIES * rate // SAMPLE_RATE), -(-rate // SAMPLE_RATE))
+def _resample(mono: np.ndarray, rate: int) -> np.ndarray:
+    # The filter has one entry for each pair of old and new samples in a period. For rates like 44,101 Hz that would be
+    # gigabytes, so the nearest ratio of small numbers is used, off by at most 3 in 10,000.
+    largest = max(math.isqrt(MAX_FILTER_ENTRIES * rate // SAMPLE_RATE), -(-rate // SAMPLE_RATE))
     ratio = Fraction(SAMPLE_RATE, rate).limit_denominator(largest)
     return resample(torch.from_numpy(mono), ratio.denominator, ratio.numerator).numpy()

@@ -1,9 +1,8 @@
 """The memory-mapped store: built once from any source, read without copying.
 
-One folder per set, holding Arrow IPC files (`pyarrow`), the tokenizer trained on the train split, and `manifest.json`
-with the format version, what the store was built from, and the size and SHA-256 of every file. It is built under a
-temporary name and renamed at the end, so a folder under its final name was complete once; whether it still is,
-`Store.open` checks.
+One folder per data set: Arrow IPC files (`pyarrow`), the tokenizer trained on the train split, and `manifest.json` with
+format version, the source's fingerprint, and size and SHA-256 of every file. It is built under a temporary name and
+renamed at the end, so a folder under its final name was complete once; `Store.open` checks that it still is.
 """
 
 from __future__ import annotations
@@ -25,63 +24,73 @@ from filelock import FileLock
 from tokenizers import Tokenizer
 
 from omni_lab.batch import Modality
-from omni_lab.data.sources.base import SPLITS, MediaItem, Question, QuestionFamily, SourceError, VQASource
-from omni_lab.data.tokenizer import load_tokenizer, train_tokenizer
+from omni_lab.data.sources.base import SPLITS, MediaItem, Question, QuestionFamily, SourceError, VQASource, read_json
+from omni_lab.data.tokenizer import train_tokenizer
 from omni_lab.utils.progress import track_progress
 
 FORMAT_VERSION = 3
 MEDIA_PER_BATCH = 512
+QUESTION_FIELDS = {
+    "id": pa.string(),
+    "text": pa.string(),
+    "family": pa.string(),
+    "scene": pa.int64(),
+    "answers": pa.list_(pa.string()),
+    "scores": pa.list_(pa.float32()),
+}
 DTYPES = {Modality.IMAGE: np.uint8, Modality.AUDIO: np.int16, Modality.VIDEO: np.uint8}
 log = logging.getLogger(__name__)
 
 
 class StoreError(RuntimeError):
-    """A store that is missing, broken, or built from something else: the message says which and where."""
+    """A store that is missing, broken, or outdated; the message says where."""
 
 
 class Store:
-    """An opened store. Tables are memory-mapped: opening costs no reading, and workers share the pages."""
+    """An open store. Tables are memory-mapped: opening reads no data, and worker processes share the pages."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
         self.shapes = {Modality(m): tuple(shape) for m, shape in manifest["source"]["shapes"].items()}
-        self._tables = {name: _map_table(path / f"{name}.arrow") for name in (*SPLITS, *self.shapes)}
+        files = {name: pa.memory_map(str(path / f"{name}.arrow")) for name in (*SPLITS, *self.shapes)}
+        self._tables = {name: pa.ipc.open_file(file).read_all() for name, file in files.items()}
         self._values = {m: self._tables[m].column("values") for m in self.shapes}
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Any, ...]:  # pickled for worker processes, which map the files again
         return Store, (self.path, self.manifest)
 
     @classmethod
     def open(cls, path: Path, source: VQASource | None = None, *, verify: bool = True) -> Store:
-        """Opens a finished store. Raises StoreError if it is missing, incomplete, altered, of another format version,
-        or (given `source`) built from something else. verify: also recompute the checksums.
+        """Opens a finished store.
+
+        source: also check that the store was built from it.
+        verify: also recompute the checksums.
+        Raises StoreError if it is missing, incomplete, altered, outdated, or of another format version.
         """
-        manifest_path = path / "manifest.json"
         try:
-            manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise StoreError(f"{path}: no store there (no manifest.json)") from error
-        except json.JSONDecodeError as error:
-            raise StoreError(f"{manifest_path}: broken manifest ({error})") from error
+            manifest = read_json(path / "manifest.json")
+        except SourceError as error:
+            raise StoreError(f"{path}: no store there, or a broken manifest ({error})") from error
         if not isinstance(manifest, dict):
-            raise StoreError(f"{manifest_path}: broken manifest (not an object)")
+            raise StoreError(f"{path}: broken manifest (not an object)")
         if manifest.get("version") != FORMAT_VERSION:
             raise StoreError(f"{path}: store of format version {manifest.get('version')}: expected {FORMAT_VERSION}")
         if not {"source", "answers", "families", "rows", "files"} <= manifest.keys():
-            raise StoreError(f"{manifest_path}: broken manifest (it has only {sorted(manifest)})")
+            raise StoreError(f"{path}: broken manifest (it has only {sorted(manifest)})")
         if source is not None:
-            expected = _built_from(source)
-            differing = sorted(k for k in expected | manifest["source"] if expected.get(k) != manifest["source"].get(k))
+            built_from, current = manifest["source"], _fingerprint(source)
+            differing = sorted(k for k in current | built_from if current.get(k) != built_from.get(k))
             if differing:
-                pairs = ", ".join(f"{k}: {manifest['source'].get(k)!r} -> {expected.get(k)!r}" for k in differing)
-                raise StoreError(f"{path}: outdated, built from something else ({pairs})")
-        for name, facts in manifest["files"].items():
+                pairs = ", ".join(f"{k}: {built_from.get(k)!r} -> {current.get(k)!r}" for k in differing)
+                raise StoreError(f"{path}: outdated, the source has changed ({pairs})")
+        for name, expected in manifest["files"].items():
             file = path / name
             size = file.stat().st_size if file.exists() else None
-            if size != facts["bytes"]:
-                raise StoreError(f"{file}: {'missing' if size is None else f'{size} bytes'}: expected {facts['bytes']}")
-            if verify and _sha256(file) != facts["sha256"]:
+            if size != expected["bytes"]:
+                found = "missing" if size is None else f"{size} bytes"
+                raise StoreError(f"{file}: {found}: expected {expected['bytes']}")
+            if verify and _sha256(file) != expected["sha256"]:
                 raise StoreError(f"{file}: content differs from the manifest's checksum")
         return cls(path, manifest)
 
@@ -93,37 +102,35 @@ class Store:
     def families(self) -> dict[str, QuestionFamily]:
         return {
             name: QuestionFamily(
-                tuple(map(Modality, known["required_modalities"])),
-                tuple((Modality(a), Modality(b)) for a, b in known["required_interactions"]),
-                known["chance"],
+                tuple(map(Modality, family["required_modalities"])),
+                tuple((Modality(a), Modality(b)) for a, b in family["required_interactions"]),
+                family["chance"],
             )
-            for name, known in self.manifest["families"].items()
+            for name, family in self.manifest["families"].items()
         }
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.path / "tokenizer.json")
+        return Tokenizer.from_file(str(self.path / "tokenizer.json"))
 
     @property
     def bytes(self) -> int:
-        return sum(facts["bytes"] for facts in self.manifest["files"].values())
+        return sum(file["bytes"] for file in self.manifest["files"].values())
 
     def questions(self, split: str) -> pa.Table:
-        """Columns id, text (null where spoken), family, scene, answers, scores (parallel lists), and one per modality
-        of the media: the row, -1 where there is none."""
+        """Columns id, text (null: spoken), family, scene, answers, scores, and per modality the row (-1: no media)."""
         return self._tables[split]
 
     def keys(self, modality: Modality) -> list[int]:
-        """The source's key of every medium, in row order."""
+        """The source's key of every item, in row order."""
         return self._tables[modality].column("key").to_pylist()
 
     def annotations(self, modality: Modality, row: int) -> dict[str, Any]:
-        """What the source knows of one medium."""
+        """The annotations of one item."""
         return json.loads(self._tables[modality].column("annotations")[row].as_py())
 
     def media(self, modality: Modality, row: int) -> np.ndarray:
-        """A picture [3, H, W] uint8, a clip [F, 3, H, W] uint8 or a sound [S] int16, as a read-only view into the
-        mapped file."""
+        """Image [3, H, W] uint8, video [F, 3, H, W] uint8 or audio [S] int16: a read-only view into the mapped file."""
         values = np.frombuffer(self._values[modality][row].as_buffer(), dtype=DTYPES[modality])
         return values.reshape(self.shapes[modality] or -1)
 
@@ -133,9 +140,9 @@ class Store:
 
 
 def ensure_store(source: VQASource, root: Path) -> Store:
-    """Opens `root/<source.name>`, building it first where it is missing, and anew where it is broken or outdated.
+    """Opens the store `root/<source.name>`; builds it if it is missing, broken or outdated.
 
-    Safe to call from several processes at once: one builds, the others wait.
+    Several processes may call it at once: one builds, the others wait. Raises StoreError if `root` cannot be written.
     """
     path = root / source.name
     try:
@@ -156,8 +163,8 @@ def ensure_store(source: VQASource, root: Path) -> Store:
 
 def _build(source: VQASource, path: Path) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    for left_over in path.parent.glob(f".{path.name}.*.part"):  # of a build that was killed: the lock is ours
-        shutil.rmtree(left_over)
+    for leftover in path.parent.glob(f".{path.name}.*.part"):  # from a killed build: this process holds the lock
+        shutil.rmtree(leftover)
     part.mkdir()
     try:
         answers = list(source.answers())
@@ -166,35 +173,24 @@ def _build(source: VQASource, path: Path) -> None:
         questions = source.questions()
         rows = {m: _write_media(source, m, part / f"{m}.arrow", questions) for m in source.shapes}
         for split in SPLITS:
-            media: dict[str, Any] = {
-                m.value: pa.array(
-                    [rows[m][q.media_keys[m]] if m in q.media_keys else -1 for q in questions[split]], pa.int32()
-                )
-                for m in rows
-            }
-            table = pa.table(
-                {
-                    "id": [q.id for q in questions[split]],
-                    "text": pa.array([q.text for q in questions[split]], pa.string()),
-                    "family": [q.family for q in questions[split]],
-                    "scene": pa.array([q.scene for q in questions[split]], pa.int64()),
-                    "answers": pa.array([list(q.scores) for q in questions[split]], pa.list_(pa.string())),
-                    "scores": pa.array([list(q.scores.values()) for q in questions[split]], pa.list_(pa.float32())),
-                    **media,
-                }
-            )
-            with pa.OSFile(str(part / f"{split}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
+            records = [
+                {name: getattr(q, name) for name in ("id", "text", "family", "scene")}
+                | {"answers": list(q.scores), "scores": list(q.scores.values())}
+                | {m.value: rows[m][q.media_keys[m]] if m in q.media_keys else -1 for m in rows}
+                for q in questions[split]
+            ]
+            schema = pa.schema(QUESTION_FIELDS | {m.value: pa.int32() for m in rows})
+            with pa.OSFile(str(part / f"{split}.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                writer.write_table(pa.Table.from_pylist(records, schema=schema))
         texts = itertools.chain((q.text for q in questions["train"] if q.text), source.corpus())
         train_tokenizer(texts).save(str(part / "tokenizer.json"))
-        files = sorted(f for f in part.iterdir())
         manifest = {
             "version": FORMAT_VERSION,
-            "source": _built_from(source),
+            "source": _fingerprint(source),
             "answers": answers,
             "families": {name: asdict(family) for name, family in source.families().items()},
             "rows": {split: len(questions[split]) for split in SPLITS} | {m.value: len(rows[m]) for m in rows},
-            "files": {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files},
+            "files": {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(part.iterdir())},
         }
         (part / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
         if path.exists():
@@ -208,49 +204,40 @@ def _write_media(
     source: VQASource, modality: Modality, file: Path, questions: Mapping[str, Sequence[Question]]
 ) -> dict[int, int]:
     """Writes all media of one modality and returns the row of each key."""
-    asked = {q.media_keys[modality]: q for split in SPLITS for q in questions[split] if modality in q.media_keys}
+    required = {q.media_keys[modality]: q.id for split in SPLITS for q in questions[split] if modality in q.media_keys}
     schema = pa.schema({"key": pa.int64(), "values": pa.binary(), "annotations": pa.string()})
     rows: dict[int, int] = {}
-    media = track_progress(
-        source.media(modality), f"building the store {source.name}", total=len(asked), unit=modality.value
-    )
+    description = f"building the store {source.name}"
+    media = track_progress(source.media(modality), description, total=len(required), unit=modality.value)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         while batch := list(itertools.islice(media, MEDIA_PER_BATCH)):
-            for medium in batch:
-                _check_medium(source, modality, medium)
-                if medium.key in rows:
-                    raise SourceError(f"{source.name}: {modality} {medium.key} comes twice: expected each once")
-                rows[medium.key] = len(rows)
-            columns = [
-                [m.key for m in batch],
-                [m.values.tobytes() for m in batch],
-                [json.dumps(m.annotations) for m in batch],
+            for item in batch:
+                _check_item(source, modality, item)
+                if item.key in rows:
+                    raise SourceError(f"{source.name}: {modality} {item.key} comes twice: expected each once")
+                rows[item.key] = len(rows)
+            records = [
+                {"key": i.key, "values": i.values.tobytes(), "annotations": json.dumps(i.annotations)} for i in batch
             ]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
-    lost = [key for key in asked if key not in rows]
-    if lost:
-        raise SourceError(
-            f"{source.name}: question {asked[lost[0]].id!r} comes with {modality} {lost[0]}, which the source lacks"
-        )
+            writer.write_batch(pa.RecordBatch.from_pylist(records, schema=schema))
+    for key, name in required.items():
+        if key not in rows:
+            raise SourceError(f"{source.name}: question {name!r} comes with {modality} {key}, which the source lacks")
     return rows
 
 
-def _check_medium(source: VQASource, modality: Modality, medium: MediaItem) -> None:
+def _check_item(source: VQASource, modality: Modality, item: MediaItem) -> None:
     shape, dtype = source.shapes[modality], np.dtype(DTYPES[modality])
-    right = medium.values.shape == shape if shape else medium.values.ndim == 1 and len(medium.values) > 0
-    if not right or medium.values.dtype != dtype:
+    fits = item.values.shape == shape if shape else item.values.ndim == 1 and len(item.values) > 0
+    if not fits or item.values.dtype != dtype:
         raise SourceError(
-            f"{source.name}: {modality} {medium.key} is {list(medium.values.shape)} {medium.values.dtype}: "
+            f"{source.name}: {modality} {item.key} is {list(item.values.shape)} {item.values.dtype}: "
             f"expected {list(shape) or '[S], S > 0'} {dtype}"
         )
 
 
-def _built_from(source: VQASource) -> dict[str, Any]:
+def _fingerprint(source: VQASource) -> dict[str, Any]:
     return json.loads(json.dumps({"name": source.name, "shapes": source.shapes, **source.fingerprint()}, default=dict))
-
-
-def _map_table(file: Path) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
 
 
 def _sha256(file: Path) -> str:

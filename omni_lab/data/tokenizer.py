@@ -1,146 +1,128 @@
-"""The tokenizer: byte-level BPE (Sennrich et al. 2016, on bytes), trained on the set at hand."""
+"""Byte-level BPE (Sennrich et al. 2016, on bytes), trained per data set, and the tokenizer of the text decoder."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import cast
 
 import torch
 from jaxtyping import Int
-from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.normalizers import NFKC, Lowercase
-from tokenizers.normalizers import Sequence as InTurn
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.processors import TemplateProcessing
-from tokenizers.trainers import BpeTrainer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from omni_lab.utils.lookup import closest_match
+from omni_lab.utils.lookup import lookup
 
 CHINESE = "[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]"  # characters and their punctuation
 PAD, CLS = "[PAD]", "[CLS]"
 EOS_TOKEN = "<end>"
-CONTROL_TOKENS = (EOS_TOKEN, "<en>", "<de>", "<zh>", "<transcript>", "<answer>")  # ids after those of the tokenizer
-LETTERS = " abcdefghijklmnopqrstuvwxyz,'-"  # what a text to be spoken is spelt with
+CONTROL_TOKENS = (EOS_TOKEN, "<en>", "<de>", "<zh>", "<transcript>", "<answer>")  # their ids follow the tokenizer's
+LETTERS = " abcdefghijklmnopqrstuvwxyz,'-"  # the alphabet of text to speech
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:
-    """Every text starts with [CLS]; [PAD] has id 0. Any script is representable, since the alphabet is bytes."""
-    tokenizer = Tokenizer(BPE())
-    tokenizer.normalizer = InTurn([NFKC(), Lowercase()])
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = ByteLevelDecoder()
-    trainer = BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[PAD, CLS],
-        initial_alphabet=ByteLevel.alphabet(),
-        show_progress=False,
+    """Trains a tokenizer that puts [CLS] first and has [PAD] at id 0. It covers every script: its alphabet is bytes."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[PAD, CLS], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{CLS} $A", special_tokens=[(CLS, tokenizer.token_to_id(CLS))]
-    )
+    special_tokens = [(CLS, tokenizer.token_to_id(CLS))]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{CLS} $A", special_tokens=special_tokens)
     return tokenizer
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    return Tokenizer.from_file(str(path))
-
-
 def encode_text(tokenizer: Tokenizer, text: str, *, name: str) -> list[int]:
-    """Token ids of `text`. Raises ValueError, naming the sample, where the text holds nothing to read."""
+    """Token ids of `text`. Raises ValueError, naming the sample, for an empty text."""
     if not text.strip():
         raise ValueError(f"{name}: the text has no tokens: got {text!r}")
     return tokenizer.encode(text).ids
 
 
 def encode_letters(texts: Sequence[str]) -> Int[Tensor, "b t"]:
-    """The letters of each text as their places in `LETTERS`, filled up behind with -1. Raises CodecError for an empty
-    text, or one with other characters than those."""
-    rows = []
+    """Indices into `LETTERS`, right-padded with -1. Raises TokenizerError for an empty text or another character."""
     for text in texts:
-        strange = sorted({*text.lower()} - {*LETTERS})
-        if strange or not text.strip():
-            raise TokenizerError(f"a text to be spoken is spelt with {LETTERS!r}: got {text!r}")
-        rows.append(torch.tensor([LETTERS.index(letter) for letter in text.lower()]))
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+        if {*text.lower()} - {*LETTERS} or not text.strip():
+            raise TokenizerError(f"text to speech takes the characters {LETTERS!r}: got {text!r}")
+    return _pad([[LETTERS.index(letter) for letter in text.lower()] for text in texts])
+
+
+def _pad(rows: Sequence[Sequence[int]], *, side: str = "right") -> Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=-1, padding_side=side)
 
 
 class TokenizerError(ValueError):
-    """A text that cannot be asked for or written: the message says which, and what can."""
+    """A text, language or task that cannot be encoded; the message says which."""
 
 
 class DecoderTokenizer:
-    """Texts as a decoder reads and writes them: the tokenizer's ids, and after them those of `MARKS`, which say in what
-    language or as what to write, and where a text ends. Each Chinese character is encoded by itself: the tokenizer has
-    pieces for whole sentences, with which no other sentence could be written. size: how many ids there are.
-    max_length: of a text."""
+    """The tokenizer of the text decoder: a trained tokenizer plus `CONTROL_TOKENS` for language, task and end of text.
+
+    Each Chinese character is encoded by itself: the trained tokenizer has pieces for whole sentences, from which no
+    other sentence could be composed.
+    """
 
     def __init__(self, tokenizer: Tokenizer, *, max_length: int = 80) -> None:
+        """max_length: tokens of a text, and of a prompt and its continuation together."""
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self._words = tokenizer.get_vocab_size()
-        self.vocab_size = self._words + len(CONTROL_TOKENS)
+        self._num_pieces = tokenizer.get_vocab_size()
+        self._control_ids = {token.strip("<>"): self._num_pieces + i for i, token in enumerate(CONTROL_TOKENS)}
+        self.vocab_size = self._num_pieces + len(CONTROL_TOKENS)
         self.eos_id = self.control_token_id(EOS_TOKEN)
-        self._first = cast(int, tokenizer.token_to_id(CLS))
+        self._cls_id = cast(int, tokenizer.token_to_id(CLS))
 
     def control_token_id(self, name: str) -> int:
-        """The id of a mark, by its name with or without brackets: "de" asks for German. Raises CodecError for a
-        language or task that is not known."""
-        wanted = f"<{name.strip('<>')}>"
-        if wanted not in CONTROL_TOKENS:
-            known = [m.strip("<>") for m in CONTROL_TOKENS]
-            close = closest_match(name, known)
-            raise TokenizerError(f"nothing is written in or as {name!r}; the nearest of {known} is {close!r}")
-        return self._words + CONTROL_TOKENS.index(wanted)
+        """The id of a control token, with or without brackets: "de" or "<de>". Raises TokenizerError if unknown."""
+        return lookup(name.strip("<>"), self._control_ids, "language or task", error=TokenizerError)
 
     def encode_prompts(self, names: Sequence[str], texts: Sequence[str | None] = ()) -> Int[Tensor, "b p"]:
-        """The marks of those names, each followed by the beginning of a text where one is given, filled up in front
-        with -1. Raises CodecError for an empty text, or one that leaves no room to go on."""
+        """One control token per row, followed by the beginning of a text if there is one; left-padded with -1.
+
+        Raises TokenizerError for an empty text, or one that leaves no room for a continuation.
+        """
         rows = [[self.control_token_id(name)] for name in names]
         for row, text in zip(rows, texts, strict=bool(texts)):
             if text is None:
                 continue
             if not text.strip():
-                raise TokenizerError(f"there is nothing to go on from: the prompt is {text!r}")
-            row += self._ids(text)
+                raise TokenizerError(f"a prompt must hold text, or be None: got {text!r}")
+            row += self._encode(text)
         longest = max(map(len, rows))
         if longest >= self.max_length:
             raise TokenizerError(f"a prompt must be shorter than {self.max_length} tokens: got {longest}")
-        return torch.tensor([[-1] * (longest - len(row)) + row for row in rows])
+        return _pad(rows, side="left")
 
     def encode_targets(self, texts: Sequence[str]) -> Int[Tensor, "b t"]:
-        """The tokens of each text and its end, filled up behind with -1. Raises CodecError for one that is too long."""
-        rows = [[*self._ids(text), self.eos_id] for text in texts]
+        """The tokens of each text and its end, right-padded with -1. Raises TokenizerError for a text too long."""
+        rows = [[*self._encode(text), self.eos_id] for text in texts]
+        limit = self.max_length
         for row, text in zip(rows, texts, strict=True):
-            if len(row) >= self.max_length:
-                raise TokenizerError(
-                    f"a text must be shorter than {self.max_length} tokens: got {len(row)} of {text[:40]!r}..."
-                )
-        longest = max(map(len, rows))
-        return torch.tensor([row + [-1] * (longest - len(row)) for row in rows])
+            if len(row) >= limit:
+                raise TokenizerError(f"a text must be shorter than {limit} tokens: got {len(row)} of {text[:40]!r}")
+        return _pad(rows)
 
     def encode_input(self, text: str) -> list[int]:
-        """The same tokens for an encoder, as `encode_text` gives them: they begin with [CLS]. Raises CodecError for a
-        text without any."""
+        """The same tokens for the text encoder, which wants [CLS] first. Raises TokenizerError for an empty text."""
         if not text.strip():
-            raise TokenizerError(f"there is nothing to read: the text is {text!r}")
-        return [self._first, *self._ids(text)]
+            raise TokenizerError(f"an input text must not be empty: got {text!r}")
+        return [self._cls_id, *self._encode(text)]
 
-    def _ids(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> list[int]:
         pieces = re.findall(rf"{CHINESE}|(?:(?!{CHINESE}).)+", text, flags=re.DOTALL)
         return [i for piece in pieces for i in self.tokenizer.encode(piece, add_special_tokens=False).ids]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """What ids say; marks say nothing."""
-        text = self.tokenizer.decode([i for i in ids if 0 <= i < self._words])
+        """The text of token ids; control tokens and padding are skipped."""
+        text = self.tokenizer.decode([i for i in ids if 0 <= i < self._num_pieces])
         return re.sub(rf"(?<={CHINESE}) +| +(?={CHINESE})", "", text)
 
     def batch_decode(self, ids: Int[Tensor, "b t"]) -> list[str]:
-        """What each row says, up to its first end."""
+        """The text of each row, up to its first end token."""
         rows = [row[: row.index(self.eos_id)] if self.eos_id in row else row for row in ids.tolist()]
         return [self.decode(row).strip() for row in rows]

@@ -1,4 +1,11 @@
-"""TODO"""
+"""One encoder per modality, and the storage of encoded tokens in few bits.
+
+text.py     token embedding and a small transformer
+vision.py   a Swin transformer of timm, with an early exit
+audio.py    mel or wav2vec 2.0 front end, pooled to few tokens in time
+video.py    the vision encoder per frame, then attention over time
+latents.py  int8 latents, fixed and adaptive quantization
+"""
 
 from omni_lab.encoders.latents import Int8Latents, adaptive_quantize, fixed_quantize, pack_bits, unpack_bits
 from omni_lab.encoders.text import TextEncoder

@@ -1,6 +1,9 @@
-"""Sound: wav2vec 2.0 (Baevski et al. 2020) or a mel spectrogram, a transformer, and pooling to few tokens in time."""
+"""The audio encoder: a mel or wav2vec 2.0 front end (Baevski et al. 2020), pooled to few tokens in time."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,68 +14,53 @@ from torchaudio.functional import resample
 
 from omni_lab.batch import SAMPLE_RATE, Tokens
 from omni_lab.config.schema import AudioConfig
-from omni_lab.layers.attention import TransformerBlock
-from omni_lab.layers.mel import N_MELS, LogMelSpectrogram
+from omni_lab.layers.attention import transformer_blocks
+from omni_lab.layers.mel import HOP_LENGTH, N_MELS, LogMelSpectrogram
 from omni_lab.layers.positional import HIGH_AMPLITUDE, layer_norm_no_affine, sinusoidal_time_embedding
 
-MIN_SAMPLES = 1600  # samples, a tenth of a second: the least that the convolutions can take
-STEM_HOP_LENGTH = 640  # samples per frame of the mel front end, after its convolutions: 25 a second
+MIN_SAMPLES = 1600  # a tenth of a second: the least that the convolutions can take
+STEM_HOP_LENGTH = 4 * HOP_LENGTH  # samples per frame of the mel front end, after its two strides: 25 frames a second
 
 
 class MelFrontEnd(nn.Module):
-    """Log-mel spectrogram, normalised per sound, two convolutions to 25 frames a second, and a transformer. [U, S] to
-    [U, F, dim]."""
+    """Log-mel spectrogram, normalised per waveform, and convolutions: 25 frames a second, ready for `blocks`.
+
+    Waveforms [U, S] at 16 kHz to `Tokens` [U, F, dim] with times. `blocks` is the transformer over the frames.
+    """
 
     frame_seconds = STEM_HOP_LENGTH / SAMPLE_RATE
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         self.mel = LogMelSpectrogram()
-        self.dim = config.dim
-        self.stem = nn.ModuleList(
-            nn.Conv1d(width, config.dim, kernel_size=3, stride=2) for width in (N_MELS, config.dim)
-        )
-        self.local_convs = nn.ModuleList(
-            nn.Conv1d(config.dim, config.dim, kernel_size=5, padding=2) for _ in range(config.num_local_convs)
-        )
-        self.blocks = nn.Sequential(
-            *(
-                TransformerBlock(dim=config.dim, num_heads=config.num_heads, mlp_ratio=2.0, dropout=config.dropout)
-                for _ in range(config.depth)
-            )
-        )
+        self.dim = dim = config.dim
+        self.stem = nn.ModuleList(nn.Conv1d(width, dim, 3, stride=2) for width in (N_MELS, dim))
+        self.local_convs = nn.ModuleList(nn.Conv1d(dim, dim, 5, padding=2) for _ in range(config.num_local_convs))
+        self.blocks = transformer_blocks(config.depth, dim=dim, num_heads=config.num_heads, dropout=config.dropout)
 
-    def frames(self, lengths: Int[Tensor, " u"]) -> Int[Tensor, " u"]:
-        return (lengths + STEM_HOP_LENGTH - 1) // STEM_HOP_LENGTH
-
-    def forward(self, waves: Float[Tensor, "u s"], lengths: Int[Tensor, " u"]) -> Float[Tensor, "u f d"]:
-        return self.blocks(Tokens(*self.shallow(waves, lengths))).values
-
-    def shallow(
-        self, waves: Float[Tensor, "u s"], lengths: Int[Tensor, " u"]
-    ) -> tuple[Float[Tensor, "u f d"], Bool[Tensor, "u f"]]:
-        """What the convolutions make of a sound, and which frames are real."""
+    def forward(self, waves: Float[Tensor, "u s"], lengths: Int[Tensor, " u"]) -> Tokens:
         x = self.mel(F.pad(waves, (0, -waves.shape[1] % STEM_HOP_LENGTH)))  # [U, 64, 10 ms]
-        real = torch.arange(x.shape[2], device=x.device) * 160 < lengths[:, None]  # [U, 10 ms]
+        real = torch.arange(x.shape[2], device=x.device) * HOP_LENGTH < lengths[:, None]  # [U, 10 ms]
         count = real.sum(1).clamp(min=1)[:, None, None] * x.shape[1]
         mean = (x * real[:, None]).sum((1, 2), keepdim=True) / count
-        spread = (((x - mean) * real[:, None]) ** 2).sum((1, 2), keepdim=True) / count
-        x = (x - mean) / (spread + 1e-3).sqrt()
+        variance = (((x - mean) * real[:, None]) ** 2).sum((1, 2), keepdim=True) / count
+        x = (x - mean) / (variance + 1e-3).sqrt()
         for convolution in self.stem:
-            # what lies behind the end adds nothing; before the beginning is silence
+            # padding after the end must contribute nothing; before the start there is one frame of zeros
             x = F.gelu(convolution(F.pad(x * real[:, None], (1, 0))))
             real = real[:, ::2]
         for convolution in self.local_convs:
             x = x + F.gelu(convolution(x * real[:, None]))
         x = x.transpose(1, 2)  # [U, F, dim]
-        seconds = (torch.arange(x.shape[1], device=x.device) + 0.5) * self.frame_seconds
-        return x + sinusoidal_time_embedding(seconds, x.shape[2]), real
+        times = (torch.arange(x.shape[1], device=x.device) + 0.5) * self.frame_seconds
+        return Tokens(x + sinusoidal_time_embedding(times, x.shape[2]), real, times.expand(x.shape[0], -1))
 
 
 class Wav2Vec2FrontEnd(nn.Module):
-    """torchaudio's wav2vec 2.0, small and untrained, or a published bundle by name. [U, S] to [U, F, dim].
+    """torchaudio's wav2vec 2.0, small and untrained, or a published bundle by name. `blocks` is the identity.
 
-    Layer norms, not group norms, in its convolutions: what stands behind the end of a sound must not change it.
+    Waveforms [U, S] at 16 kHz to `Tokens` [U, F, dim]. The small one has layer norms, not group norms, in its
+    convolutions, so that padding after the end of a waveform does not change its frames.
     """
 
     def __init__(self, config: AudioConfig) -> None:
@@ -99,27 +87,26 @@ class Wav2Vec2FrontEnd(nn.Module):
         else:
             self.model = getattr(torchaudio.pipelines, config.front_end).get_model()
         self.dim: int = self.model.encoder.feature_projection.projection.out_features
-        stride = 1
-        for layer in self.model.feature_extractor.conv_layers:
-            stride *= layer.stride
+        stride = math.prod(layer.stride for layer in self.model.feature_extractor.conv_layers)
         self.frame_seconds = stride / SAMPLE_RATE
+        self.blocks = nn.Identity()
 
-    def frames(self, lengths: Int[Tensor, " u"]) -> Int[Tensor, " u"]:
-        for layer in self.model.feature_extractor.conv_layers:
-            lengths = torch.div(lengths - layer.kernel_size, layer.stride, rounding_mode="floor") + 1
-        return lengths.clamp(min=1)
-
-    def forward(self, waves: Float[Tensor, "u s"], lengths: Int[Tensor, " u"]) -> Float[Tensor, "u f d"]:
+    def forward(self, waves: Float[Tensor, "u s"], lengths: Int[Tensor, " u"]) -> Tokens:
         real = torch.arange(waves.shape[1], device=waves.device) < lengths[:, None]
         count = lengths[:, None].clamp(min=1)
         mean = waves.sum(1, keepdim=True) / count
-        spread = (((waves - mean) * real) ** 2).sum(1, keepdim=True) / count
-        return self.model((waves - mean) * real / (spread + 1e-7).sqrt(), lengths)[0]
+        variance = (((waves - mean) * real) ** 2).sum(1, keepdim=True) / count
+        frames = self.model((waves - mean) * real / (variance + 1e-7).sqrt(), lengths)[0]
+        for layer in self.model.feature_extractor.conv_layers:
+            lengths = torch.div(lengths - layer.kernel_size, layer.stride, rounding_mode="floor") + 1
+        return Tokens(frames, torch.arange(frames.shape[1], device=frames.device) < lengths.clamp(min=1)[:, None])
 
 
 class AudioEncoder(nn.Module):
-    """Waveforms [U, S] float32 at `config.input_rate` to `Tokens` [U, N, out_dim], N = ceil(seconds /
-    seconds_per_token), with their times: the middle of what each token covers, in seconds."""
+    """Waveforms [U, S] float32 at `config.sample_rate` to `Tokens` [U, N, out_dim], N = ceil(S / samples_per_token).
+
+    The time of a token is the middle of the samples that it covers.
+    """
 
     def __init__(self, config: AudioConfig, *, out_dim: int) -> None:
         super().__init__()
@@ -141,55 +128,42 @@ class AudioEncoder(nn.Module):
     def seconds_per_token(self) -> float:
         return self.pool * self.front.frame_seconds
 
+    @property
+    def samples_per_token(self) -> int:
+        """Samples at `sample_rate` that one token covers: S samples give ceil(S / samples_per_token) tokens. Exact with
+        the mel front end at rates that 25 divides; the convolutions of wav2vec 2.0 can give one token less."""
+        return round(self.seconds_per_token * self.sample_rate)
+
     def forward(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> Tokens:
-        waves, lengths = self._heard(waves, mask)
-        frames = self.front(waves, lengths)
-        real = torch.arange(frames.shape[1], device=frames.device) < self.front.frames(lengths)[:, None]
-        return self._said(frames, real)
+        return self.upper(self.lower(waves, mask))
 
     def lower(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> Tokens:
-        """What the mel front end's convolutions make of each sound, 25 frames a second with their times."""
-        assert isinstance(self.front, MelFrontEnd)
-        frames, real = self.front.shallow(*self._heard(waves, mask))
-        times = (torch.arange(frames.shape[1], device=frames.device) + 0.5) * self.front.frame_seconds
-        return Tokens(frames, real, times.expand(frames.shape[0], -1))
+        """The frames of the front end, before its transformer in the case of the mel front end."""
+        lengths = mask.sum(1)
+        if self.sample_rate != SAMPLE_RATE:
+            waves = resample(waves, self.sample_rate, SAMPLE_RATE)
+            lengths = (lengths * SAMPLE_RATE + self.sample_rate - 1) // self.sample_rate  # rounded up, as by `resample`
+        waves = waves * (torch.arange(waves.shape[1], device=waves.device) < lengths[:, None])
+        if waves.shape[1] < MIN_SAMPLES:
+            waves = F.pad(waves, (0, MIN_SAMPLES - waves.shape[1]))
+        return self.front(waves, lengths)
 
-    def upper(self, lower: Tokens) -> Tokens:
-        """What the whole encoder makes of it: `upper` of `lower` is `forward`."""
-        assert isinstance(self.front, MelFrontEnd)
-        return self._said(self.front.blocks(lower).values, lower.mask)
+    def upper(self, frames: Tokens) -> Tokens:
+        """The transformer and the output; `upper` of `lower` is `forward`."""
+        return self._to_tokens(self.front.blocks(frames), self.norm, self.project)
 
     def forward_early_exit(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> Tokens:
         """The same tokens from the mel spectrogram and its convolutions alone, without the transformer."""
         assert self.early_exit is not None
-        lower = self.lower(waves, mask)
-        pooled, real = self._pooled(lower.values, lower.mask)
-        return self._tokens(self.early_exit(F.layer_norm(pooled, pooled.shape[-1:])), real)
+        return self._to_tokens(self.lower(waves, mask), layer_norm_no_affine, self.early_exit)
 
-    def _said(self, frames: Float[Tensor, "u f d"], real: Bool[Tensor, "u f"]) -> Tokens:
-        pooled, real = self._pooled(frames, real)
-        return self._tokens(self.project(self.norm(pooled)), real)
-
-    def _heard(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> tuple[Tensor, Int[Tensor, " u"]]:
-        """The waveforms at the inner rate, silent behind their ends, and their lengths."""
-        if self.sample_rate != SAMPLE_RATE:
-            waves = resample(waves, self.sample_rate, SAMPLE_RATE)
-        lengths = torch.div(mask.sum(1) * SAMPLE_RATE, self.sample_rate, rounding_mode="floor")
-        waves = waves * (torch.arange(waves.shape[1], device=waves.device) < lengths[:, None])
-        if waves.shape[1] < MIN_SAMPLES:
-            waves = F.pad(waves, (0, MIN_SAMPLES - waves.shape[1]))
-        return waves, lengths
-
-    def _pooled(
-        self, frames: Float[Tensor, "u f d"], real: Bool[Tensor, "u f"]
-    ) -> tuple[Float[Tensor, "u n d"], Bool[Tensor, "u n"]]:
-        """Means over the real frames of each token, and which tokens have any."""
-        lacking = -frames.shape[1] % self.pool
-        frames = F.pad(frames, (0, 0, 0, lacking)).unflatten(1, (-1, self.pool))  # [U, N, pool, dim]
-        weight = F.pad(real, (0, lacking)).unflatten(1, (-1, self.pool))[..., None].to(frames.dtype)
-        return (frames * weight).sum(2) / weight.sum(2).clamp(min=1), weight.squeeze(-1).any(dim=2)
-
-    def _tokens(self, said: Float[Tensor, "u n d"], real: Bool[Tensor, "u n"]) -> Tokens:
-        times = (torch.arange(said.shape[1], device=said.device) + 0.5) * self.seconds_per_token
-        values = layer_norm_no_affine(said) + sinusoidal_time_embedding(times, said.shape[2], amplitude=HIGH_AMPLITUDE)
-        return Tokens(values, real, times.expand(values.shape[0], -1))
+    def _to_tokens(self, frames: Tokens, norm: Callable[[Tensor], Tensor], project: nn.Linear) -> Tokens:
+        """Averages the real frames of each token, projects the means, and adds their times."""
+        padding = -frames.values.shape[1] % self.pool
+        x = F.pad(frames.values, (0, 0, 0, padding)).unflatten(1, (-1, self.pool))  # [U, N, pool, dim]
+        weight = F.pad(frames.mask, (0, padding)).unflatten(1, (-1, self.pool))[..., None].to(x.dtype)
+        pooled = (x * weight).sum(2) / weight.sum(2).clamp(min=1)  # [U, N, dim]
+        times = (torch.arange(pooled.shape[1], device=x.device) + 0.5) * self.seconds_per_token
+        values = layer_norm_no_affine(project(norm(pooled)))
+        values = values + sinusoidal_time_embedding(times, values.shape[2], amplitude=HIGH_AMPLITUDE)
+        return Tokens(values, weight.squeeze(-1).any(dim=2), times.expand(values.shape[0], -1))

@@ -1,4 +1,4 @@
-"""Text: a token embedding and a small transformer."""
+"""The text encoder: a token embedding and a small transformer."""
 
 from __future__ import annotations
 
@@ -8,28 +8,25 @@ from torch import Tensor, nn
 
 from omni_lab.batch import Tokens
 from omni_lab.config.schema import TextConfig
-from omni_lab.layers.attention import TransformerBlock
+from omni_lab.layers.attention import transformer_blocks
 from omni_lab.layers.positional import HIGH_AMPLITUDE, layer_norm_no_affine
 
 
 class TextEncoder(nn.Module):
-    """Token ids [U, T] to `Tokens` [U, T, out_dim]: embedding + learned positions, transformer, projection. The order
-    of the words is told once more at the end, as loud as what they say."""
+    """Token ids [U, T] to `Tokens` [U, T, out_dim]: embedding + learned positions, transformer, projection.
+
+    Learned positions are added to the output too, at the scale of its content.
+    """
 
     def __init__(self, config: TextConfig, *, vocab_size: int, out_dim: int) -> None:
         super().__init__()
-        self.max_length = config.max_length
-        self.embedding = nn.Embedding(vocab_size, config.dim)
-        nn.init.normal_(self.embedding.weight, std=0.02)  # no larger than the positions: word order must show
-        self.position = nn.Parameter(torch.randn(config.max_length, config.dim) * 0.02)
-        self.blocks = nn.Sequential(
-            *(
-                TransformerBlock(dim=config.dim, num_heads=config.num_heads, mlp_ratio=2.0, dropout=config.dropout)
-                for _ in range(config.depth)
-            )
-        )
-        self.norm = nn.LayerNorm(config.dim)
-        self.project = nn.Linear(config.dim, out_dim)
+        dim, self.max_length = config.dim, config.max_length
+        self.embedding = nn.Embedding(vocab_size, dim)
+        nn.init.normal_(self.embedding.weight, std=0.02)  # no larger than the positions, or word order would be drowned
+        self.position = nn.Parameter(torch.randn(config.max_length, dim) * 0.02)
+        self.blocks = transformer_blocks(config.depth, dim=dim, num_heads=config.num_heads, dropout=config.dropout)
+        self.norm = nn.LayerNorm(dim)
+        self.project = nn.Linear(dim, out_dim)
         self.order = nn.Parameter(torch.randn(config.max_length, out_dim) * HIGH_AMPLITUDE)
 
     def forward(self, ids: Int[Tensor, "u t"], mask: Bool[Tensor, "u t"]) -> Tokens:

@@ -1,4 +1,4 @@
-"""Images: a Swin transformer from timm (Liu et al. 2021)."""
+"""The image encoder: a Swin transformer from timm (Liu et al. 2021)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from omni_lab.layers.positional import HIGH_AMPLITUDE, layer_norm_no_affine, sin
 
 
 class VisionEncoder(nn.Module):
-    """Pictures [U, 3, H, W] uint8 to `Tokens` [U, h*w, out_dim], one per cell of the last stage, row by row.
+    """Images [U, 3, H, W] uint8 to `Tokens` [U, h*w, out_dim], one per cell of the last stage, row by row.
 
-    `grid` = (h, w) of the last stage. Learned position vectors tell cross-modal attention where a cell lies.
+    `grid` is (h, w) of the last stage. Learned position vectors tell cross-modal attention where a cell lies.
     """
 
     mean: Tensor
@@ -41,36 +41,39 @@ class VisionEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(statistics["std"]).view(3, 1, 1), persistent=False)
         self.project = nn.Linear(self.swin.num_features, out_dim)
         self.position = nn.Parameter(sinusoidal_grid_embedding(*self.grid, out_dim, amplitude=HIGH_AMPLITUDE))
-        self.early_exit = nn.Linear(self.shallow_features, out_dim) if config.early_exit else None
+        self.early_exit = nn.Linear(self.shallow_channels, out_dim) if config.early_exit else None
 
-    def cells(self, pictures: UInt8[Tensor, "u 3 h w"]) -> Float[Tensor, "u i j c"]:
-        """The last stage's features of pictures of any size that the Swin accepts."""
-        return self.swin.forward_features((pictures / 255.0 - self.mean) / self.std)
+    def cells(self, images: UInt8[Tensor, "u 3 h w"]) -> Float[Tensor, "u i j c"]:
+        """Features of the last stage, for images of any size that the Swin accepts."""
+        return self.swin.forward_features(self._normalize(images))
 
     @property
-    def shallow_features(self) -> int:
+    def shallow_channels(self) -> int:
         """Channels of `shallow_cells`."""
         first = self.swin.feature_info[0]
         return first["num_chs"] * (self.stride // first["reduction"]) ** 2
 
-    def shallow_cells(self, pictures: UInt8[Tensor, "u 3 h w"]) -> Float[Tensor, "u i j c"]:
-        """The first stage's features, those of one cell of the last stage side by side; layer norm without weights."""
-        x = self.swin.layers[0](self.swin.patch_embed((pictures / 255.0 - self.mean) / self.std))  # [U, H, W, c]
-        ratio = x.shape[1] * self.stride // pictures.shape[2]
+    def shallow_cells(self, images: UInt8[Tensor, "u 3 h w"]) -> Float[Tensor, "u i j c"]:
+        """Features of the first stage, concatenated per cell of the last stage, then layer norm without weights."""
+        x = self.swin.layers[0](self.swin.patch_embed(self._normalize(images)))  # [U, H, W, c]
+        ratio = x.shape[1] * self.stride // images.shape[2]
         x = F.pixel_unshuffle(x.permute(0, 3, 1, 2), ratio).permute(0, 2, 3, 1)
-        return F.layer_norm(x, x.shape[-1:])
+        return layer_norm_no_affine(x)
 
-    def forward_early_exit(self, pictures: UInt8[Tensor, "u 3 h w"], mask: Bool[Tensor, "u 1"]) -> Tokens:
+    def forward_early_exit(self, images: UInt8[Tensor, "u 3 h w"], mask: Bool[Tensor, "u 1"]) -> Tokens:
         """The same tokens from the first stage alone (early exit, BranchyNet, Teerapittayanon et al. 2016)."""
         assert self.early_exit is not None
-        values = layer_norm_no_affine(self.early_exit(self.shallow_cells(pictures).flatten(1, 2))) + self.position
-        return Tokens(values, mask.expand(-1, values.shape[1]))
+        return self._to_tokens(self.early_exit(self.shallow_cells(images).flatten(1, 2)), mask)
 
-    def forward(self, pictures: UInt8[Tensor, "u 3 h w"], mask: Bool[Tensor, "u 1"]) -> Tokens:
-        """mask: [U, 1], True for every real picture (a picture is one frame on its time axis)."""
-        if pictures.shape[1:] != (3, self.image_size, self.image_size):
-            raise ValueError(
-                f"pictures must be [U, 3, {self.image_size}, {self.image_size}]: got {list(pictures.shape)}"
-            )
-        values = layer_norm_no_affine(self.project(self.cells(pictures).flatten(1, 2))) + self.position  # [U, h*w, D]
+    def forward(self, images: UInt8[Tensor, "u 3 h w"], mask: Bool[Tensor, "u 1"]) -> Tokens:
+        """mask: True for every real image; an image has a time axis of length 1."""
+        if images.shape[1:] != (3, self.image_size, self.image_size):
+            raise ValueError(f"images must be [U, 3, {self.image_size}, {self.image_size}]: got {list(images.shape)}")
+        return self._to_tokens(self.project(self.cells(images).flatten(1, 2)), mask)
+
+    def _normalize(self, images: UInt8[Tensor, "u 3 h w"]) -> Float[Tensor, "u 3 h w"]:
+        return (images / 255.0 - self.mean) / self.std
+
+    def _to_tokens(self, features: Float[Tensor, "u n d"], mask: Bool[Tensor, "u 1"]) -> Tokens:
+        values = layer_norm_no_affine(features) + self.position
         return Tokens(values, mask.expand(-1, values.shape[1]))

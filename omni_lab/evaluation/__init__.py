@@ -1,4 +1,12 @@
-"""TODO"""
+"""Runs models on data, and measures predictions, FLOPs, time and memory.
+
+predictions.py  answers to all questions of a dataset, without each modality, and the majority baseline
+multitask.py    predictions of the task heads, and one score per task
+policies.py     routing policies on many questions
+flops.py        FLOPs that calls execute, and the cost model of routes
+profiling.py    time and peak memory
+association.py  canonical correlation of two modalities
+"""
 
 from omni_lab.evaluation.association import canonical_correlation
 from omni_lab.evaluation.flops import build_cost_model, count_flops, head_flops, unused_flops

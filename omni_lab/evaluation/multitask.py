@@ -1,4 +1,4 @@
-"""What the heads of a model say of the examples of a task, beside those who may not look."""
+"""Runs the task heads on the examples of a task: what they predict, with and without images, beside baselines."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from omni_lab.metrics.detection import mean_average_precision
 from omni_lab.metrics.restoration import psnr_ssim
 from omni_lab.metrics.text import bleu, error_rate
 from omni_lab.model import OmniModel
-from omni_lab.worlds.tasks import TaskBatch, TaskDataset, valid_captions
+from omni_lab.worlds.scene import valid_captions
+from omni_lab.worlds.tasks import TaskBatch, TaskDataset
 from omni_lab.worlds.things import ambiguous_words
 
-Change = Callable[[OmniBatch], OmniBatch]
+Change = Callable[[OmniBatch], OmniBatch]  # applied to each batch before the model
 
 
 class TextPredictions(NamedTuple):
-    """written, and all that would be right, of examples of some kinds; in lower case."""
+    """Generated texts of n examples, each with all its valid references and its kind; in lower case."""
 
     predictions: list[str]
     references: list[list[str]]
@@ -37,165 +38,158 @@ class TextPredictions(NamedTuple):
 
     def select(self, *kinds: str) -> TextPredictions:
         """The examples of these kinds."""
-        kept = [i for i, kind in enumerate(self.kinds) if kind in kinds]
-        return TextPredictions(*([column[i] for i in kept] for column in self))  # type: ignore[arg-type]
+        rows = [i for i, kind in enumerate(self.kinds) if kind in kinds]
+        return TextPredictions(*([column[i] for i in rows] for column in self))  # type: ignore[arg-type]
 
     @property
-    def right(self) -> list[bool]:
-        """Whether each is exactly one of its references."""
-        return [text in known for text, known in zip(self.predictions, self.references, strict=True)]
+    def exact_match(self) -> list[bool]:
+        """Whether each text equals one of its references."""
+        return [text in valid for text, valid in zip(self.predictions, self.references, strict=True)]
 
 
 class WordSense(NamedTuple):
-    """Which of two things a word was taken for (None: neither), and which it meant, as they are called in the language
-    that is translated into. word: its number among `ambiguous_words`."""
+    """The sense of an ambiguous word in a translation, by its name in the target language."""
 
-    said: str | None
-    meant: str
-    word: int
+    predicted: str | None  # None: the prediction names neither sense
+    reference: str
+    word: int  # in `ambiguous_words`
 
 
 def senses(texts: TextPredictions) -> list[WordSense]:
-    """Of translations of sentences in which a word means two things. Raises ValueError where none of them is meant."""
-    found = []
-    for text, (known, *_), kind in zip(*texts, strict=True):
+    """One per translation. Raises ValueError for a reference that names no sense of an ambiguous word."""
+    result = []
+    for text, (reference, *_), kind in zip(*texts, strict=True):
         source, target = kind.split(",")[0].split("-")
-        meanings = []
+        candidates = []
         for number, word in enumerate(ambiguous_words()):
             names = [sense.names[target].lower() for sense in word.senses] if word.language == source else []
-            meant = _longest(names, known, target)
-            if meant is not None:
-                meanings.append(WordSense(_longest(names, text, target), meant, number))
-        if not meanings:
-            raise ValueError(f"no word of {known!r} is one of two: {kind}")
-        found.append(max(meanings, key=lambda sense: len(sense.meant)))
-    return found
+            correct = _longest_name(names, reference, target)
+            if correct is not None:
+                candidates.append(WordSense(_longest_name(names, text, target), correct, number))
+        if not candidates:
+            raise ValueError(f"no word of {reference!r} is a sense of an ambiguous word: {kind}")
+        result.append(max(candidates, key=lambda sense: len(sense.reference)))
+    return result
 
 
-def _longest(names: Sequence[str], text: str, language: str) -> str | None:
-    """Of the names that stand in the text, as words of their own where the language has spaces ("pen" is in no
-    "penguin")."""
+def _longest_name(names: Sequence[str], text: str, language: str) -> str | None:
+    """The longest name in the text, as whole words in languages with spaces: "pen" is not in "penguin"."""
     edge = "" if language == "zh" else r"\b"
     return max((name for name in names if re.search(edge + re.escape(name) + edge, text)), key=len, default=None)
 
 
 def without_images(batch: OmniBatch) -> OmniBatch:
-    """The same samples, but their pictures are not there."""
+    """The same samples without their images."""
     rows = batch.inputs[Modality.IMAGE].entry_index
     return batch.with_entry_index(Modality.IMAGE, torch.full_like(rows, -1))
 
 
 class RestoredImages(NamedTuple):
-    """Restored pictures and whole ones [B, 3, H, W] in [0, 1]; damaged ones as they were given; what of them was kept,
-    [B, H, W], for holes."""
+    """Outputs of the restoration head beside its inputs and the originals; floats are in [0, 1]."""
 
     restored: Float[Tensor, "b 3 h w"]
-    whole: Float[Tensor, "b 3 h w"]
+    original: Float[Tensor, "b 3 h w"]
     damaged: UInt8[Tensor, "b 3 h w"]
-    kept: Bool[Tensor, "b h w"] | None
+    keep_mask: Bool[Tensor, "b h w"] | None  # False in a hole; None for other damage
 
 
 class DetectionPredictions(NamedTuple):
-    """What was found in each picture, and what is there: see `BoxesHead`."""
+    """Detections of each image, and the objects: the arguments of `mean_average_precision`."""
 
-    found: list[Detections]
+    detections: list[Detections]
     labels: Int[Tensor, "b n"]
     boxes: Float[Tensor, "b n 4"]
 
 
 class SynthesizedSpeech(NamedTuple):
-    """Sounds [S] at 16 kHz of each text: by the head, and by the voice that it learned from."""
+    """Waveforms [S] at 16 kHz of each text: by the TTS head, and by the reference voice it was trained on."""
 
     texts: list[str]
     voices: list[str]
-    ours: list[Tensor]
+    synthesized: list[Tensor]
     reference: list[Tensor]
 
 
-def iter_examples(tasks: TaskDataset, task: str, count: int | None = None, **wanted: Any) -> Iterator[TaskBatch]:
-    """The first examples of a task (all of them), in batches. wanted: see `HeadTasks.batch`."""
+def iter_examples(tasks: TaskDataset, task: str, count: int | None = None, **options: Any) -> Iterator[TaskBatch]:
+    """The first `count` examples of a task (default: all), in batches. options: see `TaskDataset.batch`."""
     if count is not None and count < 0:
         raise ValueError(f"count must be 0 or more: got {count}")
-    end = tasks.examples[task] if count is None else min(count, tasks.examples[task])
-    for start in range(0, end, tasks.sizes[task]):
-        yield tasks.batch(task, range(start, min(start + tasks.sizes[task], end)), **wanted)
+    examples, size = range(tasks.examples[task])[:count], tasks.sizes[task]
+    for start in range(0, len(examples), size):
+        yield tasks.batch(task, examples[start : start + size], **options)
 
 
 @torch.inference_mode()
 def generate_texts(
     model: OmniModel,
-    codec: DecoderTokenizer,
+    tokenizer: DecoderTokenizer,
     batches: Iterable[TaskBatch],
     *,
     decoding: GenerationConfig | None = None,
     change: Change = lambda batch: batch,
 ) -> TextPredictions:
-    """What the text head writes. change: what is done to each batch before the model sees it."""
-    found = TextPredictions([], [], [])
-    for given in batches:
-        told = {"prompt": given.targets["prompt"], "generation": decoding or GenerationConfig()}
-        ids = model(change(given.batch), heads={"text": told}).head_outputs["text"].sequences
-        found.predictions.extend(codec.batch_decode(ids))
-        found.references.extend([_as_read(text) for text in known] for known in given.references)
-        found.kinds.extend(given.kinds)
-    return found
+    """Texts of the text head, with the prompts of the examples."""
+    texts = TextPredictions([], [], [])
+    for batch in batches:
+        request = {"prompt": batch.targets["prompt"], "generation": decoding or GenerationConfig()}
+        ids = model(change(batch.batch), heads={"text": request}).head_outputs["text"].sequences
+        texts.predictions.extend(tokenizer.batch_decode(ids))
+        texts.references.extend([_normalize(text) for text in valid] for valid in batch.references)
+        texts.kinds.extend(batch.kinds)
+    return texts
 
 
-def _as_read(text: str) -> str:
-    """As a codec writes it: in lower case, and "，" as ","."""
+def _normalize(text: str) -> str:
+    """As the tokenizer decodes it: in lower case, and with "," for "，"."""
     return unicodedata.normalize("NFKC", text).lower()
 
 
 @torch.inference_mode()
 def detect(model: OmniModel, batches: Iterable[TaskBatch]) -> DetectionPredictions:
-    """What the boxes head finds."""
+    """Objects that the detection head finds in each image, and the targets."""
     head: Any = model.heads["detection"]
-    found: list[Detections] = []
-    labels, boxes = [], []
-    for given in batches:
-        found += head.post_process(model(given.batch, heads={"detection": {}}).head_outputs["detection"])
-        labels.append(given.targets["labels"])
-        boxes.append(given.targets["boxes"])
-    return DetectionPredictions(found, torch.cat(labels), torch.cat(boxes))
+    detections: list[Detections] = []
+    targets = []
+    for batch in batches:
+        detections += head.post_process(model(batch.batch, heads={"detection": {}}).head_outputs["detection"])
+        targets.append((batch.targets["labels"], batch.targets["boxes"]))
+    return DetectionPredictions(detections, *map(torch.cat, zip(*targets, strict=True)))
 
 
 @torch.inference_mode()
 def restore_images(
     model: OmniModel, batches: Iterable[TaskBatch], *, change: Change = lambda batch: batch
 ) -> RestoredImages:
-    """What the pixels head makes of damaged pictures, all damaged alike."""
+    """Images restored by the restoration head. All batches must have the same kind of damage."""
     parts = []
-    for given in batches:
-        told = {"image": given.targets["damaged"], "keep_mask": given.targets.get("kept")}
-        restored = model(change(given.batch), heads={"restoration": told}).head_outputs["restoration"]
-        parts.append((restored, given.targets["picture"] / 255, told["image"], told["keep_mask"]))
-    restored, whole, damaged, kept = zip(*parts, strict=True)
-    return RestoredImages(
-        torch.cat(restored), torch.cat(whole), torch.cat(damaged), None if kept[0] is None else torch.cat(kept)
-    )
+    for batch in batches:
+        request = {"image": batch.targets["damaged"], "keep_mask": batch.targets.get("kept")}
+        restored = model(change(batch.batch), heads={"restoration": request}).head_outputs["restoration"]
+        parts.append((restored, batch.targets["picture"] / 255, request["image"], request["keep_mask"]))
+    columns = zip(*parts, strict=True)
+    return RestoredImages(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
 
 
 def posterior_mean_fill(tasks: TaskDataset, count: int | None = None) -> Float[Tensor, "n 3 h w"]:
-    """What no filling of holes can be expected to outdo in squared error, if it is not told what is missing: of the
-    first `count` examples of `restore` (default: all) the mean over all things that could stand there, each as much as
-    `HeadTasks.supposed` says. In [0, 1]. It knows the background, the place and the turn of the thing, and how often
-    things come again, but not which sets of things belong to which split."""
-    guesses = []
-    for k in range(tasks.examples["restore"] if count is None else count):
-        pictures, chances = tasks.inpainting_candidates(k)
-        guesses.append(torch.tensordot(chances, pictures.float() / 255, 1))
-    return torch.stack(guesses)
+    """The inpainting of the lowest expected squared error without a hint, in [0, 1]: for the first `count` `restore`
+    examples (default: all), the mean over all things that could be in the hole, by `TaskDataset.inpainting_candidates`.
+
+    It knows the background, the place and rotation of the missing thing, and how often things repeat, but not which
+    sets of things belong to which split.
+    """
+    candidates = (tasks.inpainting_candidates(k) for k in range(tasks.examples["restore"])[:count])
+    return torch.stack([torch.tensordot(chances, images.float() / 255, 1) for images, chances in candidates])
 
 
 @torch.inference_mode()
 def answer_hits(
     model: OmniModel, batches: Iterable[TaskBatch], *, change: Change = lambda batch: batch
 ) -> Bool[Tensor, " n"]:
-    """[n], whether the answer head is right."""
+    """[n], True where the answer head is right."""
     hits = []
-    for given in batches:
-        logits = model(change(given.batch), heads=["answer"]).head_outputs["answer"]
-        hits.append(logits.argmax(1) == given.targets["answer_scores"].argmax(1))
+    for batch in batches:
+        logits = model(change(batch.batch), heads=["answer"]).head_outputs["answer"]
+        hits.append(logits.argmax(1) == batch.targets["answer_scores"].argmax(1))
     return torch.cat(hits)
 
 
@@ -203,97 +197,95 @@ def answer_hits(
 def synthesize_speech(
     model: OmniModel, tasks: TaskDataset, batches: Iterable[TaskBatch], *, vocoder: GriffinLimVocoder
 ) -> SynthesizedSpeech:
-    """What the speech head says of examples of these tasks, with durations of its own."""
-    said = SynthesizedSpeech([], [], [], [])
-    for given in batches:
-        told = {name: given.targets[name] for name in ("ids", "voice")}
-        spoken = model(given.batch, heads={"tts": told}).head_outputs["tts"]
-        for mel, frames in zip(spoken.mel, spoken.frames.tolist(), strict=True):
-            said.ours.append(vocoder(mel[None, :frames])[0])
-        for k in (int(name.rpartition("-")[2]) for name in given.batch.ids):
-            said.texts.append(tasks.tts_utterances.lines[k].text)
-            said.reference.append(torch.from_numpy(tasks.tts_utterances.sound(k)))
-        said.voices.extend(given.kinds)
-    return said
+    """Speech of the TTS head, with the durations that it predicts. batches: of `tasks`."""
+    speech = SynthesizedSpeech([], [], [], [])
+    for batch in batches:
+        request = {name: batch.targets[name] for name in ("ids", "voice")}
+        output = model(batch.batch, heads={"tts": request}).head_outputs["tts"]
+        for mel, frames in zip(output.mel, output.frames.tolist(), strict=True):
+            speech.synthesized.append(vocoder(mel[None, :frames])[0])
+        for k in (int(name.rpartition("-")[2]) for name in batch.batch.ids):
+            speech.texts.append(tasks.tts_utterances.lines[k].text)
+            speech.reference.append(torch.from_numpy(tasks.tts_utterances.waveform(k)))
+        speech.voices.extend(batch.kinds)
+    return speech
 
 
 @torch.inference_mode()
-def nearest_captions(model: OmniModel, tasks: TaskDataset, count: int, asked: Iterable[TaskBatch]) -> list[str]:
-    """For each picture a caption, in the language that is asked for, of that one among the first `count` pictures of
-    these tasks, all whole, which the model's own eyes find most alike: the largest cosine of their cells side by side.
-    """
-    looks, gallery, step = [], [], tasks.sizes["describe"]
+def nearest_captions(model: OmniModel, tasks: TaskDataset, count: int, batches: Iterable[TaskBatch]) -> list[str]:
+    """Nearest-neighbour baseline of captioning: for each example a caption, in its language, of the undamaged image
+    among the first `count` of `tasks` with the highest cosine similarity of image tokens."""
+    embeddings, gallery, step = [], [], tasks.sizes["describe"]
     for start in range(0, count, step):
-        known = [tasks.caption_scene(k) for k in range(start, min(start + step, count))]
-        gallery += [placed for placed, _ in known]
-        looks.append(_looks(model, collate([Sample("", "", "", {Modality.IMAGE: shown}) for _, shown in known])))
-    seen, found = torch.cat(looks), []
-    for given in asked:
-        nearest = (_looks(model, given.batch) @ seen.T).argmax(1).tolist()
-        for i, kind in zip(nearest, given.kinds, strict=True):
-            found.append(_as_read(valid_captions(gallery[i], kind.split(",")[0])[0]))
-    return found
+        scenes = [tasks.caption_scene(k) for k in range(start, min(start + step, count))]
+        gallery += [placed for placed, _ in scenes]
+        images = [Sample("", "", "", {Modality.IMAGE: image}) for _, image in scenes]
+        embeddings.append(_embed_images(model, collate(images)))
+    captions = []
+    for batch in batches:
+        nearest = (_embed_images(model, batch.batch) @ torch.cat(embeddings).T).argmax(1).tolist()
+        for i, kind in zip(nearest, batch.kinds, strict=True):
+            captions.append(_normalize(valid_captions(gallery[i], kind.split(",")[0])[0]))
+    return captions
 
 
-def _looks(model: OmniModel, batch: OmniBatch) -> Float[Tensor, "b f"]:
+def _embed_images(model: OmniModel, batch: OmniBatch) -> Float[Tensor, "b f"]:
     tokens = cast(Any, model.encode(batch)[Modality.IMAGE]).expand_entries()
     return torch.nn.functional.normalize(tokens.values.flatten(1), dim=1) * tokens.mask.any(1)[:, None]
 
 
 class TaskScore(NamedTuple):
-    """How well a model does at a task, in one number. what: it is."""
+    """How well a model does a task, in one number. metric: its name."""
 
     value: float
-    what: str
+    metric: str
     higher_is_better: bool = True
 
 
-def task_score(model: OmniModel, tasks: TaskDataset, task: str, done: Any = None) -> TaskScore:
-    """One number for each task, to compare models by, over all examples of `tasks`. done: what `write`, `find`,
-    `answer`, or `restore` (of holes, untold) gave for all of them, if that is known already."""
-    if done is None:
-        batches = (
-            iter_examples(tasks, task, damage="hole", hint="untold")
-            if task == "restore"
-            else iter_examples(tasks, task)
-        )
-        ways: dict[str, Callable[..., Any]] = {
-            "find": detect,
-            "answer": answer_hits,
-            "restore": restore_images,
-            "speak": spectrogram_distance,
-        }
-        done = ways[task](model, batches) if task in ways else generate_texts(model, tasks.tokenizer, batches)
+def task_score(model: OmniModel, tasks: TaskDataset, task: str, predictions: Any = None) -> TaskScore:
+    """One number per task, over all examples of `tasks`, to compare models.
+
+    predictions: for all examples, if computed before, by `generate_texts`, `detect`, `answer_hits` or `restore_images`
+    (of holes without a hint).
+    """
+    options: dict[str, Any] = {"damage": "hole", "hint": "untold"} if task == "restore" else {}
+
+    def run(function: Callable[..., Any]) -> Any:
+        return function(model, iter_examples(tasks, task, **options)) if predictions is None else predictions
+
     if task == "find":
-        return TaskScore(mean_average_precision(*done, resamples=1).map50.value, "mAP at an overlap of 0.5")
+        return TaskScore(mean_average_precision(*run(detect), resamples=1).map50.value, "mAP at an IoU of 0.5")
     if task == "answer":
-        return TaskScore(float(done.double().mean()), "accuracy of chosen answers")
+        return TaskScore(float(run(answer_hits).double().mean()), "accuracy of chosen answers")
     if task == "restore":
-        psnr = psnr_ssim(done.restored, done.whole).psnr
-        return TaskScore(float(psnr.mean()), "PSNR of pictures with a hole (dB)")
+        images = run(restore_images)
+        psnr = psnr_ssim(images.restored, images.original).psnr
+        return TaskScore(float(psnr.mean()), "PSNR of images with a hole (dB)")
     if task == "speak":
-        return TaskScore(done, "distance of log mel spectrograms", False)
+        return TaskScore(run(spectrogram_distance), "distance of log mel spectrograms", False)
+    predictions = run(lambda model, batches: generate_texts(model, tasks.tokenizer, batches))
+    kinds = [kind for kind in dict.fromkeys(predictions.kinds) if "hsk" not in kind]
     if task == "transcribe":
-        heard = done.select(*(kind for kind in done.kinds if "hsk" not in kind))
-        known = [references[0] for references in heard.references]
-        rate = error_rate(heard.predictions, known, unit="character", resamples=1)
+        texts = predictions.select(*kinds)
+        rate = error_rate(texts.predictions, [valid[0] for valid in texts.references], unit="character", resamples=1)
         return TaskScore(rate.value, "character error rate", False)
     scores = []
-    for kind in dict.fromkeys(kind for kind in done.kinds if "hsk" not in kind and "begun" not in kind):
-        some = done.select(kind)
-        scores.append(bleu(some.predictions, some.references, kind.split(",")[0][-2:], resamples=1).value)
+    for kind in (kind for kind in kinds if "begun" not in kind):
+        texts = predictions.select(kind)
+        scores.append(bleu(texts.predictions, texts.references, kind.split(",")[0][-2:], resamples=1).value)
     return TaskScore(sum(scores) / len(scores), "BLEU-4, mean over kinds of texts")
 
 
 @torch.inference_mode()
 def spectrogram_distance(model: OmniModel, batches: Iterable[TaskBatch]) -> float:
-    """Mean distance of log energies between what the speech head says, with the reference's durations, and the
+    """Mean distance of log mel energies between the TTS head's output, with the reference's durations, and the
     reference."""
     mel, head = LogMelSpectrogram(), cast(Any, model.heads["tts"])
     distances, frames = [], []
-    for given in batches:
-        told = {name: given.targets[name] for name in ("ids", "voice", "durations")}
-        spoken = model(given.batch, heads={"tts": told}).head_outputs["tts"]
-        distances.append(head.loss(spoken, mel(given.targets["wave"]).transpose(1, 2), told["durations"])[0])
-        frames.append(spoken.frames.sum())
+    for batch in batches:
+        request = {name: batch.targets[name] for name in ("ids", "voice", "durations")}
+        output = model(batch.batch, heads={"tts": request}).head_outputs["tts"]
+        reference = mel(batch.targets["wave"]).transpose(1, 2)
+        distances.append(head.loss(output, reference, request["durations"])[0])
+        frames.append(output.frames.sum())
     return float((torch.stack(distances) * torch.stack(frames)).sum() / torch.stack(frames).sum())

@@ -1,11 +1,10 @@
-"""What a policy is worth: its routes for many questions, carried out, and what came of them."""
+"""Runs routing policies on many questions, and keeps their answers and FLOPs."""
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,23 @@ from omni_lab.routing.cost import FlopBreakdown
 from omni_lab.routing.route import ComputeLevel, Route
 from omni_lab.utils.progress import track_progress
 
-EVAL_BATCH_SIZE = 128  # questions at a time
+EVAL_BATCH_SIZE = 128
+SHARED_FIELDS = ("dense_flops", "dense_cross_modal_flops", "required", "question_mask")  # equal for all policies
+POLICY_FIELDS = ("correct", "flops", "cross_modal_flops", "encoded")
 
 
 @dataclass(frozen=True)
 class PolicyOutcome:
-    """All [n], a question each. correct: 1 or 0. total, cross_modal: FLOPs; dense_total, dense_cross_modal: what they
-    would be if everything ran, without a controller. encoded, needed, carriers: [n, M]."""
+    """What a policy did on n questions. The dense FLOPs are those of the whole model, without a router."""
 
-    correct: np.ndarray
-    flops: np.ndarray
-    cross_modal_flops: np.ndarray
-    dense_flops: np.ndarray
-    dense_cross_modal_flops: np.ndarray
-    encoded: np.ndarray
-    required: np.ndarray
-    question_mask: np.ndarray
+    correct: np.ndarray  # [n], 1 for a right answer, else 0
+    flops: np.ndarray  # [n], including the router
+    cross_modal_flops: np.ndarray  # [n]
+    dense_flops: np.ndarray  # [n]
+    dense_cross_modal_flops: np.ndarray  # [n]
+    encoded: np.ndarray  # [n, M] bool
+    required: np.ndarray  # [n, M] bool
+    question_mask: np.ndarray  # [n, M] bool
 
     @property
     def accuracy(self) -> float:
@@ -47,7 +47,7 @@ class PolicyOutcome:
 
     @property
     def cost(self) -> float:
-        """The share of the dense FLOPs that was executed."""
+        """Executed FLOPs as a fraction of the dense FLOPs."""
         return float(self.flops.sum() / self.dense_flops.sum())
 
     @property
@@ -59,53 +59,42 @@ class PolicyOutcome:
         return required_modality_score(self.encoded, self.required, self.question_mask)
 
 
-SHARED_FIELDS = (
-    "dense_flops",
-    "dense_cross_modal_flops",
-    "required",
-    "question_mask",
-)  # by all policies on the same questions
-POLICY_FIELDS = ("correct", "flops", "cross_modal_flops", "encoded")
-
-
 def save_outcomes(file: Path, outcomes: Mapping[str, PolicyOutcome], scenes: np.ndarray) -> None:
-    """Outcomes of several policies on the same questions, one file for `numpy.load`, compressed by LZMA (FLOPs as
-    float32); an outcome that goes by several names is kept once. scenes: [n]."""
+    """Writes the outcomes of several policies on the same questions to one file for `numpy.load`, compressed by LZMA,
+    numbers as float32. An outcome with several names is stored once. scenes: [n]."""
     first = next(iter(outcomes.values()))
-    names = {id(outcome): policy for policy, outcome in reversed([*outcomes.items()])}  # the first of each
+    names = {id(outcome): policy for policy, outcome in reversed([*outcomes.items()])}  # the first name of each
     aliases = {policy: names[id(outcome)] for policy, outcome in outcomes.items()}
-    once = [outcomes[policy] for policy in dict.fromkeys(aliases.values())]
-    arrays = {name: getattr(first, name) for name in SHARED_FIELDS}
-    arrays |= {name: np.stack([getattr(outcome, name) for outcome in once]) for name in POLICY_FIELDS}
-    kept: dict[str, Any] = {"scenes": scenes, "aliases": np.array([*aliases.items()])}
-    for name, array in arrays.items():  # few different values: what is kept is which of them
-        values, which = np.unique(array.astype(np.float32), return_inverse=True)
-        kept |= {
-            f"{name}.values": values,
-            f"{name}.which": which.reshape(array.shape).astype(np.min_scalar_type(len(values))),
-        }
+    distinct = [outcomes[policy] for policy in dict.fromkeys(aliases.values())]
+    columns = {name: getattr(first, name) for name in SHARED_FIELDS}
+    columns |= {name: np.stack([getattr(outcome, name) for outcome in distinct]) for name in POLICY_FIELDS}
+    arrays: dict[str, Any] = {"scenes": scenes, "aliases": np.array([*aliases.items()])}
+    for name, column in columns.items():  # of few distinct values: store these, and an index into them
+        values, index = np.unique(column.astype(np.float32), return_inverse=True)
+        arrays[f"{name}.values"] = values
+        arrays[f"{name}.which"] = index.reshape(column.shape).astype(np.min_scalar_type(len(values)))
     part = file.with_suffix(".part")
     with zipfile.ZipFile(part, "w", zipfile.ZIP_LZMA) as archive:
-        for name, array in kept.items():
+        for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
     part.replace(file)
 
 
 def load_outcomes(file: Path) -> tuple[dict[str, PolicyOutcome], np.ndarray]:
-    """What `save_outcomes` wrote: the outcomes by policy, and scenes [n]."""
-    with np.load(file) as stored:
-        kept = dict(stored)
-    arrays = {name: kept[f"{name}.values"][kept[f"{name}.which"]] for name in (*SHARED_FIELDS, *POLICY_FIELDS)}
-    arrays |= {name: arrays[name].astype(bool) for name in ("encoded", "required", "question_mask")}
-    shared, aliases, found = {name: arrays[name] for name in SHARED_FIELDS}, dict(kept["aliases"].tolist()), {}
+    """Reads a file of `save_outcomes`: outcomes by policy, and scenes [n]."""
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    columns = {name: arrays[f"{name}.values"][arrays[f"{name}.which"]] for name in (*SHARED_FIELDS, *POLICY_FIELDS)}
+    columns |= {name: columns[name].astype(bool) for name in ("encoded", "required", "question_mask")}
+    shared, aliases, distinct = {name: columns[name] for name in SHARED_FIELDS}, dict(arrays["aliases"].tolist()), {}
     for number, policy in enumerate(dict.fromkeys(aliases.values())):
-        found[policy] = PolicyOutcome(**shared, **{name: arrays[name][number] for name in POLICY_FIELDS})
-    return {policy: found[same] for policy, same in aliases.items()}, kept["scenes"]
+        distinct[policy] = PolicyOutcome(**shared, **{name: columns[name][number] for name in POLICY_FIELDS})
+    return {policy: distinct[name] for policy, name in aliases.items()}, arrays["scenes"]
 
 
 def cheapest_keeping(
-    share: float,
+    fraction: float,
     dense: PolicyOutcome,
     candidates: Mapping[str, PolicyOutcome],
     scenes: np.ndarray,
@@ -113,93 +102,85 @@ def cheapest_keeping(
     resamples: int,
     seed: int = 0,
 ) -> str:
-    """The name of the cheapest policy that keeps that share of the dense accuracy, at the lower end of its 95 %
-    interval; if none does, of the one that keeps most. Meant for a validation split."""
-    least = {}
+    """The name of the cheapest policy that keeps a fraction of the dense accuracy, by the lower end of its 95 %
+    interval; if none does, of the policy that keeps most. Use it on a validation split."""
+    lowest = {}
     for name, outcome in candidates.items():
-        lost = paired_difference(outcome.correct[None], dense.correct[None], scenes, resamples=resamples, seed=seed)
-        least[name] = 1 + lost.low / dense.accuracy
-    good = [name for name in candidates if least[name] >= share]
-    return min(good, key=lambda n: candidates[n].cost) if good else max(least, key=lambda n: least[n])
+        change = paired_difference(outcome.correct[None], dense.correct[None], scenes, resamples=resamples, seed=seed)
+        lowest[name] = 1 + change.low / dense.accuracy
+    good = [name for name in candidates if lowest[name] >= fraction]
+    return min(good, key=lambda n: candidates[n].cost) if good else max(lowest, key=lambda n: lowest[n])
 
 
 class PolicyEvaluator:
-    """Questions of a split on which policies are tried, in an order of its own: those about one scene together.
+    """Evaluates policies on questions of a split, reordered so that questions about one scene are neighbours.
 
-    questions: which of the dataset's; default all. present, needed, carriers: [n, M]. scenes, families: [n].
+    questions: indices into the dataset; default all.
+    name (of methods): of a progress bar; None for no bar.
+    order: [n], index into the dataset of each question here; all other arrays follow it.
+    present, question_mask, required: [n, M] bool.
     """
 
-    def __init__(self, network: OmniModel, dataset: VQADataset, *, questions: Sequence[int] | None = None) -> None:
+    def __init__(self, model: OmniModel, dataset: VQADataset, *, questions: Sequence[int] | None = None) -> None:
         chosen = np.arange(len(dataset)) if questions is None else np.asarray(questions)
         self.order = chosen[np.argsort(dataset.scenes[chosen], kind="stable")]
-        self.network = network
+        self.model = model
         self.dataset = dataset
-        self.space = network.space
-        self.costs = build_cost_model(network)
+        self.space = model.space
+        self.costs = build_cost_model(model)
         self.present = torch.from_numpy(dataset.present[self.order])
         self.question_mask = self.space.question_mask(self.present)
         self.scenes = dataset.scenes[self.order]
         self.families = np.array(dataset.families)[self.order]
-        known = dataset.store.families
-        self.required = np.array([[m in known[f].required_modalities for m in Modality] for f in self.families])
+        required = {name: family.required_modalities for name, family in dataset.store.families.items()}
+        self.required = np.array([[m in required[family] for m in Modality] for family in self.families])
         self.token_counts = torch.cat([self.costs.count_tokens(batch) for _, batch in self._batches("measuring")])
         self.dense = self.flops(self.space.dense(self.present))
-        self._tried: dict[tuple[int, bytes], float] = {}  # of a question under a route: whether the answer was right
+        self._cache: dict[tuple[int, bytes], float] = {}  # correct, by question and route
 
     def __len__(self) -> int:
         return len(self.order)
 
     def flops(self, route: Route) -> FlopBreakdown:
-        """Of each question under its route, without a controller."""
+        """Of each question under its route, without a router."""
         return self.costs(self.space, route, self.token_counts)
 
     def cost(self, route: Route) -> float:
-        """The share of the dense FLOPs that the routes would execute."""
+        """FLOPs of the routes as a fraction of the dense FLOPs."""
         return float(self.flops(route).total.sum() / self.dense.total.sum())
 
     def collect_routes(self, policy: Callable[[OmniBatch], Route], *, name: str | None = None) -> Route:
-        """What a policy runs for all questions. name: for the progress bar, if any."""
-        device = self._device
+        """A policy's routes for all questions."""
         with torch.inference_mode():
-            parts = [policy(batch.to(device)).to("cpu") for _, batch in self._batches(name)]
+            parts = [policy(batch.to(self._device)).to("cpu") for _, batch in self._batches(name)]
         return Route.cat(parts)
 
+    @torch.inference_mode()
     def evaluate(self, route: Route, *, router_flops: float = 0.0, name: str | None = None) -> PolicyOutcome:
-        """Carries the routes out, but for those that were tried for the same question before. controller: FLOPs of
-        deciding on one. name: for the progress bar, if any. Raises ValueError if there are not as many routes as
-        questions."""
+        """Runs one route per question, except those that ran before. router_flops: added to each question."""
         if len(route) != len(self):
             raise ValueError(f"there must be a route for each of the {len(self)} questions: got {len(route)}")
-        signatures = route.signature().to(torch.int8).numpy()
-        tries = [(i, signature.tobytes()) for i, signature in enumerate(signatures)]
-        new = np.array([i for i, one in enumerate(tries) if one not in self._tried], dtype=int)
-
-        def answer(batch: OmniBatch, route: Route) -> Tensor:
-            return self.network(batch, heads=["answer"], route=route).head_outputs["answer"]
-
+        keys = [(i, signature.tobytes()) for i, signature in enumerate(route.signature().to(torch.int8).numpy())]
+        new = np.array([i for i, key in enumerate(keys) if key not in self._cache], dtype=int)
         for chunk, batch in self._batches(name, new):
-            right = self._right(partial(answer, route=route.select(torch.from_numpy(chunk)).to(self._device)), batch)
-            self._tried |= {tries[i]: value for i, value in zip(chunk.tolist(), right.tolist(), strict=True)}
-        return self._outcome(np.array([self._tried[one] for one in tries]), route, router_flops)
+            some = route.select(torch.from_numpy(chunk)).to(self._device)
+            logits = self.model(batch.to(self._device), heads=["answer"], route=some).head_outputs["answer"]
+            self._cache |= zip([keys[i] for i in chunk], _correct(logits, batch).tolist(), strict=True)
+        return self._outcome(np.array([self._cache[key] for key in keys]), route, router_flops)
 
+    @torch.inference_mode()
     def evaluate_soft(
         self, answer: Callable[[OmniBatch], Tensor], *, router_flops: float = 0.0, name: str | None = None
     ) -> PolicyOutcome:
-        """Where nothing is skipped, and `answer` gives the logits."""
-        right = [self._right(answer, batch) for _, batch in self._batches(name)]
-        return self._outcome(torch.cat(right).numpy(), self.space.dense(self.present), router_flops)
+        """Of a policy that skips nothing. answer: a function from a batch to answer logits."""
+        correct = [_correct(answer(batch.to(self._device)), batch) for _, batch in self._batches(name)]
+        return self._outcome(torch.cat(correct).numpy(), self.space.dense(self.present), router_flops)
 
-    def _right(self, answer: Callable[[OmniBatch], Tensor], batch: OmniBatch) -> Float[Tensor, " b"]:
-        """1 where the likeliest answer is right, else 0."""
-        with torch.inference_mode():
-            answers = answer(batch.to(self._device)).cpu()
-        return batch.targets["answer_scores"].gather(1, answers.argmax(dim=1, keepdim=True)).squeeze(1).double()
-
-    def _outcome(self, correct: np.ndarray, route: Route, controller: float) -> PolicyOutcome:
+    def _outcome(self, correct: np.ndarray, route: Route, router_flops: float) -> PolicyOutcome:
         flops = self.flops(route)
         return PolicyOutcome(
             correct=correct,
-            flops=(flops.total + controller).numpy(),
+            flops=(flops.total + router_flops).numpy(),
             cross_modal_flops=flops.cross_modal.numpy(),
             dense_flops=self.dense.total.numpy(),
             dense_cross_modal_flops=self.dense.cross_modal.numpy(),
@@ -210,11 +191,17 @@ class PolicyEvaluator:
 
     @property
     def _device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        return next(self.model.parameters()).device
 
-    def _batches(self, name: str | None, which: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, OmniBatch]]:
-        """Where in the order the questions of a batch stand, and the batch. which: not all of them."""
-        places = np.arange(len(self)) if which is None else which
-        chunks = [places[start : start + EVAL_BATCH_SIZE] for start in range(0, len(places), EVAL_BATCH_SIZE)]
+    def _batches(self, name: str | None, rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, OmniBatch]]:
+        """Yields rows of `order`, and the batch of their questions. rows: default all."""
+        rows = np.arange(len(self)) if rows is None else rows
+        chunks = [rows[start : start + EVAL_BATCH_SIZE] for start in range(0, len(rows), EVAL_BATCH_SIZE)]
         for chunk in chunks if name is None else track_progress(chunks, name, total=len(chunks), unit="batch"):
             yield chunk, collate([self.dataset[int(i)] for i in self.order[chunk]])
+
+
+def _correct(logits: Float[Tensor, "b a"], batch: OmniBatch) -> Float[Tensor, " b"]:
+    """The score of the likeliest answer, 1 for a right one."""
+    predicted = logits.cpu().argmax(dim=1, keepdim=True)
+    return batch.targets["answer_scores"].gather(1, predicted).squeeze(1).double()

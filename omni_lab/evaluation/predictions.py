@@ -1,4 +1,4 @@
-"""What a model answers, question by question, and what one could answer without looking."""
+"""A model's answers to all questions of a dataset, with everything or without a modality, and a majority baseline."""
 
 from __future__ import annotations
 
@@ -20,78 +20,68 @@ from omni_lab.model import OmniModel
 
 @dataclass(frozen=True)
 class Predictions:
-    """One entry per question, in the dataset's order.
+    """One entry per question, in the dataset's order."""
 
-    answer, truth: [n] index of the predicted and of the best-scored answer. score: [n] soft accuracy of the prediction
-    (for one true answer: 1 or 0). scene: [n] which scene it was about, to resample by. family: [n].
-    """
-
-    answer: np.ndarray
-    truth: np.ndarray
-    score: np.ndarray
-    scene: np.ndarray
-    family: np.ndarray
+    answer: np.ndarray  # [n], index of the predicted answer
+    truth: np.ndarray  # [n], index of the best-scored answer
+    score: np.ndarray  # [n], soft accuracy of the prediction; 0 or 1 if only one answer is valid
+    scene: np.ndarray  # [n], to group questions by when resampling
+    family: np.ndarray  # [n]
 
     @property
     def accuracy(self) -> float:
         return float(self.score.mean())
 
-    def macro_f1(self, answers: int) -> float:
+    def macro_f1(self, num_answers: int) -> float:
         predicted, truth = torch.from_numpy(self.answer), torch.from_numpy(self.truth)
-        return float(multiclass_f1_score(predicted, truth, num_classes=answers, average="macro"))
+        return float(multiclass_f1_score(predicted, truth, num_classes=num_answers, average="macro"))
 
     def for_family(self, family: str) -> Predictions:
         """The questions of one family."""
-        keep = self.family == family
-        return Predictions(*(getattr(self, f)[keep] for f in ("answer", "truth", "score", "scene", "family")))
+        mask = self.family == family
+        return Predictions(**{name: column[mask] for name, column in vars(self).items()})
 
 
 def _assemble(dataset: VQADataset, answers: np.ndarray) -> Predictions:
     scores = dataset.scores.numpy()
-    return Predictions(
-        answer=answers,
-        truth=scores.argmax(axis=1),
-        score=scores[np.arange(len(answers)), answers],
-        scene=dataset.scenes,
-        family=np.asarray(dataset.families),
-    )
+    score = scores[np.arange(len(answers)), answers]
+    return Predictions(answers, scores.argmax(axis=1), score, dataset.scenes, np.asarray(dataset.families))
 
 
 @torch.inference_mode()
 def predict_without_each(
     model: OmniModel, batches: Iterable[OmniBatch], dataset: VQADataset
 ) -> dict[Modality | None, Predictions]:
-    """What the model answers with everything (key None), and without each of the modalities in turn.
+    """Predictions with all modalities (key None), and without each of them in turn.
 
-    Every input is encoded once; what is taken away is taken away before fusion.
+    Every input is encoded once; a modality is removed before fusion.
     """
-    device = next(model.parameters()).device
-    was_training = model.training
+    removed: list[Modality | None] = [None, *(m for m in Modality if m.value in model.encoders)]
+    answers: dict[Modality | None, dict[str, int]] = {m: {} for m in removed}
+    device, was_training = next(model.parameters()).device, model.training
     model.eval()
-    lost: list[Modality | None] = [None, *(m for m in Modality if m.value in model.encoders)]
-    answers: dict[Modality | None, dict[str, int]] = {m: {} for m in lost}
     for batch in batches:
         encoded = model.encode(batch.to(device))
-        for m in lost:
-            kept = {name: tokens for name, tokens in encoded.items() if name is not m}
-            if kept:
-                chosen = model.fuse(kept, heads=["answer"]).head_outputs["answer"].argmax(dim=1).tolist()
-                answers[m].update(zip(batch.ids, chosen, strict=True))
+        for m in removed:
+            rest = {name: tokens for name, tokens in encoded.items() if name is not m}
+            if rest:
+                predicted = model.fuse(rest, heads=["answer"]).head_outputs["answer"].argmax(dim=1).tolist()
+                answers[m].update(zip(batch.ids, predicted, strict=True))
     model.train(was_training)
-    return {m: _assemble(dataset, np.array([found.get(i, 0) for i in dataset.ids])) for m, found in answers.items()}
+    return {m: _assemble(dataset, np.array([some.get(i, 0) for i in dataset.ids])) for m, some in answers.items()}
 
 
 class ModalityAblationRow(NamedTuple):
-    """One family: dense is the accuracy with everything, blind the highest of those without one needed modality
-    (`lost`), each with its 95 % interval; chance is what the world's rules allow the blind."""
+    """Accuracies of one family: of the whole model (`dense`), and without the one required modality whose removal hurts
+    least (`blind`), with 95 % intervals."""
 
     family: str
-    chance: float
+    chance: float  # the highest accuracy that the world's rules allow without a required modality
     dense: float
     dense_interval: tuple[float, float]
     blind: float
     blind_interval: tuple[float, float]
-    lost: Modality
+    removed: Modality
     questions: int
 
 
@@ -102,27 +92,19 @@ def modality_ablation_table(
     resamples: int,
     seed: int = 0,
 ) -> list[ModalityAblationRow]:
-    """A row per family that has a chance level and occurs, in the order of `families`."""
+    """A row per family that occurs and has a chance level, in the order of `families`."""
     rows = []
     for name, family in families.items():
         dense = predictions[None].for_family(name)
         if family.chance is None or len(dense.score) == 0:
             continue
-        parts = {m: predictions[m].for_family(name) for m in family.required_modalities}
-        lost = max(parts, key=lambda m: parts[m].accuracy)
-        intervals = [bootstrap_interval(p.score, p.scene, resamples=resamples, seed=seed) for p in (dense, parts[lost])]
-        rows.append(
-            ModalityAblationRow(
-                name,
-                family.chance,
-                dense.accuracy,
-                intervals[0],
-                parts[lost].accuracy,
-                intervals[1],
-                lost,
-                len(dense.score),
-            )
+        ablated = {m: predictions[m].for_family(name) for m in family.required_modalities}
+        removed = max(ablated, key=lambda m: ablated[m].accuracy)
+        dense_pair, blind_pair = (
+            (p.accuracy, bootstrap_interval(p.score, p.scene, resamples=resamples, seed=seed))
+            for p in (dense, ablated[removed])
         )
+        rows.append(ModalityAblationRow(name, family.chance, *dense_pair, *blind_pair, removed, len(dense.score)))
     return rows
 
 
@@ -132,19 +114,18 @@ def predict(
     batches: Iterable[OmniBatch],
     dataset: VQADataset,
     *,
-    change: Callable[[OmniBatch], OmniBatch] | None = None,
+    change: Callable[[OmniBatch], OmniBatch] = lambda batch: batch,
 ) -> Predictions:
-    """Answers to all questions of `dataset`, in evaluation mode, on the device the model is on.
+    """Predictions for all questions of `dataset`, in evaluation mode, on the model's device.
 
-    batches: the loader over `dataset`. change: applied to every batch first (a control such as `shuffle_pictures`).
+    batches: of the loader over `dataset`.
+    change: applied to each batch first, for baselines such as `shuffle_images`.
     """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     answers: dict[str, int] = {}
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
     for batch in batches:
-        given = batch if change is None else change(batch)
-        logits = model(given.to(device), heads=["answer"]).head_outputs["answer"]
+        logits = model(change(batch).to(device), heads=["answer"]).head_outputs["answer"]
         answers.update(zip(batch.ids, logits.argmax(dim=1).tolist(), strict=True))
     model.train(was_training)
     missing = len(dataset) - len(answers)
@@ -154,17 +135,17 @@ def predict(
 
 
 def shuffle_images(batch: OmniBatch) -> OmniBatch:
-    """Every question gets the next picture of its batch: a control that keeps pictures and questions, not the pairs."""
-    given = batch.inputs[Modality.IMAGE]
-    count = len(given.values)
+    """A baseline: every question gets the next image of its batch."""
+    images = batch.inputs[Modality.IMAGE]
+    count = len(images.values)
     if count < 2:
-        raise ValueError(f"pictures can be shuffled only between at least two: the batch has {count}")
-    return batch.with_entry_index(Modality.IMAGE, (given.entry_index + 1) % count)
+        raise ValueError(f"images can be shuffled only between at least two: the batch has {count}")
+    return batch.with_entry_index(Modality.IMAGE, (images.entry_index + 1) % count)
 
 
 def majority_by_question(train: VQADataset, test: VQADataset) -> Predictions:
-    """The control that never looks: the answer most often right for the same question string in training, or, for a
-    string never seen there, the answer most often right overall."""
+    """A baseline without inputs: the most frequent answer to the same question text in training; for a text that does
+    not occur there, the most frequent answer of all. Spoken questions count as one text."""
     totals: dict[str, Counter[int]] = defaultdict(Counter)
     for text, truth in zip(train.texts, train.scores.argmax(dim=1).tolist(), strict=True):
         totals[text or "(spoken)"][truth] += 1

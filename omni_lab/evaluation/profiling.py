@@ -1,4 +1,4 @@
-"""How much memory a call needs while it runs."""
+"""Time and peak memory of calls."""
 
 from __future__ import annotations
 
@@ -16,76 +16,71 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from omni_lab.metrics.bootstrap import Estimate
+from omni_lab.metrics.bootstrap import Estimate, resample
 
 
 def peak_tensor_bytes(function: Callable[[], Any]) -> int:
-    """Bytes of the tensors that a call made and had alive at once, at most, on any device; without gradients. What it
-    was given, and the scratch memory of kernels, do not count.
-
-    (PyTorch's own `MemTracker` counts weights too, and raises for a frozen module.)
-    """
-    with torch.no_grad(), _Alive() as alive:
+    """Peak bytes of the tensors that a call makes, on any device, without gradients; arguments and scratch memory of
+    kernels do not count. (PyTorch's `MemTracker` counts weights, too, and raises for a frozen module.)"""
+    with torch.no_grad(), _LiveStorages() as live:
         function()
-    return alive.peak
+    return live.peak
 
 
-class _Alive(TorchDispatchMode):
-    """Counts each storage from the operation that made it until nothing refers to it."""
+class _LiveStorages(TorchDispatchMode):
+    """Sums the bytes of storages, each from the operation that made it until nothing refers to it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.current = self.peak = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        returned = func(*args, **(kwargs or {}))
-        known = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        for tensor in tree_leaves(returned):
-            if isinstance(tensor, torch.Tensor) and id(storage := tensor.untyped_storage()) not in known:
-                known.add(id(storage))
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._freed, storage.nbytes())
-        return returned
+        outputs = func(*args, **(kwargs or {}))
+        seen = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        for tensor in tree_leaves(outputs):
+            if isinstance(tensor, torch.Tensor) and id(storage := tensor.untyped_storage()) not in seen:
+                seen.add(id(storage))
+                self.current += storage.nbytes()
+                self.peak = max(self.peak, self.current)
+                weakref.finalize(storage, self._free, storage.nbytes())
+        return outputs
 
-    def _freed(self, size: int) -> None:
-        self.now -= size
+    def _free(self, size: int) -> None:
+        self.current -= size
 
 
 def time_interleaved(
     functions: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1
 ) -> dict[str, np.ndarray]:
-    """Seconds of each function in each round, [rounds]. In every round each function runs once, in turn, so that a
-    machine that slows down slows all of them."""
+    """[rounds] seconds of each function. Each round runs every function once, so that a machine that slows down slows
+    them all."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(warmup + rounds):
+    for _ in range(warmup + rounds):
         for name, function in functions.items():
-            _wait_for_gpu()
+            _synchronize()
             start = time.perf_counter()
             function()
-            _wait_for_gpu()
-            if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: np.array(values) for name, values in seconds.items()}
+            _synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(values[warmup:]) for name, values in seconds.items()}
 
 
 def time_ratio(seconds: Mapping[str, np.ndarray], numerator: str, denominator: str) -> Estimate:
-    """How many times as long `numerator` takes as `denominator`."""
+    """Median over rounds of the time of `numerator` over that of `denominator`, with a bootstrap interval."""
     ratios = seconds[numerator] / seconds[denominator]
-    drawn = np.random.default_rng(0).choice(ratios, size=(2000, len(ratios)))
-    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-    return Estimate(float(np.median(ratios)), float(low), float(high))
+    medians = [np.median(ratios[i]) for (i,) in resample(len(ratios), resamples=2000)]
+    return Estimate.from_resamples(np.median(ratios), medians)
 
 
-def _wait_for_gpu() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def reset_peak_memory() -> None:
-    """Peaks count from here on. Without a GPU that takes Linux; elsewhere they count from the start of the process."""
+    """Starts a new peak for `peak_memory_mb`. Without a GPU only on Linux; else the peak is of the whole process."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:

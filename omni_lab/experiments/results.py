@@ -1,4 +1,4 @@
-"""What a notebook measured: `metrics.json` and figures, written as it goes and read back."""
+"""What a notebook measured: `metrics.json` and figures, written as the run goes and read back."""
 
 from __future__ import annotations
 
@@ -19,37 +19,22 @@ from omni_lab.utils.env import project_root
 SCHEMA = 1
 KEYS = ("notebook", "profile", "parameters", "seed", "device", "started", "seconds", "metrics")
 METRIC_KEYS = {"name", "value", "interval", "unit", "higher_is_better", "control"}
-NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
+METRIC_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
 
 
 class RunRecorder:
-    """One execution of a notebook. Every `record` rewrites metrics.json whole, under a temporary name first."""
+    """Results of one run. Every `record` writes metrics.json anew, so that an interrupted run loses nothing."""
 
-    def __init__(self, notebook: str, *, profile: str, seed: int, folder: Path, parameters: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         self.folder = folder
+        self.metrics: list[dict[str, Any]] = []
+        self._run = run  # what metrics.json holds beside the metrics
         self._start = time.monotonic()
-        self._content: dict[str, Any] = {
-            "schema": SCHEMA,
-            "notebook": notebook,
-            "profile": profile,
-            "parameters": parameters,
-            "seed": seed,
-            "device": _device(),
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("omni-lab", "torch", "lightning", "timm", "torchmetrics")},
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": 0.0,
-            "metrics": [],
-        }
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._write()
         except OSError as error:
             raise ValueError(f"output_dir {str(folder)!r} cannot be written ({error})") from error
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        return list(self._content["metrics"])
 
     def record(
         self,
@@ -60,27 +45,22 @@ class RunRecorder:
         higher_is_better: bool = True,
         control: bool = False,
     ) -> None:
-        """States a result. name: `room/what`. interval: (low, high), 95 % unless the notebook says otherwise.
+        """Records a metric. Recording a name again replaces it.
 
-        control: the value belongs to a baseline, not to the method. Recording a name again replaces it.
+        name: `room/metric`, in lower case.
+        interval: (low, high), of 95 % unless the notebook says otherwise.
+        control: the value belongs to a baseline, not to the method.
         """
-        if not NAME.fullmatch(name):
+        if not METRIC_NAME.fullmatch(name):
             raise ValueError(f"name must look like room/what in lower case: got {name!r}")
-        value = float(value)
-        if not math.isfinite(value):
-            raise ValueError(f"{name}: the value must be finite: got {value}")
         bounds = None if interval is None else [float(b) for b in interval]
-        if bounds is not None and not (len(bounds) == 2 and bounds[0] <= bounds[1] and all(map(math.isfinite, bounds))):
-            raise ValueError(f"{name}: the interval must be (low, high), finite and in order: got {interval!r}")
-        entry = {
-            "name": name,
-            "value": value,
-            "interval": bounds,
-            "unit": unit,
-            "higher_is_better": higher_is_better,
-            "control": control,
-        }
-        self._content["metrics"] = [m for m in self._content["metrics"] if m["name"] != name] + [entry]
+        if bounds is not None and (len(bounds) != 2 or bounds[0] > bounds[1]):
+            raise ValueError(f"{name}: the interval must be (low, high), in order: got {interval!r}")
+        if not all(map(math.isfinite, (value, *(bounds or ())))):
+            raise ValueError(f"{name}: value and interval must be finite: got {value} and {interval!r}")
+        entry = {"name": name, "value": float(value), "interval": bounds, "unit": unit}
+        entry |= {"higher_is_better": higher_is_better, "control": control}
+        self.metrics = [m for m in self.metrics if m["name"] != name] + [entry]
         self._write()
 
     def save_figure(self, figure: Any, name: str) -> Any:
@@ -91,76 +71,83 @@ class RunRecorder:
         return figure
 
     def _write(self) -> None:
-        self._content["seconds"] = round(time.monotonic() - self._start, 1)
-        write_results(self.folder / "metrics.json", self._content)
+        seconds = round(time.monotonic() - self._start, 1)
+        write_results(self.folder / "metrics.json", {**self._run, "seconds": seconds, "metrics": self.metrics})
 
 
 def write_results(file: Path, content: Mapping[str, Any]) -> None:
-    """What a `metrics.json` holds, a metric a line; under a temporary name first."""
-    facts = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items() if key != "metrics"]
+    """Writes a metrics.json, one metric per line, under a temporary name first."""
+    run = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items() if key != "metrics"]
     metrics = ",\n".join(f"    {json.dumps(metric)}" for metric in content["metrics"])
     part = file.with_name(f"{file.name}.part")
-    part.write_text("{\n" + ",\n".join([*facts, f'  "metrics": [\n{metrics}\n  ]']) + "\n}\n", encoding="utf-8")
+    part.write_text("{\n" + ",\n".join([*run, f'  "metrics": [\n{metrics}\n  ]']) + "\n}\n", encoding="utf-8")
     part.replace(file)
 
 
 def start_run(notebook: str, *, profile: str, seed: int, output_dir: str = "", **parameters: Any) -> RunRecorder:
-    """Opens the run of a notebook. Without output_dir (in JupyterLab) it goes to reports/interactive/<notebook>."""
+    """Starts the recorder of a notebook. Without output_dir (in JupyterLab): reports/interactive/<notebook>."""
     folder = Path(output_dir) if output_dir else project_root() / "reports" / "interactive" / notebook
-    everything = {"profile": profile, "seed": seed, **parameters}
-    run = RunRecorder(notebook, profile=profile, seed=seed, folder=folder, parameters=everything)
-    facts = run._content
-    print(f"{notebook}, profile {profile}, seed {seed}, on {facts['device']}")
-    print(", ".join(f"{name} {v}" for name, v in facts["versions"].items()))
-    return run
+    libraries = ("omni-lab", "torch", "lightning", "timm", "torchmetrics")
+    run: dict[str, Any] = {
+        "schema": SCHEMA,
+        "notebook": notebook,
+        "profile": profile,
+        "parameters": {"profile": profile, "seed": seed, **parameters},
+        "seed": seed,
+        "device": _device(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    recorder = RunRecorder(folder, run)
+    print(f"{notebook}, profile {profile}, seed {seed}, on {run['device']}")
+    print(", ".join(f"{name} {number}" for name, number in run["versions"].items()))
+    return recorder
 
 
 def read_results(
-    root: Path,
-    *,
-    profile: str | None = None,
-    notebook: str | None = None,
-    broken: Callable[[str], object] | None = None,
+    root: Path, *, profile: str | None = None, notebook: str | None = None, broken: Callable[[str], Any] | None = None
 ) -> list[dict[str, Any]]:
-    """The content of every `metrics.json` under `root`, in order of folder, each with its "folder" added.
+    """The content of every `metrics.json` below `root`, in order of folders, each with its "folder" added.
 
-    broken: is told of every file that is damaged or of another schema, which is then left out; without it the first
-    of them raises ValueError.
+    broken: called with a message for each damaged file, which is left out; by default it raises ValueError.
     """
     results = []
     for file in sorted(root.glob("**/metrics.json")):
         if any(part.startswith(".") for part in file.relative_to(root).parts):
             continue
         try:
-            content = _checked(file)
+            content = _read_checked(file)
         except ValueError as error:
             if broken is None:
                 raise
-            broken(str(error))
+            broken(f"{error} (left out)")
             continue
         if profile in (None, content["profile"]) and notebook in (None, content["notebook"]):
             results.append(content | {"folder": file.parent})
     return results
 
 
-def _checked(file: Path) -> dict[str, Any]:
+def _read_checked(file: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        schema = content["schema"]
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']}: expected {SCHEMA}")
+        if missing := [key for key in KEYS if key not in content]:
+            raise ValueError(f"{missing[0]!r} is missing")
+        if not isinstance(content["metrics"], list):
+            raise ValueError(f"metrics must be a list: got {content['metrics']!r}")
+        for place, metric in enumerate(content["metrics"]):
+            if not isinstance(metric, dict) or not metric.keys() >= METRIC_KEYS:
+                raise ValueError(f"metric {place}: expected {sorted(METRIC_KEYS)}, got {metric!r}")
     except (ValueError, KeyError, TypeError) as error:  # bad JSON and bad UTF-8 are ValueErrors
         raise ValueError(f"{file}: not a metrics file ({error})") from error
-    if schema != SCHEMA:
-        raise ValueError(f"{file}: schema {schema}: expected {SCHEMA}")
-    lacking = [key for key in KEYS if key not in content]
-    if lacking:
-        raise ValueError(f"{file}: not a metrics file ({lacking[0]!r} is missing)")
-    if not isinstance(content["metrics"], list):
-        raise ValueError(f"{file}: not a metrics file (metrics must be a list: got {content['metrics']!r})")
-    for place, metric in enumerate(content["metrics"]):
-        if not isinstance(metric, dict) or not metric.keys() >= METRIC_KEYS:
-            wanted = sorted(METRIC_KEYS)
-            raise ValueError(f"{file}: not a metrics file (metric {place}: expected {wanted}, got {metric!r})")
     return content
+
+
+def format_duration(seconds: float) -> str:
+    """Minutes and seconds, like 3:07."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
 
 
 def _device() -> str:

@@ -1,4 +1,8 @@
-"""TODO"""
+"""Explains a model's answers, and measures whether the explanations are faithful.
+
+maps.py          a value per token: attention, rollout, relevance, integrated gradients, occlusion, CAM
+faithfulness.py  pointing game, deletion and insertion, randomised weights
+"""
 
 from omni_lab.explain.faithfulness import (
     BASELINES,
@@ -11,7 +15,6 @@ from omni_lab.explain.faithfulness import (
 from omni_lab.explain.maps import (
     METHODS,
     PerturbedModel,
-    attention_map,
     explain,
     relevance_map,
     rollout_map,

@@ -1,5 +1,4 @@
-"""Are the maps true? Against the boxes and word times that worlds know, by taking away what a map calls important, and
-against a network that knows nothing."""
+"""Whether explanation maps are faithful: the pointing game, deletion and insertion, and randomised weights."""
 
 from __future__ import annotations
 
@@ -21,9 +20,12 @@ BASELINES = ("random", "centre")
 
 
 class FaithfulnessScores(NamedTuple):
-    """hit: whether the largest value lies on what the question asks about (the pointing game, Zhang et al. 2018).
-    deletion: mean probability of the answer while tokens go, the most important first; low if the map is true.
-    insertion: while they come back, in the same order; high (Petsiuk et al. 2018)."""
+    """Of one map of one question.
+
+    hit: 1 if the highest value lies on the evidence, else 0 (the pointing game, Zhang et al. 2018).
+    deletion: mean probability of the answer while tokens are removed, the most important first; low is faithful.
+    insertion: the same while they are added in that order; high is faithful (Petsiuk et al. 2018).
+    """
 
     hit: float
     deletion: float
@@ -38,13 +40,13 @@ def cells_in_box(box: Sequence[float], grid: tuple[int, int], stride: int) -> Bo
 
 
 def spans_in_time(start: float, end: float, count: int, seconds: float) -> Bool[Tensor, " n"]:
-    """Tokens of so many seconds each whose middle lies between two times."""
-    middles = (torch.arange(count) + 0.5) * seconds
-    return (middles >= start) & (middles <= end)
+    """Which of `count` tokens, each of so many seconds, have their centre between two times."""
+    centres = (torch.arange(count) + 0.5) * seconds
+    return (centres >= start) & (centres <= end)
 
 
 def baseline_map(name: str, count: int, grid: tuple[int, int] | None, rng: np.random.Generator) -> Float[Tensor, " n"]:
-    """What needs no model: "random" values, or nearness to the "centre" of the picture or the sound."""
+    """A map without a model: "random", or "centre", higher near the centre of the image or audio."""
     if name == "random":
         return torch.from_numpy(rng.random(count)).float()
     height, width = grid or (1, count)
@@ -53,57 +55,61 @@ def baseline_map(name: str, count: int, grid: tuple[int, int] | None, rng: np.ra
 
 
 def deletion_insertion_curves(
-    altered: PerturbedModel, found: Float[Tensor, " n"], answer: int, *, steps: int
+    perturbed: PerturbedModel, importance: Float[Tensor, " n"], answer: int, *, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of the answer, [steps + 1] each: while tokens go, and while they come, the most important first."""
-    windows = token_windows(altered.model, altered.modality, altered.values)
-    order = found.argsort(descending=True, stable=True).tolist()
+    """Two curves [steps + 1] of the answer's probability: tokens are removed, then added, the most important first."""
+    windows = token_windows(perturbed.model, perturbed.modality, perturbed.values)
+    order = importance.argsort(descending=True, stable=True).tolist()
     cuts = [round(i * len(order) / steps) for i in range(steps + 1)]
-    variants = [without_tokens(altered.values, windows, order[:cut]) for cut in cuts]
-    variants += [without_tokens(altered.values, windows, order[cut:]) for cut in cuts]
+    variants = [without_tokens(perturbed.values, windows, order[:cut]) for cut in cuts]
+    variants += [without_tokens(perturbed.values, windows, order[cut:]) for cut in cuts]
     with torch.inference_mode():
-        said = altered(torch.cat(variants)).softmax(1)[:, answer].double().numpy()
-    return said[: steps + 1], said[steps + 1 :]
+        probabilities = perturbed(torch.cat(variants)).softmax(1)[:, answer].double().numpy()
+    return probabilities[: steps + 1], probabilities[steps + 1 :]
 
 
 def score_faithfulness(
     model: OmniModel,
     batch: OmniBatch,
     modality: Modality,
-    truth: Bool[Tensor, " n"],
+    evidence: Bool[Tensor, " n"],
     *,
     methods: Sequence[str],
     rng: np.random.Generator,
     steps: int = 8,
 ) -> Mapping[str, FaithfulnessScores]:
-    """Every method and both baselines on one question, all of the answer that the model gives."""
-    altered = PerturbedModel(model, batch, modality)
+    """Scores of every method and of the baseline maps for the model's own answer to one question.
+
+    evidence: True for the tokens that the question is about.
+    """
+    perturbed = PerturbedModel(model, batch, modality)
     with torch.inference_mode():
-        answer = int(altered(altered.values).argmax())
+        answer = int(perturbed(perturbed.values).argmax())
     grid = getattr(model.encoders[modality.value], "grid", None)
-    judged = {}
+    scores = {}
     for name in (*methods, *BASELINES):
         if name in BASELINES:
-            found = baseline_map(name, len(truth), grid, rng)
+            importance = baseline_map(name, len(evidence), grid, rng)
         else:
-            found = explain(model, batch, modality, name, answer=answer)[: len(truth)]
-        gone, back = deletion_insertion_curves(altered, found, answer, steps=steps)
-        judged[name] = FaithfulnessScores(float(truth[found.argmax()]), float(gone.mean()), float(back.mean()))
-    return judged
+            importance = explain(model, batch, modality, name, answer=answer)[: len(evidence)]
+        deletion, insertion = deletion_insertion_curves(perturbed, importance, answer, steps=steps)
+        hit = float(evidence[importance.argmax()])
+        scores[name] = FaithfulnessScores(hit, float(deletion.mean()), float(insertion.mean()))
+    return scores
 
 
 def randomize_weights(model: OmniModel, *, parts: Callable[[str], bool] = bool, seed: int = 0) -> OmniModel:
-    """A copy in which the entries of every parameter whose name `parts` accepts are shuffled: it has the same weights
-    and knows nothing (the model parameter randomisation test, Adebayo et al. 2018)."""
-    twin = copy.deepcopy(model)
+    """A copy for the model parameter randomisation test (Adebayo et al. 2018): the entries of every parameter are
+    shuffled, so that it has the same weights but no knowledge. parts: selects parameters by name; default all."""
+    copied = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, weight in twin.named_parameters():
+        for name, weight in copied.named_parameters():
             if parts(name):
                 weight.copy_(weight.flatten()[torch.randperm(weight.numel(), generator=generator)].view_as(weight))
-    return twin
+    return copied
 
 
 def rank_correlation(first: Float[Tensor, " n"], second: Float[Tensor, " n"]) -> float:
-    """Spearman's, 1 where both put the tokens in the same order; 0 where one has no order."""
+    """Spearman's; 0 if all values of one are equal."""
     return float(spearman_corrcoef(first.double(), second.double()).nan_to_num())

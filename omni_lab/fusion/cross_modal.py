@@ -1,13 +1,13 @@
-"""Cross-modal attention: the query comes from one modality, keys and values from another.
+"""Mid fusion by cross-modal attention: the query comes from one modality, keys and values from another.
 
-A path is one directed pair of modalities in one layer and owns all its weights (MulT, Tsai et al. 2019,
-eq. 2-3). A layer does, for each query modality m,
+A path is one directed pair of modalities in one layer and owns all its weights (MulT, Tsai et al. 2019, eq. 2-3).
+A layer does, for each query modality m,
 
     h_m  <-  h_m + sum over n != m of r[m,n] * g[m,n] * CrossModalAttention_mn(h_m, h_n)
 
-and then self-attention and FFN of m. r is the hard route, 0 or 1 per sample and path; g the soft gate, how much m
-listens to n. A modality that has no path to listen along has nothing new to digest: its stream passes through
-unchanged.
+and then self-attention and FFN of m, whether a path ran or not. All paths of a layer read the streams of the layer
+before. r is the hard route, 0 or 1 per sample and path; g is the path's own soft gate. A modality that no path of the
+model leads to passes through unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from omni_lab.batch import Modality, Tokens
@@ -30,15 +30,14 @@ EXECUTIONS = ("gathered", "masked", "packed")
 
 
 class FusionOutput(NamedTuple):
-    """tokens: the fused stream of each modality. attention: per layer, weights [B, H, Nq, Nk] of each path
-    (empty unless asked for)."""
+    """Fused streams. attention: per layer, weights [B, H, Nq, Nk] of each path; empty without `need_weights`."""
 
     tokens: Mapping[Modality, Tokens]
     attention: Sequence[Mapping[CrossModalPath, Tensor]]
 
 
 class FusionLayer(nn.Module):
-    """The given paths, then a transformer block for each modality that listens."""
+    """The given paths, then a transformer block for each modality that is the query of a path."""
 
     def __init__(
         self,
@@ -48,7 +47,7 @@ class FusionLayer(nn.Module):
         num_heads: int,
         mlp_ratio: float,
         dropout: float,
-        gated: bool = False,
+        gated: bool,
     ) -> None:
         super().__init__()
         self.paths = list(paths)
@@ -70,134 +69,111 @@ class FusionLayer(nn.Module):
         execution: str = "gathered",
         need_weights: bool,
     ) -> tuple[dict[Modality, Tokens], dict[CrossModalPath, Float[Tensor, "b h q k"]]]:
-        """opened: [B] each, for which samples each path is open (all of them); if it is masked, how far."""
+        """path_mask: [B] bool per path, True where it runs (None: everywhere); masked execution also takes floats."""
         packed = execution == "packed" and path_mask is not None and not need_weights
         if packed and is_packed_supported(streams, self.cross.values()):  # type: ignore[arg-type]
-            return self._attend_packed(streams, path_mask), {}  # type: ignore[arg-type]
-        updated = dict(streams)
+            return self._forward_packed(streams, path_mask), {}  # type: ignore[arg-type]
+        fused = dict(streams)
         weights: dict[CrossModalPath, Tensor] = {}
         for query, stream in streams.items():
             if query.value not in self.blocks:
                 continue
-            heard = {path: streams[path.key] for path in self.paths if path.query is query and path.key in streams}
-            if path_mask is None and all(context.entry_index is stream.entry_index for context in heard.values()):
-                # dealt out alike: once per entry
-                own, contexts = (
-                    replace(stream, entry_index=None),
-                    {p: replace(c, entry_index=None) for p, c in heard.items()},
-                )
-                own, said = self._attend_gathered(query, own, contexts, need_weights=need_weights)
-                updated[query] = replace(own, entry_index=stream.entry_index)
-                weights |= {path: stream.gather(w) for path, w in said.items()}
-            else:  # once per sample that has the query modality
-                samples = stream.present.nonzero().squeeze(1)
-                if len(samples) == 0:
-                    continue
-                contexts = {path: context.select(samples) for path, context in heard.items()}
-                kept = (
-                    None if path_mask is None else {path: path_mask[path].to(samples.device)[samples] for path in heard}
-                )
-                listen = self._attend_masked if execution == "masked" else self._attend_gathered
-                own, said = listen(
-                    query, stream.select(samples).expand_entries(), contexts, kept, need_weights=need_weights
-                )
-                rows = torch.full((len(stream),), -1, device=samples.device)
-                rows[samples] = torch.arange(len(samples), device=samples.device)
-                updated[query] = replace(own, entry_index=rows)
-                weights |= {
-                    p: w.new_zeros(len(stream), *w.shape[1:]).index_copy(0, samples, w) for p, w in said.items()
-                }
-        return updated, weights
+            contexts = {path: streams[path.key] for path in self.paths if path.query is query and path.key in streams}
+            if path_mask is None and all(context.entry_index is stream.entry_index for context in contexts.values()):
+                # the same samples share the same entries in all streams: compute once per entry
+                own = replace(stream, entry_index=None)
+                contexts = {path: replace(context, entry_index=None) for path, context in contexts.items()}
+                own, entry_weights = self._attend(query, own, contexts, masked=False, need_weights=need_weights)
+                fused[query] = replace(own, entry_index=stream.entry_index)
+                weights |= {path: stream.gather(w) for path, w in entry_weights.items()}
+                continue
+            samples = stream.present.nonzero().squeeze(1)
+            if len(samples) == 0:
+                continue
+            own = stream.select(samples).expand_entries()
+            contexts = {path: context.select(samples) for path, context in contexts.items()}
+            runs = None if path_mask is None else {p: path_mask[p].to(samples.device)[samples] for p in contexts}
+            masked = execution == "masked"
+            own, own_weights = self._attend(query, own, contexts, runs, masked=masked, need_weights=need_weights)
+            fused[query] = replace(own, entry_index=_index_present(stream))
+            weights |= {path: _scatter(w, samples, len(stream)) for path, w in own_weights.items()}
+        return fused, weights
 
-    def _attend_gathered(
+    def _attend(
         self,
         query: Modality,
         own: Tokens,
         contexts: Mapping[CrossModalPath, Tokens],
-        opened: Mapping[CrossModalPath, Bool[Tensor, " b"]] | None = None,
+        path_mask: Mapping[CrossModalPath, Tensor] | None = None,
         *,
+        masked: bool,
         need_weights: bool,
     ) -> tuple[Tokens, dict[CrossModalPath, Float[Tensor, "b h q k"]]]:
-        """One entry of `own` per sample. A path runs for the samples that open it and have what it listens to."""
+        """All paths into one query stream, then its block. `own` holds one entry per sample.
+
+        masked: compute each path for every sample and multiply by its mask; else compute it where it runs.
+        """
         total = own.values
         weights: dict[CrossModalPath, Tensor] = {}
         for path, context in contexts.items():
-            runs = context.present if opened is None else context.present & opened[path]
+            runs = context.present if path_mask is None else context.present * path_mask[path]
+            if masked:
+                output = self.cross[str(path)](own, context, need_weights=need_weights)
+                total = total + output.values.to(total.dtype) * runs[:, None, None]
+                if output.weights is not None:
+                    weights[path] = output.weights * runs[:, None, None, None]
+                continue
             samples = runs.nonzero().squeeze(1)
             if len(samples) == 0:
-                total = self._keep_in_graph(path, own, total)
+                if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
+                    # the path must take part in every process: sharded gradients would be wrong without it
+                    one = Tokens(own.values[:1], own.mask[:1])
+                    total = total + 0.0 * self.cross[str(path)](one, one).values.sum()
                 continue
             everyone = len(samples) == len(own)
-            listening = own if everyone else own.select(samples).expand_entries()
-            said = self.cross[str(path)](
-                listening, context.select(samples).drop_unused_entries(), need_weights=need_weights
-            )
-            values = said.values.to(total.dtype)  # under autocast they differ
+            own_tokens = own if everyone else own.select(samples).expand_entries()
+            context = context.select(samples).drop_unused_entries()
+            output = self.cross[str(path)](own_tokens, context, need_weights=need_weights)
+            values = output.values.to(total.dtype)  # under autocast they differ
             total = total + values if everyone else total.index_add(0, samples, values)
-            if said.weights is not None:
-                weights[path] = said.weights.new_zeros(len(own), *said.weights.shape[1:])
-                weights[path].index_copy_(0, samples, said.weights)
+            if output.weights is not None:
+                weights[path] = _scatter(output.weights, samples, len(own))
         return self.blocks[query.value](own.with_values(total)), weights
 
-    def _attend_masked(
-        self,
-        query: Modality,
-        own: Tokens,
-        contexts: Mapping[CrossModalPath, Tokens],
-        opened: Mapping[CrossModalPath, Tensor] | None = None,
-        *,
-        need_weights: bool,
-    ) -> tuple[Tokens, dict[CrossModalPath, Float[Tensor, "b h q k"]]]:
-        """The same, but every path is worked out for every sample and multiplied by its route."""
-        total = own.values
-        weights: dict[CrossModalPath, Tensor] = {}
-        for path, context in contexts.items():
-            route = context.present.to(total.dtype) if opened is None else context.present * opened[path]
-            said = self.cross[str(path)](own, context, need_weights=need_weights)
-            total = total + said.values.to(total.dtype) * route[:, None, None]
-            if said.weights is not None:
-                weights[path] = said.weights * route[:, None, None, None]
-        return self.blocks[query.value](own.with_values(total)), weights
-
-    def _keep_in_graph(
-        self, path: CrossModalPath, own: Tokens, total: Float[Tensor, "b n d"]
-    ) -> Float[Tensor, "b n d"]:
-        """A path that no sample of this process opened still takes part in a distributed training, with nothing to
-        say: sharded gradients would be wrong without it."""
-        if not (self.training and torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return total
-        one = Tokens(own.values[:1], own.mask[:1])
-        return total + 0.0 * self.cross[str(path)](one, one).values.sum()
-
-    def _attend_packed(
-        self, streams: Mapping[Modality, Tokens], opened: Mapping[CrossModalPath, Bool[Tensor, " b"]]
+    def _forward_packed(
+        self, streams: Mapping[Modality, Tokens], path_mask: Mapping[CrossModalPath, Bool[Tensor, " b"]]
     ) -> dict[Modality, Tokens]:
-        updated = dict(streams)
+        fused = dict(streams)
         own = {m: stream.expand_entries() for m, stream in streams.items() if m.value in self.blocks}
-        runs = {
-            path: (
-                opened[path].to(own[path.query].values.device) & streams[path.query].present & streams[path.key].present
-            )
-            for path in self.paths
-            if path.query in streams and path.key in streams
-        }
+        runs = {}
+        for path in self.paths:
+            if path.query in streams and path.key in streams:
+                both = streams[path.query].present & streams[path.key].present
+                runs[path] = path_mask[path].to(own[path.query].values.device) & both
         added = packed_layer({p: self.cross[str(p)] for p in runs}, own, streams, runs)  # type: ignore[misc]
         for query, stream in own.items():
-            fused = stream.values + added[query].to(stream.values.dtype) if query in added else stream.values
+            total = stream.values + added[query].to(stream.values.dtype) if query in added else stream.values
             samples = streams[query].present.nonzero().squeeze(1)
-            digested = self.blocks[query.value](stream.with_values(fused).select(samples).expand_entries())
-            rows = torch.full((len(streams[query]),), -1, device=samples.device)
-            rows[samples] = torch.arange(len(samples), device=samples.device)
-            updated[query] = replace(digested, entry_index=rows)
-        return updated
+            tokens = self.blocks[query.value](stream.with_values(total).select(samples).expand_entries())
+            fused[query] = replace(tokens, entry_index=_index_present(streams[query]))
+        return fused
+
+
+def _index_present(stream: Tokens) -> Int[Tensor, " b"]:
+    """The entry index of a stream that has one entry for each sample with this modality."""
+    return torch.where(stream.present, stream.present.cumsum(0) - 1, -1)
+
+
+def _scatter(values: Float[Tensor, "p ..."], samples: Int[Tensor, " p"], size: int) -> Float[Tensor, "b ..."]:
+    """The values of some of `size` samples, with zeros for the others."""
+    return values.new_zeros(size, *values.shape[1:]).index_copy(0, samples, values)
 
 
 class CrossModalFusion(nn.Module):
     """Mid fusion: `depth` layers of cross-modal attention along `paths`, all of width `dim`.
 
-    The streams keep their own length, mask and times; one that listens to nobody also stays
-    shared between samples. A modality missing from the whole batch is simply not
-    among the streams; one missing from some samples is masked there.
+    Streams keep their own length, mask and times. A stream without incoming paths also stays shared between samples.
+    A modality that the whole batch lacks is not among the streams; one that some samples lack is masked there.
     """
 
     def __init__(
@@ -227,11 +203,14 @@ class CrossModalFusion(nn.Module):
         execution: str = "gathered",
         need_weights: bool = False,
     ) -> FusionOutput:
-        """route: which paths run for which sample; None opens all. execution: how; "gathered" runs each path for the
-        samples that open it, "packed" all paths of a layer as one ragged batch (on a GPU in half precision; elsewhere
-        it says so once and gathers), "masked" computes everything and multiplies by the route (the reference).
+        """Runs all layers. Raises ValueError for an unknown execution.
 
-        openness: in place of a route, a weight for each path, differentiable; everything is computed.
+        route: which paths run for which sample; None runs all.
+        path_gates: in place of a route, a differentiable weight per path; every path is computed.
+        execution: "gathered" runs each path for the samples that need it; "masked", the reference, computes every path
+            and multiplies by the route; "packed" runs all paths of a layer as one ragged batch, on a GPU in half
+            precision (elsewhere it warns once and gathers).
+        need_weights: take the explicit attention path and return its weights.
         """
         if execution not in EXECUTIONS:
             raise ValueError(f"execution must be one of {EXECUTIONS}: got {execution!r}")
@@ -242,9 +221,9 @@ class CrossModalFusion(nn.Module):
             interactions = route.interaction_mask.cpu()  # once, not once per path
         attention = []
         for depth, layer in enumerate(self.layers):
-            opened = None
+            path_mask = None
             if interactions is not None:
-                opened = {p: interactions[:, depth, p.query.column, p.key.column] for p in self.paths}
-            streams, weights = layer(streams, path_mask=opened, execution=execution, need_weights=need_weights)
+                path_mask = {p: interactions[:, depth, p.query.column, p.key.column] for p in self.paths}
+            streams, weights = layer(streams, path_mask=path_mask, execution=execution, need_weights=need_weights)
             attention.append(weights)
         return FusionOutput(streams, attention)

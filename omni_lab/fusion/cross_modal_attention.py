@@ -1,4 +1,4 @@
-"""One cross-modal path: the query comes from one modality, keys and values from another (MulT, Tsai et al. 2019, eq. 2-3)."""
+"""One cross-modal path: the query comes from one modality, keys and values from another."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from omni_lab.layers.attention import AttentionOutput, MaskedMultiHeadAttention
 
 
 class CrossModalAttention(nn.Module):
-    """One path: norms, projections, output and gate of its own. Returns what is added to the query stream.
+    """One path with its own norms, projections, output layer and gate (MulT, Tsai et al. 2019, eq. 2-3).
 
-    A sample that lacks the key modality (all its context tokens masked) receives exactly zero. gated: multiply by a
-    soft gate between 0 and 2, worked out from the mean of both ends; it begins at 1.
+    The output is what the path adds to the query stream: exactly zero for a sample without the key modality.
+    gated: multiply the output by a soft gate in [0, 2], computed from the means of both streams; it starts at 1.
     """
 
     def __init__(self, *, dim: int, num_heads: int, gated: bool = False) -> None:
@@ -23,24 +23,24 @@ class CrossModalAttention(nn.Module):
         self.norm_context = nn.LayerNorm(dim)
         self.attention = MaskedMultiHeadAttention(dim=dim, num_heads=num_heads)
         for layer in (self.attention.query, self.attention.value, self.attention.out):
-            nn.init.xavier_uniform_(layer.weight)  # as loud as what it is added to
+            nn.init.xavier_uniform_(layer.weight)  # output and query stream then have the same scale
             nn.init.zeros_(layer.bias)
-        self.attention.key.load_state_dict(self.attention.query.state_dict())  # at first, like attends to like
+        self.attention.key.load_state_dict(self.attention.query.state_dict())  # at first, similar tokens match
         self.gate = nn.Linear(2 * dim, 1) if gated else None
         if self.gate is not None:
             nn.init.zeros_(self.gate.weight)
             nn.init.zeros_(self.gate.bias)
 
     def forward(self, query: Tokens, context: Tokens, *, need_weights: bool = False) -> AttentionOutput:
-        normed = context.with_values(self.norm_context(context.values))
-        listening = query.with_values(self.norm_query(query.values))
-        said = self.attention(listening.values, normed, need_weights=need_weights)
+        query = query.with_values(self.norm_query(query.values))
+        context = context.with_values(self.norm_context(context.values))
+        output = self.attention(query.values, context, need_weights=need_weights)
         if self.gate is None:
-            return said
-        opening = self.soft_gate(listening.mean_pool(), normed.mean_pool())
-        return said._replace(values=said.values * opening[:, None, None])
+            return output
+        gate = self.soft_gate(query.mean_pool(), context.mean_pool())
+        return output._replace(values=output.values * gate[:, None, None])
 
     def soft_gate(self, query: Float[Tensor, "b d"], context: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-        """The soft gate, from the means of the normed tokens of both ends."""
+        """The gate, from the mean normed token of the query stream and of the context stream."""
         assert self.gate is not None
         return 2 * self.gate(torch.cat([query, context], dim=1)).sigmoid().squeeze(1)

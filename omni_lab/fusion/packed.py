@@ -1,15 +1,14 @@
-"""All open (sample, path) pairs of a layer as one ragged batch, as mixture-of-experts code treats tokens and experts:
-grouped projections, one variable-length attention, and back.
+"""Packed execution: all (sample, path) pairs of a layer as one ragged batch, as mixture-of-experts code packs tokens.
 
-Of the kernels that can do the middle part, `torch.nn.attention.varlen` is used: it takes the packed tokens as they are.
-Nested tensors would need the same packing and their own layout on top; a FlexAttention document mask must be compiled
-anew for each routing, and has no backward on a CPU.
+The steps are grouped projections, one variable-length attention, and a scatter back. Attention uses
+`torch.nn.attention.varlen`, which takes packed tokens as they are. Nested tensors would need the same packing and a
+layout of their own; a FlexAttention document mask is compiled again for each routing and has no backward on a CPU.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import NamedTuple
 
@@ -26,34 +25,29 @@ log = logging.getLogger(__name__)
 
 
 class Ragged(NamedTuple):
-    """Tokens [T, D] of many sequences one after the other, sorted by path. lengths: [S], of each sequence. sequences,
-    groups: how many sequences, and how many tokens, each path has."""
+    """The tokens of S sequences one after the other, sorted by path. lengths, num_tokens: per sequence, per path."""
 
     values: Float[Tensor, "t d"]
     lengths: Int[Tensor, " s"]
-    sequences: list[int]
-    groups: list[int]
-
-
-Kernel = Callable[[Tensor, Tensor, Tensor, Int[Tensor, " s"], Int[Tensor, " s"]], Tensor]
+    num_tokens: list[int]
 
 
 def is_packed_supported(streams: Mapping[Modality, Tokens], cross: Iterable[CrossModalAttention]) -> bool:
-    """Whether there is a kernel for these tokens and these paths; says so once where there is none."""
+    """Whether these tokens and paths can run packed; warns once for each reason why not."""
     values = next(iter(streams.values())).values
     half = torch.is_autocast_enabled(values.device.type) or values.dtype in (torch.float16, torch.bfloat16)
     attention = [path.attention for path in cross]
-    whole = all(a.query.out_features == a.value.out_features == a.num_heads * a.head_dim for a in attention)
-    alike = whole and len({a.num_heads for a in attention}) <= 1  # the kernel takes one width, and scales by it
-    works = values.is_cuda and half and alike
-    if not works:
-        _say_once("a CUDA device" if not values.is_cuda else "paths of one width" if half else "half precision")
-    return works
+    unpruned = all(a.query.out_features == a.value.out_features == a.num_heads * a.head_dim for a in attention)
+    one_width = unpruned and len({a.num_heads for a in attention}) <= 1  # the kernel takes one width, and scales by it
+    supported = values.is_cuda and half and one_width
+    if not supported:
+        _warn_once("a CUDA device" if not values.is_cuda else "paths of one width" if half else "half precision")
+    return supported
 
 
 @cache
-def _say_once(lacking: str) -> None:
-    log.warning("packed execution wants variable-length attention, and that %s: gathering instead", lacking)
+def _warn_once(lacking: str) -> None:
+    log.warning("packed execution needs %s: running gathered instead", lacking)
 
 
 def packed_layer(
@@ -61,41 +55,39 @@ def packed_layer(
     own: Mapping[Modality, Tokens],
     streams: Mapping[Modality, Tokens],
     runs: Mapping[CrossModalPath, Bool[Tensor, " b"]],
-    kernel: Kernel | None = None,
 ) -> dict[Modality, Float[Tensor, "b n d"]]:
-    """What the open paths add to each query stream. own: the query streams, one entry per sample. runs: which samples
-    each path runs for. kernel: attends within sequences (default: the varlen kernel of the GPU)."""
+    """What all paths of a layer add to each query stream.
+
+    own, streams: the query streams, one entry per sample, and the context streams. runs: where each path runs.
+    """
     pairs = {path: run.nonzero().squeeze(1) for path, run in runs.items()}
     paths = [path for path, samples in pairs.items() if len(samples)]
     if not paths:
         return {}
-    queries = _pack(
-        [own[p.query].select(pairs[p]).expand_entries() for p in paths], [cross[p].norm_query for p in paths]
-    )
-    contexts = _pack(
-        [streams[p.key].select(pairs[p]).expand_entries() for p in paths], [cross[p].norm_context for p in paths]
-    )
+    queries = _pack([own[p.query].select(pairs[p]) for p in paths], [cross[p].norm_query for p in paths])
+    contexts = _pack([streams[p.key].select(pairs[p]) for p in paths], [cross[p].norm_context for p in paths])
     attention = [cross[p].attention for p in paths]
-    heads = attention[0].num_heads
 
-    def split(x: Float[Tensor, "t d"]) -> Float[Tensor, "t h e"]:
-        return x.unflatten(1, (heads, -1))
+    def split_heads(x: Float[Tensor, "t d"]) -> Float[Tensor, "t h e"]:
+        return x.unflatten(1, (attention[0].num_heads, -1))
 
-    mixed = (kernel or varlen_kernel)(
-        split(grouped_linear(queries, [a.query for a in attention])),
-        split(grouped_linear(contexts, [a.key for a in attention])),
-        split(grouped_linear(contexts, [a.value for a in attention])),
+    mixed = varlen_kernel(
+        split_heads(grouped_linear(queries, [a.query for a in attention])),
+        split_heads(grouped_linear(contexts, [a.key for a in attention])),
+        split_heads(grouped_linear(contexts, [a.value for a in attention])),
         queries.lengths,
         contexts.lengths,
     ).flatten(1)
-    said = grouped_linear(queries._replace(values=mixed), [a.out for a in attention])
+    output = grouped_linear(queries._replace(values=mixed), [a.out for a in attention])
     if cross[paths[0]].gate is not None:
-        said = said * _openness(queries, contexts, cross, paths).to(said.dtype)
+        means = (_mean_pool(x).split([len(pairs[p]) for p in paths]) for x in (queries, contexts))
+        gates = torch.cat([cross[path].soft_gate(q, c) for path, q, c in zip(paths, *means, strict=True)])
+        output = output * gates.repeat_interleave(queries.lengths)[:, None].to(output.dtype)
     added: dict[Modality, Tensor] = {}
-    for path, values in zip(paths, said.split(queries.groups), strict=True):
+    for path, values in zip(paths, output.split(queries.num_tokens), strict=True):
         stream, samples = own[path.query], pairs[path]
-        total = added.get(path.query, said.new_zeros(*stream.values.shape))
-        padded = said.new_zeros(len(samples), *stream.values.shape[1:])
+        total = added.get(path.query, output.new_zeros(*stream.values.shape))
+        padded = output.new_zeros(len(samples), *stream.values.shape[1:])
         padded[stream.mask[samples]] = values
         added[path.query] = total.index_add(0, samples, padded)
     return added
@@ -103,36 +95,27 @@ def packed_layer(
 
 def _pack(parts: list[Tokens], norms: list[nn.LayerNorm]) -> Ragged:
     """The real tokens of each path's samples, normed by that path."""
+    parts = [part.expand_entries() for part in parts]
     values = [norm(part.values[part.mask]) for part, norm in zip(parts, norms, strict=True)]
     lengths = torch.cat([part.mask.sum(1) for part in parts])
-    return Ragged(torch.cat(values), lengths, [len(part) for part in parts], [len(v) for v in values])
+    return Ragged(torch.cat(values), lengths, [len(v) for v in values])
 
 
 def grouped_linear(x: Ragged, layers: list[nn.Linear]) -> Float[Tensor, "t d"]:
-    """Each path's tokens through that path's layer: one grouped product on a GPU in bfloat16, else one after the
-    other."""
+    """Each path's tokens through its own layer: one grouped product in bfloat16 on a GPU, else a loop."""
     values = x.values
     if torch.is_autocast_enabled(values.device.type):
         values = values.to(torch.get_autocast_dtype(values.device.type))
     if values.is_cuda and values.dtype == torch.bfloat16:
         weight = torch.stack([layer.weight.to(values.dtype).T for layer in layers])  # [P, D, D]
-        offsets = torch.tensor(x.groups, device=values.device).cumsum(0).to(torch.int32)
+        counts = torch.tensor(x.num_tokens, device=values.device)
         bias = torch.stack([layer.bias for layer in layers]).to(values.dtype)
-        group = torch.repeat_interleave(torch.tensor(x.groups, device=values.device), output_size=len(values))
-        return F.grouped_mm(values, weight, offs=offsets) + bias[group]
-    return torch.cat([layer(part) for layer, part in zip(layers, values.split(x.groups), strict=True)])
+        group = torch.repeat_interleave(counts, output_size=len(values))
+        return F.grouped_mm(values, weight, offs=counts.cumsum(0).to(torch.int32)) + bias[group]
+    return torch.cat([layer(part) for layer, part in zip(layers, values.split(x.num_tokens), strict=True)])
 
 
-def _openness(
-    queries: Ragged, contexts: Ragged, cross: Mapping[CrossModalPath, CrossModalAttention], paths: list[CrossModalPath]
-) -> Float[Tensor, "t 1"]:
-    """The soft gate of each pair, at each of its query tokens."""
-    own, heard = (_means(x).split(x.sequences) for x in (queries, contexts))
-    gates = [cross[path].soft_gate(q, c) for path, q, c in zip(paths, own, heard, strict=True)]
-    return torch.cat(gates).repeat_interleave(queries.lengths)[:, None]
-
-
-def _means(x: Ragged) -> Float[Tensor, "s d"]:
+def _mean_pool(x: Ragged) -> Float[Tensor, "s d"]:
     owner = torch.arange(len(x.lengths), device=x.values.device).repeat_interleave(x.lengths)
     total = x.values.new_zeros(len(x.lengths), x.values.shape[1]).index_add(0, owner, x.values)
     return total / x.lengths[:, None].clamp(min=1)

@@ -1,4 +1,4 @@
-"""What heads of several tokens read: the fused streams side by side."""
+"""The context that heads cross-attend to: the fused streams of all modalities side by side."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from omni_lab.batch import Modality, Tokens
-from omni_lab.layers.attention import TransformerBlock
+from omni_lab.layers.attention import transformer_blocks
 
 
 class HeadError(ValueError):
-    """A head is asked for what it cannot give: the message says which head, what was asked, and what it can give."""
+    """A request that a head cannot serve; the message names the head, the request, and what the head can do."""
 
 
 @dataclass(frozen=True)
 class FusedContext:
-    """tokens: [B, N, D], one entry per sample. places: where in N each modality's tokens stand."""
+    """All fused tokens, one entry per sample. modality_slices: the positions of each modality's tokens."""
 
     tokens: Tokens
     modality_slices: Mapping[Modality, slice]
@@ -27,18 +27,21 @@ class FusedContext:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def present(self, modality: Modality) -> Bool[Tensor, " b"]:
-        """[B], whether a sample has anything of a modality."""
-        if modality not in self.modality_slices:
-            return torch.zeros(len(self), dtype=torch.bool, device=self.tokens.mask.device)
-        return self.tokens.mask[:, self.modality_slices[modality]].any(dim=1)
+    def require(self, modality: Modality, head: str) -> slice:
+        """The positions of a modality's tokens. Raises HeadError, in the head's name, if any sample has none."""
+        positions = self.modality_slices.get(modality, slice(0))
+        lacking = (~self.tokens.mask[:, positions].any(dim=1)).nonzero().flatten().tolist()
+        if lacking:
+            raise HeadError(f"{head}: every sample needs {modality}: samples {lacking} have none")
+        return positions
 
 
 class ContextEncoder(nn.Module):
-    """All fused tokens side by side, each modality through a norm and a projection of its own, which say what it is;
-    then `depth` transformer blocks over all of them together. It is made once, however many heads read it.
+    """Fused streams to one context: a norm and a projection per modality, then `depth` joint transformer blocks.
 
-    modalities, dim: of the fused streams. out_dim: of the memory.
+    The projections also tell the modalities apart. The context is computed once for all heads.
+
+    dim, out_dim: widths of the fused streams and of the context.
     """
 
     def __init__(
@@ -56,24 +59,19 @@ class ContextEncoder(nn.Module):
         self.read = nn.ModuleDict(
             {m.value: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, out_dim)) for m in modalities}
         )
-        self.blocks = nn.Sequential(
-            *(
-                TransformerBlock(dim=out_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout)
-                for _ in range(depth)
-            )
-        )
+        self.blocks = transformer_blocks(depth, dim=out_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout)
 
     def forward(
         self, streams: Mapping[Modality, Tokens], weights: Mapping[Modality, Float[Tensor, " b"]] | None = None
     ) -> FusedContext:
-        """weights: multiply what is read of each modality by so much (default: 1)."""
-        heard, places, start = [], {}, 0
+        """weights: a factor on each modality's projected tokens (default: 1)."""
+        parts, slices, start = [], {}, 0
         for modality, tokens in streams.items():
-            read = tokens.with_values(self.read[modality.value](tokens.values)).expand_entries()
+            part = tokens.with_values(self.read[modality.value](tokens.values)).expand_entries()
             if weights is not None:
-                read = read.with_values(read.values * weights[modality][:, None, None])
-            places[modality] = slice(start, start + read.mask.shape[1])
-            start += read.mask.shape[1]
-            heard.append(read)
-        tokens = Tokens(torch.cat([h.values for h in heard], dim=1), torch.cat([h.mask for h in heard], dim=1))
-        return FusedContext(self.blocks(tokens), places)
+                part = part.with_values(part.values * weights[modality][:, None, None])
+            slices[modality] = slice(start, start + part.mask.shape[1])
+            start += part.mask.shape[1]
+            parts.append(part)
+        tokens = Tokens(torch.cat([p.values for p in parts], dim=1), torch.cat([p.mask for p in parts], dim=1))
+        return FusedContext(self.blocks(tokens), slices)

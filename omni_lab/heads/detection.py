@@ -1,4 +1,4 @@
-"""The boxes head: finds things in a picture as a set."""
+"""The detection head: the objects in an image as a set of boxes (DETR, Carion et al. 2020)."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from omni_lab.batch import Modality
 from omni_lab.heads.context import FusedContext, HeadError
 from omni_lab.layers.decoder import DecoderLayer
 
-NO_OBJECT_WEIGHT = 0.1  # of "nothing there" in the classification, as most queries find nothing
-LOSS_WEIGHTS = {"class": 1.0, "distance": 5.0, "overlap": 2.0}  # Carion et al. 2020, appendix A.4
+NO_OBJECT_WEIGHT = 0.1  # of the no-object class in the cross-entropy, as most queries match no object
+CLASS_WEIGHT, L1_WEIGHT, GIOU_WEIGHT = 1.0, 5.0, 2.0  # of the parts of cost and loss (appendix A.4)
 
 
 class DetectionOutput(NamedTuple):
-    """What each query of each layer found. logits: [L, B, Q, C + 1], the last class is "nothing there". boxes: [L, B,
-    Q, 4], left, top, right, bottom as shares of the picture's sides."""
+    """Predictions of every query after every layer; the last class is no-object.
+
+    boxes: left, top, right, bottom as fractions of the image's sides.
+    """
 
     logits: Float[Tensor, "l b q c"]
     boxes: Float[Tensor, "l b q 4"]
 
 
 class Detections(NamedTuple):
-    """The things of one picture. labels: [n]. scores: [n], falling. boxes: [n, 4] as in `Found`."""
+    """The objects of one image, by falling score. boxes: as in `DetectionOutput`."""
 
     labels: Int[Tensor, " n"]
     scores: Float[Tensor, " n"]
@@ -37,10 +39,10 @@ class Detections(NamedTuple):
 
 
 class DetectionHead(nn.Module):
-    """Set prediction with bipartite matching (DETR, Carion et al. 2020): learned queries attend to each other and to
-    the memory, and each says what it found, and where, or that it found nothing.
+    """Set prediction: learned queries attend to each other and to the context; each predicts one object or no-object.
 
-    classes: names of what can be found. queries: how many things it can find at most. dim: of the memory, too.
+    dim: width of the queries and of the context.
+    num_queries: the largest number of objects in an image.
     """
 
     needs_context: ClassVar = True
@@ -67,69 +69,65 @@ class DetectionHead(nn.Module):
         self.locate = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 4))
 
     def forward(self, context: FusedContext) -> DetectionOutput:
-        """Raises HeadError where a sample has no picture to find things in."""
-        blind = (~context.present(Modality.IMAGE)).nonzero().flatten().tolist()
-        if blind:
-            raise HeadError(f"boxes: there is no picture to find things in: samples {blind} lack one")
+        """Raises HeadError for samples without an image."""
+        context.require(Modality.IMAGE, "detection")
         x, logits, boxes = self.queries.repeat(len(context), 1, 1), [], []
         for layer in self.layers:
             x = layer.forward_parallel(x, context.tokens)  # type: ignore[operator]
-            said = self.norm(x)
-            logits.append(self.classify(said))
-            boxes.append(box_convert(self.locate(said).sigmoid(), "cxcywh", "xyxy"))
+            h = self.norm(x)
+            logits.append(self.classify(h))
+            boxes.append(box_convert(self.locate(h).sigmoid(), "cxcywh", "xyxy"))
         return DetectionOutput(torch.stack(logits), torch.stack(boxes))
 
     def loss(
-        self, found: DetectionOutput, labels: Sequence[Int[Tensor, " _"]], boxes: Sequence[Float[Tensor, "_ 4"]]
+        self, output: DetectionOutput, labels: Sequence[Int[Tensor, " _"]], boxes: Sequence[Float[Tensor, "_ 4"]]
     ) -> Float[Tensor, ""]:
-        """Hungarian loss (Carion et al. 2020, eq. 2), the mean over layers: classes by cross-entropy, boxes by distance
-        and generalized overlap. labels, boxes: what is there in each picture; there may be nothing."""
-        size, queries = found.logits.shape[1:3]
-        if len(labels) != size or any(len(n) > queries for n in labels):
-            raise HeadError(
-                f"boxes: expected {size} pictures of at most {queries} things: got {[len(n) for n in labels]}"
-            )
+        """The Hungarian loss (eq. 2), averaged over layers: cross-entropy, L1 and generalized IoU of matched boxes.
+
+        labels, boxes: the objects of each image, possibly none. Raises HeadError for more objects than queries.
+        """
+        size, num_queries = output.logits.shape[1:3]
+        counts = [len(n) for n in labels]
+        if len(labels) != size or any(count > num_queries for count in counts):
+            raise HeadError(f"detection: expected {size} images of at most {num_queries} objects: got {counts}")
         losses = []
-        weight = torch.ones(len(self.classes) + 1, device=found.logits.device)
+        weight = torch.ones(len(self.classes) + 1, device=output.logits.device)
         weight[-1] = NO_OBJECT_WEIGHT
-        things = max(1, sum(len(n) for n in labels))
-        for logits, placed in zip(found.logits, found.boxes, strict=True):
-            target = torch.full((size, queries), len(self.classes), device=logits.device)
-            missed = logits.new_zeros(())
-            for b, (names, there) in enumerate(zip(labels, boxes, strict=True)):
-                query, thing = self.hungarian_match(logits[b], placed[b], names, there)
-                target[b, query] = names[thing]
-                near, wanted = placed[b, query], there[thing]
-                overlap = generalized_box_iou(near, wanted).diagonal()
-                missed = missed + LOSS_WEIGHTS["distance"] * (near - wanted).abs().sum()
-                missed = missed + LOSS_WEIGHTS["overlap"] * (1 - overlap).sum()
-            named = F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight=weight)
-            losses.append(LOSS_WEIGHTS["class"] * named + missed / things)
+        for logits, predicted in zip(output.logits, output.boxes, strict=True):
+            target = torch.full((size, num_queries), len(self.classes), device=logits.device)
+            box_loss = logits.new_zeros(())
+            for b, (image_labels, image_boxes) in enumerate(zip(labels, boxes, strict=True)):
+                query, matched = self.hungarian_match(logits[b], predicted[b], image_labels, image_boxes)
+                target[b, query] = image_labels[matched]
+                pairs = predicted[b, query], image_boxes[matched]
+                giou = generalized_box_iou(*pairs).diagonal()
+                box_loss = box_loss + L1_WEIGHT * (pairs[0] - pairs[1]).abs().sum()
+                box_loss = box_loss + GIOU_WEIGHT * (1 - giou).sum()
+            class_loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight=weight)
+            losses.append(CLASS_WEIGHT * class_loss + box_loss / max(1, sum(counts)))
         return torch.stack(losses).mean()
 
     @torch.no_grad()
     def hungarian_match(
         self,
         logits: Float[Tensor, "q c"],
-        placed: Float[Tensor, "q 4"],
-        names: Int[Tensor, " n"],
-        there: Float[Tensor, "n 4"],
+        pred_boxes: Float[Tensor, "q 4"],
+        labels: Int[Tensor, " n"],
+        boxes: Float[Tensor, "n 4"],
     ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-        """Which query stands for which thing: the assignment of least cost (Carion et al. 2020, eq. 1)."""
-        cost = -LOSS_WEIGHTS["class"] * logits.softmax(dim=1)[:, names]
-        cost = cost + LOSS_WEIGHTS["distance"] * torch.cdist(placed, there, p=1)
-        cost = cost - LOSS_WEIGHTS["overlap"] * generalized_box_iou(placed, there)
+        """Bipartite matching (eq. 1): the queries and the objects of the assignment with the least cost."""
+        cost = -CLASS_WEIGHT * logits.softmax(dim=1)[:, labels]
+        cost = cost + L1_WEIGHT * torch.cdist(pred_boxes, boxes, p=1)
+        cost = cost - GIOU_WEIGHT * generalized_box_iou(pred_boxes, boxes)
         rows, columns = linear_sum_assignment(cost.cpu().numpy())
         return torch.as_tensor(rows, device=logits.device), torch.as_tensor(columns, device=logits.device)
 
-    def post_process(self, found: DetectionOutput, *, threshold: float = 0.0) -> list[Detections]:
-        """What the last layer found in each picture, one thing a query, likeliest first; less likely ones than
-        `threshold` are left out."""
-        chances = found.logits[-1].softmax(dim=2)[..., :-1]  # [B, Q, C]
-        scores, labels = chances.max(dim=2)
-        picked = []
-        for label, score, box in zip(labels, scores, found.boxes[-1], strict=True):
+    def post_process(self, output: DetectionOutput, *, threshold: float = 0.0) -> list[Detections]:
+        """The objects of each image after the last layer, one per query, without those that score below `threshold`."""
+        probs = output.logits[-1].softmax(dim=2)[..., :-1]  # [B, Q, C]
+        detections = []
+        for score, label, box in zip(*probs.max(dim=2), output.boxes[-1], strict=True):
             order = score.argsort(descending=True)
             order = order[score[order] >= threshold]
-            picked.append(Detections(label[order], score[order], box[order]))
-        return picked
+            detections.append(Detections(label[order], score[order], box[order]))
+        return detections

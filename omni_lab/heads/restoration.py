@@ -1,4 +1,4 @@
-"""The pixels head: restores a damaged picture, by what is left of it and by what the memory knows."""
+"""The restoration head: repairs a damaged image from what is left of it and from the context."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from torch import Tensor, nn
 from omni_lab.heads.context import FusedContext, HeadError
 from omni_lab.layers.decoder import DecoderLayer
 
-OUTPUT_CHANNELS = 4  # colours to add, and how much what is given is doubted
-INPUT_CHANNELS = 6  # of what a place is told: three colours, whether they are certain, and where in a hole it lies
+INPUT_CHANNELS = 6  # three colours, whether the pixel is kept, and its coordinates in the hole
+OUTPUT_CHANNELS = 4  # three colours to add, and how far to pull the input towards gray
 
 
-def hole_coordinates(certain: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 2 h w"]:
-    """Where a pixel that is missing lies: from -1 at the left (top) of all that is missing to 1 at its right (bottom);
-    0 where nothing is missing."""
-    places = []
-    missing = certain < 0.5
+def hole_coordinates(keep: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 2 h w"]:
+    """x and y of each missing pixel in the bounding box of all missing ones, in [-1, 1]; 0 where nothing is missing.
+
+    keep: 1 where a pixel is kept, else 0.
+    """
+    coordinates = []
+    missing = keep < 0.5
     for side in (3, 2):
-        along = torch.arange(1.0, certain.shape[side] + 1, device=certain.device)
-        along = along if side == 3 else along[:, None]
-        here = torch.where(missing, along, 0.0)
-        last = here.amax((2, 3), keepdim=True)
-        first = torch.where(missing, along, last).amin((2, 3), keepdim=True)
+        index = torch.arange(1.0, keep.shape[side] + 1, device=keep.device)
+        index = index if side == 3 else index[:, None]
+        last = torch.where(missing, index, 0.0).amax((2, 3), keepdim=True)
+        first = torch.where(missing, index, last).amin((2, 3), keepdim=True)
         middle, half = (first + last) / 2, ((last - first) / 2).clamp(min=0.5)
-        places.append(torch.where(missing, (along - middle) / half, 0.0))
-    return torch.cat(places, dim=1)
+        coordinates.append(torch.where(missing, (index - middle) / half, 0.0))
+    return torch.cat(coordinates, dim=1)
 
 
 class ResidualConvBlock(nn.Module):
@@ -50,13 +51,13 @@ class ResidualConvBlock(nn.Module):
 
 
 class RestorationHead(nn.Module):
-    """A U-Net (Ronneberger et al. 2015) over what is left of the picture, which says how far to doubt it, towards gray,
-    and what to add. At its coarsest, each cell attends to all others and to the memory: there enters what was said of
-    the picture, or heard. [B, 3, H, W] in [0, 1], in training also a little beyond.
+    """A U-Net (Ronneberger et al. 2015) whose coarsest cells attend to each other and to the context.
 
-    dim: of the memory. size: the side of a picture. patch: so many pixels squared make one place of the finest scale,
-    their colours its channels, and are painted as one (sub-pixel convolution, Shi et al. 2016). widths: channels at
-    each scale but the coarsest, which has `dim`; each is half as fine as the one before.
+    dim: width of the context and of the coarsest scale.
+    size: the side of the images, in pixels.
+    patch: the side of the pixel block that is one cell of the finest scale (sub-pixel convolution, Shi et al. 2016).
+    widths: channels of all scales but the coarsest, finest first; each scale halves the resolution.
+    Raises HeadError for a size that the scales do not divide.
     """
 
     needs_context: ClassVar = True
@@ -76,7 +77,7 @@ class RestorationHead(nn.Module):
         self.size, self.patch = size, patch
         self.shrink = patch * 2 ** len(widths)
         if size % self.shrink:
-            raise HeadError(f"pixels: the side of pictures must be a multiple of {self.shrink}: got {size}")
+            raise HeadError(f"restoration: the side of images must be a multiple of {self.shrink}: got {size}")
         inner = (INPUT_CHANNELS * patch**2, *widths)
         self.down = nn.ModuleList(ResidualConvBlock(a, b) for a, b in itertools.pairwise(inner))
         self.enter = nn.Conv2d(widths[-1], dim, 1)
@@ -84,11 +85,11 @@ class RestorationHead(nn.Module):
         self.layers = nn.ModuleList(
             DecoderLayer(dim=dim, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=0.0) for _ in range(depth)
         )
-        outer = list(itertools.pairwise((dim, *reversed(widths))))  # coarse, and the finer one
+        outer = list(itertools.pairwise((dim, *reversed(widths))))  # (coarse, fine) widths
         self.narrow = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for coarse, fine in outer)
         self.up = nn.ModuleList(ResidualConvBlock(fine, fine) for _, fine in outer)
         self.paint = nn.Conv2d(widths[0], OUTPUT_CHANNELS * patch**2, 1)
-        nn.init.zeros_(self.paint.weight)  # at first, what is given is what is returned
+        nn.init.zeros_(self.paint.weight)  # at first, the output is the input
         assert self.paint.bias is not None
         nn.init.zeros_(self.paint.bias)
 
@@ -99,40 +100,37 @@ class RestorationHead(nn.Module):
         image: UInt8[Tensor, "b 3 h w"],
         keep_mask: Bool[Tensor, "b h w"] | None = None,
     ) -> Float[Tensor, "b 3 h w"]:
-        """picture: the damaged one. kept: pixels that are as they were, and stay so to the last bit; without, none are
-        certain (noise, low resolution). Raises HeadError for another size, or where all or nothing is kept."""
+        """The restored image, in [0, 1]; in training it is not clamped, so that the loss has a gradient beyond.
+
+        image: the damaged image.
+        keep_mask: True for undamaged pixels, which are returned exactly. None: all may change (noise, low resolution).
+        Raises HeadError for an image of another size, or a mask that keeps every pixel or none.
+        """
         if image.shape[-2:] != (self.size, self.size):
-            raise HeadError(f"pixels: expected pictures of {self.size} x {self.size}: got {list(image.shape)}")
+            raise HeadError(f"restoration: expected images of {self.size} x {self.size}: got {list(image.shape)}")
+        damaged = image.to(torch.float32) / 255
+        keep = torch.zeros_like(damaged[:, :1])
         if keep_mask is not None:
-            for said, which in (
-                ("every pixel: there is nothing to restore", keep_mask),
-                ("no pixel at all", ~keep_mask),
-            ):
-                wrong = which.flatten(1).all(dim=1).nonzero().flatten().tolist()
+            for mask, kept in ((keep_mask, "every pixel: there is nothing to restore"), (~keep_mask, "no pixel")):
+                wrong = mask.flatten(1).all(dim=1).nonzero().flatten().tolist()
                 if wrong:
-                    raise HeadError(f"pixels: the mask of samples {wrong} keeps {said}")
-        given = image.to(torch.float32) / 255
-        certain = torch.zeros_like(given[:, :1])
-        if keep_mask is not None:
-            certain = keep_mask[:, None].to(given.dtype)
-            given = torch.where(keep_mask[:, None], given, 0.5)  # whatever stands in a hole is not looked at
-        x, finer = (
-            F.pixel_unshuffle(torch.cat([given - 0.5, certain, hole_coordinates(certain)], dim=1), self.patch),
-            [],
-        )
+                    raise HeadError(f"restoration: the mask of samples {wrong} keeps {kept}")
+            keep = keep_mask[:, None].to(damaged.dtype)
+            damaged = torch.where(keep_mask[:, None], damaged, 0.5)  # the content of a hole is not used
+        x = F.pixel_unshuffle(torch.cat([damaged - 0.5, keep, hole_coordinates(keep)], dim=1), self.patch)
+        skips = []
         for block in self.down:
-            finer.append(block(x))
-            x = F.avg_pool2d(finer[-1], 2)
-        x = self.enter(x)
-        side = x.shape[-1]
-        cells = x.flatten(2).transpose(1, 2) + self.cell  # [B, side * side, D]
+            skips.append(block(x))
+            x = F.avg_pool2d(skips[-1], 2)
+        x = self.enter(x)  # [B, D, h, h]
+        cells = x.flatten(2).transpose(1, 2) + self.cell  # [B, h * h, D]
         for layer in self.layers:
             cells = layer.forward_parallel(cells, context.tokens)  # type: ignore[operator]
-        x = cells.transpose(1, 2).unflatten(2, (side, side))
-        for narrow, block, skipped in zip(self.narrow, self.up, reversed(finer), strict=True):
-            x = block(F.interpolate(narrow(x), scale_factor=2.0, mode="nearest") + skipped)
+        x = cells.transpose(1, 2).unflatten(2, x.shape[2:])
+        for narrow, block, skip in zip(self.narrow, self.up, reversed(skips), strict=True):
+            x = block(F.interpolate(narrow(x), scale_factor=2.0, mode="nearest") + skip)
         colours, doubt = F.pixel_shuffle(self.paint(x), self.patch).split((3, 1), dim=1)
-        restored = given + doubt * (0.5 - given) + colours
+        restored = damaged + doubt * (0.5 - damaged) + colours
         if not self.training:
             restored = restored.clamp(0, 1)
-        return restored if keep_mask is None else torch.where(keep_mask[:, None], given, restored)
+        return restored if keep_mask is None else torch.where(keep_mask[:, None], damaged, restored)

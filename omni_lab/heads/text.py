@@ -1,10 +1,10 @@
-"""The text head: a decoder that writes, token after token, about what the model has fused."""
+"""The text head: an autoregressive decoder over the fused context."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +12,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from omni_lab.batch import Modality, Tokens
-from omni_lab.data.tokenizer import DecoderTokenizer
 from omni_lab.heads.context import FusedContext, HeadError
-from omni_lab.layers.decoder import CrossAttentionCache, DecoderLayer, KVCache
+from omni_lab.layers.attention import CrossAttentionCache
+from omni_lab.layers.decoder import DecoderLayer, KVCache
+
+if TYPE_CHECKING:
+    from omni_lab.data.tokenizer import DecoderTokenizer
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How to write. beams: so many texts are kept at a time (1: greedy). length_power: finished beams are compared by
-    log-probability over length to this power (Wu et al. 2016, eq. 14, without its constants). temperature: above 0,
-    draw instead, from the likeliest tokens that together have the probability `nucleus` (Holtzman et al. 2020), with
-    `seed`. longest: tokens written at most; a text not ended by then is cut there, and `Written.finished` says so.
-    cached: keep keys and values of what is written; without, all is worked out again for every token."""
+    """How to generate. Raises HeadError for values out of range, and for beam search with a temperature.
+
+    num_beams: 1 is greedy search.
+    length_penalty: beams compare log-probability / length ** length_penalty (Wu et al. 2016, eq. 14, no constants).
+    temperature: above 0, sample, with `seed`.
+    top_p: sample from the fewest tokens that reach this probability (Holtzman et al. 2020).
+    max_new_tokens: longer texts are cut, and `GenerationOutput.finished` is False.
+    use_cache: False computes all keys and values again for every token.
+    """
 
     num_beams: int = 1
     length_penalty: float = 0.6
@@ -36,16 +43,20 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         if self.num_beams < 1 or self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
             raise HeadError(
-                "text: decoding wants beams and longest of 1 or more, a temperature of 0 or more, and a nucleus in "
-                f"(0, 1]: got {self}"
+                "text: num_beams and max_new_tokens must be at least 1, temperature at least 0, and top_p in (0, 1]: "
+                f"got {self}"
             )
         if self.num_beams > 1 and self.temperature > 0:
-            raise HeadError(f"text: either beams or a temperature: got beams={self.num_beams} and {self.temperature}")
+            raise HeadError(f"text: beam search takes no temperature: got {self}")
 
 
 class GenerationOutput(NamedTuple):
-    """ids: [B, T], without the prompt, filled up with the id of the end. finished: [B], whether a text ended by itself.
-    scores: [B], log-probability of what was written."""
+    """Generated texts.
+
+    sequences: without the prompt, padded with the end-of-sequence id.
+    finished: whether a text ended by itself.
+    scores: log-probability of each text.
+    """
 
     sequences: Int[Tensor, "b t"]
     finished: Bool[Tensor, " b"]
@@ -54,25 +65,22 @@ class GenerationOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class DecoderState:
-    """Everything that the next token depends on. real: [B, T], False where a shorter prompt was filled up (before)."""
+    """All that the next token depends on. attention_mask: False where a shorter prompt is padded, on the left."""
 
     cross_caches: Sequence[CrossAttentionCache]
     kv_caches: Sequence[KVCache]
     attention_mask: Bool[Tensor, "b t"]
 
     def select(self, rows: Int[Tensor, " r"]) -> DecoderState:
-        return DecoderState(
-            [h.select(rows) for h in self.cross_caches],
-            [p.select(rows) for p in self.kv_caches],
-            self.attention_mask[rows],
-        )
+        cross_caches, kv_caches = [c.select(rows) for c in self.cross_caches], [c.select(rows) for c in self.kv_caches]
+        return DecoderState(cross_caches, kv_caches, self.attention_mask[rows])
 
 
 class TextHead(nn.Module):
-    """An autoregressive decoder (Vaswani et al. 2017) over the tokens of a `Codec`, whose marks say what to write.
-    Called with a target it returns logits [B, T, V] for each next token (teacher forcing), else what it writes.
+    """A transformer decoder (Vaswani et al. 2017) with tied embeddings, over the tokens of a `DecoderTokenizer`.
 
-    size, end: of the codec. dim: of the memory, too. max_length: of prompt and text together.
+    Its control tokens in the prompt say what to write. With a target, `forward` returns logits for each next token
+    (teacher forcing); else it generates. dim: width of the decoder and of the context. max_length: of prompt and text.
     """
 
     needs_context: ClassVar = True
@@ -99,7 +107,7 @@ class TextHead(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         self.ctc_proj = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
-        nn.init.normal_(self.embedding.weight, std=dim**-0.5)  # it also reads the tokens out
+        nn.init.normal_(self.embedding.weight, std=dim**-0.5)  # it is the output layer, too
 
     def forward(
         self,
@@ -109,172 +117,169 @@ class TextHead(nn.Module):
         target: Int[Tensor, "b t"] | None = None,
         generation: GenerationConfig | None = None,
     ) -> Float[Tensor, "b t v"] | GenerationOutput:
-        """prompt: see `Codec.prompts`. target: see `Codec.targets`; where given, logits for each of its tokens. Raises
-        HeadError where they are too long, and as `begin`."""
+        """Logits of the target's tokens, or generated texts without a target. prompt, target: as `DecoderTokenizer`
+        encodes them. Raises HeadError where they are too long, and as `init_state`."""
         state = self.init_state(context.tokens, prompt)
         if target is None:
             return self.generate(state, prompt, generation or GenerationConfig())
-        read = (prompt >= 0).sum(1) + (target >= 0).sum(1) - 1  # the end is not read
-        if (read > self.max_length).any():
+        lengths = (prompt >= 0).sum(1) + (target >= 0).sum(1) - 1  # the last token is no input
+        if (lengths > self.max_length).any():
             raise HeadError(
                 f"text: prompt and target must have at most {self.max_length} tokens before the end: "
-                f"got {read.tolist()}"
+                f"got {lengths.tolist()}"
             )
-        whole = torch.cat([prompt, target[:, :-1]], dim=1)
-        return self._step(state, whole)[0][:, prompt.shape[1] - 1 :]
+        ids = torch.cat([prompt, target[:, :-1]], dim=1)
+        return self._step(state, ids)[0][:, prompt.shape[1] - 1 :]
 
     def loss(self, logits: Float[Tensor, "b t v"], target: Int[Tensor, "b t"], *, smoothing: float = 0.0) -> Tensor:
         """Cross-entropy, the mean over all tokens."""
         return F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-1, label_smoothing=smoothing)
 
-    def ctc_loss(self, memory: FusedContext, target: Int[Tensor, "b t"]) -> Float[Tensor, ""]:
-        """Connectionist temporal classification (Graves et al. 2006): each token of the sound in memory should say what
-        is said at that time, in order, or the end for nothing new. Beside the decoder's loss it teaches where to listen
-        (Kim et al. 2017). The mean over samples of the loss a target token. Raises HeadError where there is no sound.
-        """
-        deaf = (~memory.present(Modality.AUDIO)).nonzero().flatten().tolist()
-        if deaf:
-            raise HeadError(f"text: there is no sound in which the target could be heard: samples {deaf} lack one")
-        place = memory.modality_slices[Modality.AUDIO]
-        said = F.linear(self.ctc_proj(memory.tokens.values[:, place]), self.embedding.weight).log_softmax(
-            dim=2
-        )  # [B, N, V]
-        lengths = memory.tokens.mask[:, place].sum(1)
-        ids = target.clamp(min=0)
-        counts = (target >= 0).sum(1) - 1  # without the end
-        return F.ctc_loss(said.transpose(0, 1), ids, lengths, counts, blank=self.eos_id, zero_infinity=True)
+    def ctc_loss(self, context: FusedContext, target: Int[Tensor, "b t"]) -> Float[Tensor, ""]:
+        """Connectionist temporal classification (Graves et al. 2006) of the audio tokens; end-of-sequence is blank.
 
-    def init_state(self, memory: Tokens, prompt: Int[Tensor, "b p"]) -> DecoderState:
-        """Before anything is read: keys and values of the memory. Raises HeadError for an empty prompt, one that leaves
-        no room, or one that is not of as many samples."""
+        Beside the decoder's loss it teaches monotonic alignment (Kim et al. 2017). Mean over samples of the loss per
+        target token. Raises HeadError for samples without audio.
+        """
+        audio = context.require(Modality.AUDIO, "text")
+        logits = F.linear(self.ctc_proj(context.tokens.values[:, audio]), self.embedding.weight)  # [B, N, V]
+        input_lengths = context.tokens.mask[:, audio].sum(1)
+        target_lengths = (target >= 0).sum(1) - 1  # without the end
+        log_probs = logits.log_softmax(dim=2).transpose(0, 1)
+        lengths = (input_lengths, target_lengths)
+        return F.ctc_loss(log_probs, target.clamp(min=0), *lengths, blank=self.eos_id, zero_infinity=True)
+
+    def init_state(self, context: Tokens, prompt: Int[Tensor, "b p"]) -> DecoderState:
+        """The state before the prompt. Raises HeadError for a prompt that is empty, too long, or of another batch."""
         if prompt.ndim != 2 or prompt.shape[1] == 0 or not (prompt[:, -1:] >= 0).all():
-            raise HeadError(f"text: every sample wants a prompt that ends in a token: got {list(prompt.shape)}")
-        if len(prompt) != len(memory) or prompt.shape[1] >= self.max_length:
-            raise HeadError(
-                f"text: expected {len(memory)} prompts, shorter than {self.max_length} tokens: got {list(prompt.shape)}"
-            )
-        heard = [cast(DecoderLayer, layer).cache_context(memory) for layer in self.layers]
-        past = [KVCache.empty(known) for known in heard]
-        return DecoderState(heard, past, torch.zeros(len(prompt), 0, dtype=torch.bool, device=prompt.device))
+            raise HeadError(f"text: every sample needs a prompt that ends in a token: got {list(prompt.shape)}")
+        size, longest = len(context), self.max_length - 1
+        if len(prompt) != size or prompt.shape[1] > longest:
+            raise HeadError(f"text: expected {size} prompts of at most {longest} tokens: got {list(prompt.shape)}")
+        cross_caches = [cast(DecoderLayer, layer).cross_attn.cache_context(context) for layer in self.layers]
+        kv_caches = [KVCache.empty(cache) for cache in cross_caches]
+        return DecoderState(cross_caches, kv_caches, (prompt >= 0)[:, :0])
 
     @torch.no_grad()
-    def generate(self, state: DecoderState, prompt: Int[Tensor, "b p"], decoding: GenerationConfig) -> GenerationOutput:
-        """What it writes after the prompt, at most until it is full."""
-        if decoding.num_beams > 1:
-            return self._beam_search(state, prompt, decoding)
+    def generate(
+        self, state: DecoderState, prompt: Int[Tensor, "b p"], generation: GenerationConfig
+    ) -> GenerationOutput:
+        """Continues the prompt, at most up to `max_length`."""
+        if generation.num_beams > 1:
+            return self._beam_search(state, prompt, generation)
         ids, scores = [], torch.zeros(len(prompt), device=prompt.device)
-        ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
-        for chosen, likely in self._tokens(state, prompt, decoding):
-            ids.append(torch.where(ended, self.eos_id, chosen))
-            scores = scores + torch.where(ended, 0.0, likely)
-            ended = ended | (chosen == self.eos_id)
-            if ended.all():
+        finished = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
+        for token, log_prob in self._generate_tokens(state, prompt, generation):
+            ids.append(torch.where(finished, self.eos_id, token))
+            scores = scores + torch.where(finished, 0.0, log_prob)
+            finished = finished | (token == self.eos_id)
+            if finished.all():
                 break
-        return GenerationOutput(torch.stack(ids, dim=1), ended, scores)
+        return GenerationOutput(torch.stack(ids, dim=1), finished, scores)
 
     @torch.no_grad()
     def stream(
-        self, memory: FusedContext, codec: DecoderTokenizer, prompt: Int[Tensor, "b p"], decoding: GenerationConfig
+        self,
+        context: FusedContext,
+        tokenizer: DecoderTokenizer,
+        prompt: Int[Tensor, "b p"],
+        generation: GenerationConfig,
     ) -> Iterator[str]:
-        """One text piece by piece, as it is written: together they are the text. Characters come whole. Raises
-        HeadError for several prompts, or beams, which know the text only at its end."""
-        if len(prompt) != 1 or decoding.num_beams > 1:
-            raise HeadError(f"text: one text is streamed at a time, without beams: got {len(prompt)}, {decoding}")
+        """Yields the pieces of one text while it is generated, in whole characters; joined they are the text.
+
+        Raises HeadError for several prompts, and for beam search, which knows the text only at its end.
+        """
+        if len(prompt) != 1 or generation.num_beams > 1:
+            raise HeadError(f"text: streaming takes one prompt and no beams: got {len(prompt)}, {generation}")
         ids: list[int] = []
-        said = ""
-        for chosen, _ in self._tokens(self.init_state(memory.tokens, prompt), prompt, decoding):
-            ids.append(int(chosen))
+        streamed = ""
+        for token, _ in self._generate_tokens(self.init_state(context.tokens, prompt), prompt, generation):
+            ids.append(int(token))
             if ids[-1] == self.eos_id:
                 break
-            text = codec.decode(ids).lstrip()
-            if not text.endswith("\ufffd") and text != said:  # half a character so far
-                yield text[len(said) :]
-                said = text
+            text = tokenizer.decode(ids).lstrip()
+            if not text.endswith("\ufffd") and text != streamed:  # the last character is complete
+                yield text[len(streamed) :]
+                streamed = text
 
-    def _tokens(
-        self, state: DecoderState, prompt: Int[Tensor, "b p"], decoding: GenerationConfig
+    def _generate_tokens(
+        self, state: DecoderState, prompt: Int[Tensor, "b p"], generation: GenerationConfig
     ) -> Iterator[tuple[Int[Tensor, " b"], Float[Tensor, " b"]]]:
-        """Token after token, and its log-probability."""
-        dice = torch.Generator(device=prompt.device).manual_seed(decoding.seed)
-        first, written = state, prompt
-        for _ in range(self._max_new_tokens(prompt, decoding)):
-            if decoding.use_cache:
-                logits, state = self._step(state, written if state is first else written[:, -1:])
+        """Yields token ids and their log-probabilities, step by step, by greedy search or sampling."""
+        generator = torch.Generator(device=prompt.device).manual_seed(generation.seed)
+        first, ids = state, prompt
+        for _ in range(min(generation.max_new_tokens, self.max_length - prompt.shape[1])):
+            if generation.use_cache:
+                logits, state = self._step(state, ids if state is first else ids[:, -1:])
             else:
-                logits, _ = self._step(first, written)
-            likely = logits[:, -1].log_softmax(dim=1)  # [B, V]
-            chosen = (
-                likely.argmax(dim=1) if decoding.temperature == 0 else self._sample_top_p(logits[:, -1], decoding, dice)
-            )
-            yield chosen, likely.gather(1, chosen[:, None]).squeeze(1)
-            written = torch.cat([written, chosen[:, None]], dim=1)
-
-    def _max_new_tokens(self, prompt: Int[Tensor, "b p"], decoding: GenerationConfig) -> int:
-        return min(decoding.max_new_tokens, self.max_length - prompt.shape[1])
+                logits, _ = self._step(first, ids)
+            log_probs = logits[:, -1].log_softmax(dim=1)  # [B, V]
+            if generation.temperature == 0:
+                token = log_probs.argmax(dim=1)
+            else:
+                token = self._sample_top_p(logits[:, -1], generation, generator)
+            yield token, log_probs.gather(1, token[:, None]).squeeze(1)
+            ids = torch.cat([ids, token[:, None]], dim=1)
 
     @staticmethod
     def _sample_top_p(
-        logits: Float[Tensor, "b v"], decoding: GenerationConfig, dice: torch.Generator
+        logits: Float[Tensor, "b v"], generation: GenerationConfig, generator: torch.Generator
     ) -> Int[Tensor, " b"]:
-        chances, order = (logits / decoding.temperature).softmax(dim=1).sort(dim=1, descending=True)
-        before = chances.cumsum(dim=1) - chances
-        kept = chances.masked_fill(before >= decoding.top_p, 0.0)  # the likeliest is always kept
-        return order.gather(1, torch.multinomial(kept, 1, generator=dice)).squeeze(1)
+        probs, order = (logits / generation.temperature).softmax(dim=1).sort(dim=1, descending=True)
+        before = probs.cumsum(dim=1) - probs
+        nucleus = probs.masked_fill(before >= generation.top_p, 0.0)  # always holds the likeliest token
+        return order.gather(1, torch.multinomial(nucleus, 1, generator=generator)).squeeze(1)
 
     def _beam_search(
-        self, state: DecoderState, prompt: Int[Tensor, "b p"], decoding: GenerationConfig
+        self, state: DecoderState, prompt: Int[Tensor, "b p"], generation: GenerationConfig
     ) -> GenerationOutput:
-        """The best of `beams` texts kept at a time. What ends is set aside; the rest goes on until none can win."""
-        count, width, end = len(prompt), decoding.num_beams, self.eos_id
-        device = prompt.device
+        """Finished beams are set aside; the others continue until none of them can beat the best finished one."""
+        size, k, device = len(prompt), generation.num_beams, prompt.device
+        penalty, steps = generation.length_penalty, min(generation.max_new_tokens, self.max_length - prompt.shape[1])
         logits, state = self._step(state, prompt)
-        likely = logits[:, -1].log_softmax(dim=1)  # [B, V]
-        state = state.select(torch.arange(count, device=device).repeat_interleave(width))
-        scores = torch.full((count, width), -torch.inf, device=device)  # at first, one beam stands for all
+        log_probs = logits[:, -1].log_softmax(dim=1).repeat_interleave(k, dim=0)  # [B * K, V]
+        state = state.select(torch.arange(size, device=device).repeat_interleave(k))
+        scores = torch.full((size, k), -torch.inf, device=device)  # at first all beams are equal: start with one
         scores[:, 0] = 0.0
-        likely = likely.repeat_interleave(width, dim=0)
-        written = torch.empty(count * width, 0, dtype=torch.long, device=device)
-        best = [(-torch.inf, -torch.inf, torch.empty(0, dtype=torch.long, device=device))] * count
-        room = self._max_new_tokens(prompt, decoding)
-        for length in range(1, room + 1):
-            total = scores[:, :, None] + likely.unflatten(0, (count, width))  # [B, K, V]
-            top = total.flatten(1).topk(2 * width, dim=1)  # enough that `width` of them go on
-            beam, token = top.indices // likely.shape[1], top.indices % likely.shape[1]
-            ends = token == end
-            for b, k in (ends & (torch.arange(2 * width, device=device) < width)).nonzero().tolist():
-                score = float(top.values[b, k])
-                if score / length**decoding.length_penalty > best[b][0]:
-                    row = written[b * width + int(beam[b, k])]
-                    best[b] = (score / length**decoding.length_penalty, score, row)
-            going = top.values.masked_fill(ends, -torch.inf).topk(width, dim=1)
-            scores = going.values
-            rows = beam.gather(1, going.indices) + torch.arange(count, device=device)[:, None] * width
-            chosen = token.gather(1, going.indices).flatten()
-            written = torch.cat([written[rows.flatten()], chosen[:, None]], dim=1)
-            longest = room**decoding.length_penalty
-            if length == room or all(float(scores[b].max()) / longest <= best[b][0] for b in range(count)):
+        sequences = torch.empty(size * k, 0, dtype=torch.long, device=device)
+        best = [(-torch.inf, -torch.inf, sequences[0])] * size  # (penalized score, score, sequence) of finished beams
+        for length in range(1, steps + 1):
+            total = scores[:, :, None] + log_probs.unflatten(0, (size, k))  # [B, K, V]
+            top = total.flatten(1).topk(2 * k, dim=1)  # enough for K of them to continue
+            beam, token = top.indices // log_probs.shape[1], top.indices % log_probs.shape[1]
+            ends = token == self.eos_id
+            for b, rank in ends[:, :k].nonzero().tolist():
+                score = float(top.values[b, rank])
+                if score / length**penalty > best[b][0]:
+                    best[b] = (score / length**penalty, score, sequences[b * k + int(beam[b, rank])])
+            top = top.values.masked_fill(ends, -torch.inf).topk(k, dim=1)
+            scores = top.values
+            rows = (beam.gather(1, top.indices) + torch.arange(size, device=device)[:, None] * k).flatten()
+            token = token.gather(1, top.indices).flatten()[:, None]
+            sequences = torch.cat([sequences[rows], token], dim=1)
+            if length == steps or all(float(scores[b].max()) / steps**penalty <= best[b][0] for b in range(size)):
                 break
-            logits, state = self._step(state.select(rows.flatten()), chosen[:, None])
-            likely = logits[:, -1].log_softmax(dim=1)
-        finished = torch.tensor([found[0] > -torch.inf for found in best], device=device)
+            logits, state = self._step(state.select(rows), token)
+            log_probs = logits[:, -1].log_softmax(dim=1)
+        finished = torch.tensor([penalized > -torch.inf for penalized, _, _ in best], device=device)
         for b in (~finished).nonzero().flatten().tolist():
-            best[b] = (0.0, float(scores[b, 0]), written[b * width])  # cut, and said to be
-        ids = nn.utils.rnn.pad_sequence([found[2] for found in best], batch_first=True, padding_value=end)
-        return GenerationOutput(ids, finished, torch.tensor([found[1] for found in best], device=device))
+            best[b] = (0.0, float(scores[b, 0]), sequences[b * k])  # cut off
+        padded = nn.utils.rnn.pad_sequence([ids for _, _, ids in best], batch_first=True, padding_value=self.eos_id)
+        return GenerationOutput(padded, finished, torch.tensor([score for _, score, _ in best], device=device))
 
     def _step(self, state: DecoderState, ids: Int[Tensor, "b n"]) -> tuple[Float[Tensor, "b n v"], DecoderState]:
-        """Logits for what follows each of some more ids (-1: nothing), and the state after them."""
-        before = state.attention_mask.shape[1]
-        real = torch.cat([state.attention_mask, ids >= 0], dim=1)  # [B, T]
-        place = (real.cumsum(dim=1) - 1).clamp(min=0)[:, before:]
-        x = self.embedding(ids.clamp(min=0)) + self.position[place]
-        at = torch.arange(real.shape[1], device=ids.device)
-        earlier = at <= at[before:, None]  # [n, T]
-        itself = at == at[before:, None]  # what was filled up attends to itself: nothing listens to it
-        open_keys = (earlier & real[:, None] | itself)[:, None]  # [B, 1, n, T]
-        past = []
-        for layer, known, heard in zip(self.layers, state.kv_caches, state.cross_caches, strict=True):
-            x, now = layer(x, known, open_keys, heard)
-            past.append(now)
+        """Logits after each of the next ids (-1: padding), and the state after them."""
+        cached = state.attention_mask.shape[1]
+        mask = torch.cat([state.attention_mask, ids >= 0], dim=1)  # [B, T]
+        position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, cached:]
+        x = self.embedding(ids.clamp(min=0)) + self.position[position_ids]
+        index = torch.arange(mask.shape[1], device=ids.device)
+        causal = index <= index[cached:, None]  # [n, T]
+        itself = index == index[cached:, None]  # padding attends to itself, so that its softmax stays finite
+        attn_mask = (causal & mask[:, None] | itself)[:, None]  # [B, 1, n, T]
+        kv_caches = []
+        for layer, kv_cache, cross_cache in zip(self.layers, state.kv_caches, state.cross_caches, strict=True):
+            x, kv_cache = layer(x, kv_cache, attn_mask, cross_cache)
+            kv_caches.append(kv_cache)
         logits = F.linear(self.norm(x), self.embedding.weight)
-        return logits, replace(state, kv_caches=past, attention_mask=real)
+        return logits, replace(state, kv_caches=kv_caches, attention_mask=mask)

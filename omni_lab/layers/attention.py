@@ -1,15 +1,16 @@
-"""Scaled dot-product attention over masked tokens, twice: a fused path for speed, an explicit one for pictures."""
+"""Scaled dot-product attention over masked tokens: a fused path for speed, an explicit one that returns weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from timm.layers import Mlp
 from torch import Tensor, nn
 
@@ -17,26 +18,42 @@ from omni_lab.batch import Tokens
 
 
 class AttentionOutput(NamedTuple):
-    """values: [B, Nq, D]. weights: [B, H, Nq, Nk], rows sum to one (zero where no key is open); None if fused."""
+    """weights: [B, H, Nq, Nk], rows sum to one (zero for a sample without context); None from the fused path."""
 
     values: Float[Tensor, "b q d"]
     weights: Float[Tensor, "b h q k"] | None
 
 
+class CrossAttentionCache(NamedTuple):
+    """The projected keys and values of a context, ready for any number of queries.
+
+    attn_mask: True where a query may attend; all True for a sample without context, so that its softmax stays finite.
+    has_context: [B], False for a sample without one real token, whose output must be zero.
+    """
+
+    keys: Float[Tensor, "b h k e"]
+    values: Float[Tensor, "b h k v"]
+    attn_mask: Bool[Tensor, "b 1 1 k"]
+    has_context: Bool[Tensor, " b"]
+
+    def select(self, rows: Int[Tensor, " r"]) -> CrossAttentionCache:
+        return CrossAttentionCache(*(part[rows] for part in self))
+
+
 class MaskedMultiHeadAttention(nn.Module):
-    """softmax(Q K^T / sqrt(d_head)) V over `heads` heads (Vaswani et al. 2017, eq. 1 and section 3.2.2).
+    """softmax(Q K^T / sqrt(d_head)) V over H heads (Vaswani et al. 2017, eq. 1 and section 3.2.2).
 
-    Query, key, value and output are plain `nn.Linear` layers, so that tools that replace Linear layers
-    (quantization, pruning) reach them. A sample without one open key yields
-    exactly zero: not NaN, and not the output bias.
+    Query, key, value and output are plain `nn.Linear` layers, so that tools that replace Linear layers (quantization,
+    pruning) reach them. The output of a sample without one real context token is exactly zero: not NaN, and not the
+    output bias.
 
-    dim: D. heads: H, must divide D.
+    num_heads: H, must divide dim.
     """
 
     def __init__(self, *, dim: int, num_heads: int) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"heads must divide dim: got dim={dim}, heads={num_heads}")
+            raise ValueError(f"num_heads must divide dim: got dim={dim}, num_heads={num_heads}")
         self.dim = dim
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
@@ -44,30 +61,29 @@ class MaskedMultiHeadAttention(nn.Module):
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
-        self.key.load_state_dict(self.query.state_dict())  # at first, like attends to like
+        self.key.load_state_dict(self.query.state_dict())  # at first, similar tokens attend to each other
 
     def _split(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n e"]:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, H, N, D/H]
 
     def forward(self, query: Float[Tensor, "b q d"], context: Tokens, *, need_weights: bool = False) -> AttentionOutput:
-        """Each sample's query attends to its own context tokens, which several samples may share.
-
-        need_weights: take the explicit path and return the weights.
-        """
-        mask = context.sample_mask  # [B, Nk]
-        if query.shape[-1] != self.dim or context.values.shape[-1] != self.dim or query.shape[0] != mask.shape[0]:
+        """Each sample's query attends to its own context. need_weights: take the explicit path, return the weights."""
+        samples = (context.values if context.entry_index is None else context.entry_index).shape[0]
+        if query.shape[-1] != self.dim or context.values.shape[-1] != self.dim or query.shape[0] != samples:
             raise ValueError(
                 f"query and context must be {self.dim} wide and of as many samples: got query {list(query.shape)} and "
-                f"context {list(context.values.shape)} for {mask.shape[0]} samples"
+                f"context {list(context.values.shape)} for {samples} samples"
             )
-        keys, values = self.project_kv(context)
-        alive = mask.any(dim=1)  # [B]
-        open_keys = (mask | ~alive[:, None])[:, None, None, :]  # [B, 1, 1, Nk]; dead rows stay finite, zeroed below
-        output = self.attend(query, keys, values, open_keys, need_weights=need_weights, alive=alive)
-        return output._replace(values=torch.where(alive[:, None, None], output.values, 0.0))
+        return self.attend(query, *self.cache_context(context), need_weights=need_weights)
+
+    def cache_context(self, context: Tokens) -> CrossAttentionCache:
+        mask = context.sample_mask  # [B, Nk]
+        has_context = mask.any(dim=1)
+        attn_mask = (mask | ~has_context[:, None])[:, None, None]  # [B, 1, 1, Nk]
+        return CrossAttentionCache(*self.project_kv(context), attn_mask, has_context)
 
     def project_kv(self, context: Tokens) -> tuple[Float[Tensor, "b h k e"], Float[Tensor, "b h k v"]]:
-        """What a query is compared with, and what it gets: projected once per entry, then dealt out."""
+        """Keys and values, projected once per entry, then expanded to one copy per sample."""
         k = context.gather(self._split(self.key(context.values)))
         return k, context.gather(self._split(self.value(context.values)))
 
@@ -77,32 +93,35 @@ class MaskedMultiHeadAttention(nn.Module):
         keys: Float[Tensor, "b h k e"],
         values: Float[Tensor, "b h k v"],
         attn_mask: Bool[Tensor, "#b 1 _ k"],
+        has_context: Bool[Tensor, " b"] | None = None,
         *,
         need_weights: bool = False,
-        alive: Bool[Tensor, " b"] | None = None,
     ) -> AttentionOutput:
-        """The same with keys and values made beforehand. open_keys: which of them each query may attend to, at least
-        one. alive: samples whose weights are real; all others' are zero."""
+        """Attention over precomputed keys and values.
+
+        attn_mask: which keys each query may attend to, at least one.
+        has_context: samples with False get zero weights and zero output (default: all True).
+        """
         q = self._split(self.query(query))
         weights = None
         if need_weights:
             scores = q @ keys.transpose(-2, -1) / math.sqrt(self.head_dim)  # [B, H, Nq, Nk]
             weights = scores.masked_fill(~attn_mask, float("-inf")).softmax(dim=-1)
-            if alive is not None:
-                weights = weights * alive[:, None, None, None]
-            mixed = (
-                weights @ values
-            )  # [B, H, Nq, D/H]; these very weights, so that gradients with respect to them exist
+            if has_context is not None:
+                weights = weights * has_context[:, None, None, None]
+            mixed = weights @ values  # [B, H, Nq, D/H], from the weights returned, so that they can have gradients
         else:
             mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=attn_mask, scale=self.head_dim**-0.5)
-        return AttentionOutput(self.out(mixed.transpose(1, 2).flatten(2)), weights)  # heads side by side, then mixed
+        output = self.out(mixed.transpose(1, 2).flatten(2))  # [B, Nq, D]
+        if has_context is not None:
+            output = torch.where(has_context[:, None, None], output, 0.0)
+        return AttentionOutput(output, weights)
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm self-attention and feed-forward network: x + SA(LN x), then x + FFN(LN x). Works per entry, and wants
-    one entry per sample."""
+    """Pre-norm self-attention and feed-forward network: x + SA(LN x), then x + FFN(LN x); one entry per sample."""
 
-    def __init__(self, *, dim: int, num_heads: int, mlp_ratio: float, dropout: float) -> None:
+    def __init__(self, *, dim: int, num_heads: int, mlp_ratio: float = 2.0, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(dim)
         self.attention = MaskedMultiHeadAttention(dim=dim, num_heads=num_heads)
@@ -117,24 +136,31 @@ class TransformerBlock(nn.Module):
         return tokens.with_values(x + self.dropout(self.mlp(self.norm_mlp(x))))
 
 
+def transformer_blocks(depth: int, **kwargs: Any) -> nn.Sequential:
+    """A stack of `depth` blocks. kwargs: of `TransformerBlock`."""
+    return nn.Sequential(*(TransformerBlock(**kwargs) for _ in range(depth)))
+
+
 @contextmanager
 def record_attention(module: nn.Module) -> Iterator[dict[str, Float[Tensor, "b h q k"]]]:
-    """While it is open, every `MultiHeadAttention` inside `module` takes the explicit path, and the weights of its last
-    call stand under its name: those that made the output, with their gradients where there are any."""
+    """Yields a dict with the weights of the last call of every `MaskedMultiHeadAttention` in `module`, by name.
+
+    These layers take the explicit path meanwhile; the weights are those that computed the output, gradients included.
+    """
     weights: dict[str, Tensor] = {}
     hooks = []
+
+    def request_weights(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, kwargs | {"need_weights": True}
+
+    def store(name: str, _: nn.Module, args: Any, output: AttentionOutput) -> None:
+        assert output.weights is not None
+        weights[name] = output.weights
+
     for name, part in module.named_modules():
-        if not isinstance(part, MaskedMultiHeadAttention):
-            continue
-
-        def ask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            return args, kwargs | {"need_weights": True}
-
-        def keep(_: nn.Module, args: Any, output: AttentionOutput, name: str = name) -> None:
-            assert output.weights is not None
-            weights[name] = output.weights
-
-        hooks += [part.register_forward_pre_hook(ask, with_kwargs=True), part.register_forward_hook(keep)]
+        if isinstance(part, MaskedMultiHeadAttention):
+            hooks.append(part.register_forward_pre_hook(request_weights, with_kwargs=True))
+            hooks.append(part.register_forward_hook(partial(store, name)))
     try:
         yield weights
     finally:

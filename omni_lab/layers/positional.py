@@ -1,4 +1,4 @@
-"""What a time or a place looks like to attention: the same for every modality."""
+"""Features of time and place that are added to tokens, the same for every modality."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-MIN_PERIOD, MAX_PERIOD = 0.1, 20.0  # seconds per turn of the fastest and the slowest wave
-LOW_AMPLITUDE, HIGH_AMPLITUDE = 0.3, 0.9  # amplitudes
+MIN_PERIOD, MAX_PERIOD = 0.1, 20.0  # seconds, of the fastest and the slowest sine
+LOW_AMPLITUDE, HIGH_AMPLITUDE = 0.3, 0.9  # inside an encoder, and of the tokens that it returns
 
 
 def sinusoidal_time_embedding(
     times: Float[Tensor, "*shape"], dim: int, *, amplitude: float = LOW_AMPLITUDE
 ) -> Float[Tensor, "*shape {dim}"]:
-    """Sines and cosines of `times` in seconds (Vaswani et al. 2017, section 3.5, with periods that suit speech).
+    """Sines and cosines of times (Vaswani et al. 2017, section 3.5, with periods that suit speech).
 
-    So tokens of one moment look alike whichever encoder made them. dim must be even.
+    Tokens of the same moment get the same features, whichever encoder made them. dim: even.
     """
-    steps = max(1, dim // 2 - 1)  # listed here, so that exported models hold numbers in place of powers
+    steps = max(1, dim // 2 - 1)  # a list of Python floats, so that exported models hold constants, not powers
     periods = torch.tensor(
         [MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** (i / steps) for i in range(dim // 2)], device=times.device
     )
@@ -31,14 +31,17 @@ def sinusoidal_time_embedding(
 def sinusoidal_grid_embedding(
     rows: int, columns: int, dim: int, *, amplitude: float = LOW_AMPLITUDE
 ) -> Float[Tensor, "{rows*columns} {dim}"]:
-    """The same for the cells of a grid, row by row: half of the channels tell the height, half the width, both from
-    0 to 1 second's worth, so that cells of a picture and of a frame at one place look alike. dim must divide by 4."""
+    """Sines and cosines of the cells of a grid, row by row: half of the channels for the height, half for the width.
+
+    Both run from 0 to 1, embedded as seconds, so that cells at the same place of an image and of a video frame get the
+    same features. dim: divisible by 4.
+    """
     down, across = (torch.arange(n) / max(1, n - 1) for n in (rows, columns))
     vertical, horizontal = (sinusoidal_time_embedding(x, dim // 2, amplitude=amplitude) for x in (down, across))
     return torch.cat([vertical.repeat_interleave(columns, dim=0), horizontal.repeat(rows, 1)], dim=1)
 
 
 def layer_norm_no_affine(values: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
-    """Layer norm without weights: what a token says is then as large in every modality, and training cannot let it
-    outgrow the `LOUD` features of place and time that are added to it."""
+    """Layer norm without weights. It gives content features the same scale in every modality, so that training cannot
+    let them outgrow the position features of `HIGH_AMPLITUDE` that are added to them."""
     return F.layer_norm(values, values.shape[-1:])

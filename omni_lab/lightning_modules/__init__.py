@@ -1,4 +1,13 @@
-"""TODO"""
+"""LightningModules: one per way of training; each gets its network injected and logs named metrics.
+
+base.py         SeededModule: seeded training steps, optimizer and learning rate schedule, which all of them share
+contrastive.py  LitContrastive: contrastive pre-training of the encoders
+vqa.py          LitVQA: supervised training on the answer head
+multitask.py    LitMultitask: all heads, one task per batch
+router.py       LitRouter: the router, by policy gradient on a frozen network
+gates.py        LitGates: gates by backpropagation, the router's baselines
+qat.py          LitQAT: quantization-aware training, with distillation after pruning
+"""
 
 from omni_lab.lightning_modules.contrastive import (
     contrastive_loss,

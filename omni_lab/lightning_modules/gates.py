@@ -1,4 +1,4 @@
-"""Gates that learn by backpropagation through the network: the controls of the controller's training."""
+"""LitGates: gates trained by backpropagation through the network, as baselines of the router's policy gradient."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from torch import Tensor
 
 from omni_lab.batch import NUM_MODALITIES, OmniBatch
 from omni_lab.config.schema import RouterConfig
-from omni_lab.lightning_modules.router import LitRouterBase, RouteOutcome, deduplicate_routes, evaluate_route
+from omni_lab.lightning_modules.router import LitRouterBase, RouteOutcome, deduplicate_routes, relative_costs
 from omni_lab.lightning_modules.vqa import answer_loss
 from omni_lab.model import OmniModel
 from omni_lab.routing.baselines import StaticRoute
 from omni_lab.routing.cost import CostModel
 from omni_lab.routing.route import ComputeLevel, Route, RouteSpace
-from omni_lab.routing.router import Router, RouterLogits
+from omni_lab.routing.router import Router
 
 
 def straight_through(logits: Tensor, *, temperature: float, noise: bool) -> Tensor:
-    """0 or 1 going forward, a sigmoid going back. noise: draw, with logistic noise (Gumbel straight-through; Jang et
-    al. 2017, section 2.2, for two categories)."""
+    """Hard gates, 0 or 1, with the gradient of a sigmoid.
+
+    noise: sample them, with logistic noise (Gumbel straight-through, Jang et al. 2017, section 2.2, for two classes).
+    """
     if noise:
         uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
         logits = logits + uniform.log() - (1 - uniform).log()
@@ -32,38 +34,35 @@ def straight_through(logits: Tensor, *, temperature: float, noise: bool) -> Tens
 
 
 def encoded_probs(
-    opened: Float[Tensor, "b l p"], space: RouteSpace, carriers: Bool[Tensor, "b m"]
+    path_gates: Float[Tensor, "b l p"], space: RouteSpace, question_mask: Bool[Tensor, "b m"]
 ) -> Float[Tensor, "b m"]:
-    """How surely each modality is encoded: the question's carrier, and what a chain of at most `space.depth` open paths
-    from it leads to."""
-    reached = carriers.to(opened.dtype)
+    """Probability that each modality is encoded: it carries the question, or a chain of at most `space.depth` open
+    paths leads from the question to it."""
+    encoded = question_mask.to(path_gates.dtype)
     for _ in range(space.depth):
-        closed = 1 - reached
+        skipped = 1 - encoded
         for i, path in enumerate(space.paths):
-            link = 1 - (1 - opened[:, :, i]).prod(dim=1)  # open in any layer
-            here = torch.arange(NUM_MODALITIES, device=closed.device) == path.key.column
-            closed = closed * torch.where(here, 1 - (reached[:, path.query.column] * link)[:, None], 1.0)
-        reached = 1 - closed
-    return reached
-
-
-GATE_ESTIMATORS = ("gumbel", "soft", "choice")
+            is_open = 1 - (1 - path_gates[:, :, i]).prod(dim=1)  # in any layer
+            is_key = torch.arange(NUM_MODALITIES, device=skipped.device) == path.key.column
+            skipped = skipped * torch.where(is_key, 1 - (encoded[:, path.query.column] * is_open)[:, None], 1.0)
+        encoded = 1 - skipped
+    return encoded
 
 
 class LitGates(LitRouterBase):
-    """Loss: cross-entropy + penalty x cost, whose gradient comes back through the network.
+    """Loss: cross-entropy + penalty x cost, with gradients through the frozen network. Estimators:
 
-    config.estimator: "gumbel" draws every path open or shut, straight through, and runs later, in full, the encoders
-    that an open path leads to; "soft" multiplies paths by sigmoids and saves nothing; "choice" picks one of `plans` per
-    question by a straight-through softmax over what the network says under each (the idea of DynMM's modality-level
-    gate; Xue and Marculescu, CVPR workshops 2023, section 3.1). All see what the controller sees, through layers of the
-    same size.
+    "gumbel": every path has a straight-through gate; inference runs, in full, the encoders that open paths lead to.
+    "soft": paths are multiplied by sigmoids; nothing is skipped.
+    "choice": a straight-through softmax picks one of several static routes per question (the idea of DynMM's
+    modality-level gate, Xue and Marculescu, CVPR workshops 2023, section 3.1).
 
-    While "gumbel" learns, everything is encoded, and only paths are closed. If what no open path leads to was kept
-    silent as well, as it will be later, or if the reward of `RouterTraining` stood in place of the cross-entropy, gates
-    under a penalty let go of modalities and did not find them again: what is silent sends no gradient.
+    All have a router's inputs and layer sizes. "gumbel" encodes every modality in training and gates paths only. When
+    unreachable modalities were skipped in training too, or the reward of `LitRouter` replaced the cross-entropy, gates
+    under a penalty closed modalities and never reopened them, because a skipped modality has no gradient.
     """
 
+    estimators = ("gumbel", "soft", "choice")
     columns: ClassVar[dict[str, str]] = {
         "train loss": "train/loss",
         "cost": "train/cost",
@@ -75,119 +74,106 @@ class LitGates(LitRouterBase):
     def __init__(
         self,
         model: OmniModel,
-        controller: Router,
+        router: Router,
         config: RouterConfig,
         *,
         costs: CostModel,
-        plans: Sequence[StaticRoute] = (),
+        static_routes: Sequence[StaticRoute] = (),
         seed: int = 0,
     ) -> None:
-        super().__init__(model, controller, config, costs=costs, seed=seed)
-        if config.estimator not in GATE_ESTIMATORS:
-            raise ValueError(f"estimator must be one of {GATE_ESTIMATORS}: got {config.estimator!r}")
-        if (config.estimator == "choice") != (len(plans) >= 2):
+        """static_routes: what "choice" chooses from. Raises ValueError if their number does not suit that."""
+        super().__init__(model, router, config, costs=costs, seed=seed)
+        self.estimator = config.estimator
+        if (self.estimator == "choice") != (len(static_routes) >= 2):
             raise ValueError(
-                f"'choice', and only it, wants two plans or more: got {config.estimator!r} with {len(plans)}"
+                "'choice' needs at least two static routes, the other estimators none: "
+                f"got {self.estimator!r} with {len(static_routes)}"
             )
-        self.kind = config.estimator
-        self.plans = list(plans)
+        self.static_routes = list(static_routes)
 
     def logits(self, batch: OmniBatch) -> Any:
-        """Of the controller; for "choice", logits [B, plans]."""
-        wish = self.router.raw_logits if self.kind == "choice" else self.router
-        return wish(self.question_embeddings(batch), batch.present)
+        """The router's `RouterLogits`; of "choice" logits [B, static routes]."""
+        router = self.router.raw_logits if self.estimator == "choice" else self.router
+        return router(self.question_embeddings(batch), batch.present)
 
     def training_step(self, batch: OmniBatch, batch_idx: int) -> Tensor:
-        assert self.penalty is not None
-        answers, cost = self._choose(batch) if self.kind == "choice" else self.gated(batch)
-        weight = self.penalty.at(self.global_step)
-        loss = answer_loss(answers, batch.targets["answer_scores"]) + weight * cost.mean()
+        logits, cost = self._forward_choice(batch) if self.estimator == "choice" else self.forward_gated(batch)
+        penalty = self.penalty.at(self.global_step)
+        loss = answer_loss(logits, batch.targets["answer_scores"]) + penalty * cost.mean()
         self.penalty.observe(float(cost.detach().mean()))
-        logged: dict[str, Any] = {"train/loss": loss, "train/cost": cost.mean(), "train/penalty": weight}
-        self.log_dict(logged, on_step=True, on_epoch=False, batch_size=len(batch))
+        metrics: dict[str, Any] = {"train/loss": loss, "train/cost": cost.mean(), "train/penalty": penalty}
+        self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=len(batch))
         return loss
 
-    def gated(self, batch: OmniBatch) -> tuple[Tensor, Float[Tensor, " b"]]:
-        """Answers [B, answers] of the network with its paths weighed, and their cost, a share of the dense cost (of
-        soft gates: as if they were the chances of paths being open); not of "choice"."""
-        space, wished = self.network.space, self.logits(batch)
-        if self.kind == "gumbel":
-            opened = straight_through(wished.path_logits, temperature=1.0, noise=True)
+    def forward_gated(self, batch: OmniBatch) -> tuple[Float[Tensor, "b a"], Float[Tensor, " b"]]:
+        """The network's answer logits with gated paths, and the relative cost; of soft gates the expected cost if they
+        were probabilities of paths being open. Not of "choice"."""
+        space, logits = self.network.space, self.logits(batch)
+        if self.estimator == "gumbel":
+            gates = straight_through(logits.path_logits, temperature=1.0, noise=True)
         else:
-            opened = wished.path_logits.sigmoid()
-        encoded = encoded_probs(opened, space, space.question_mask(batch.present)) * batch.present
-        openness = opened.new_ones(len(batch), space.depth, NUM_MODALITIES, NUM_MODALITIES)
+            gates = logits.path_logits.sigmoid()
+        encoded = encoded_probs(gates, space, space.question_mask(batch.present)) * batch.present
+        path_gates = gates.new_ones(len(batch), space.depth, NUM_MODALITIES, NUM_MODALITIES)
         for i, path in enumerate(space.paths):
-            openness[:, :, path.query.column, path.key.column] = opened[:, :, i]
+            path_gates[:, :, path.query.column, path.key.column] = gates[:, :, i]
         with torch.no_grad():
             tokens = self.network.encode(batch)
-        answers = self.network.fuse(tokens, heads=["answer"], path_gates=openness).head_outputs["answer"]
-        return answers, self._expected_cost(batch, opened, encoded)
+        answers = self.network.fuse(tokens, heads=["answer"], path_gates=path_gates).head_outputs["answer"]
+        return answers, self._expected_cost(batch, gates, encoded)
 
     def _expected_cost(
-        self, batch: OmniBatch, opened: Float[Tensor, "b l p"], encoded: Float[Tensor, "b m"]
+        self, batch: OmniBatch, gates: Float[Tensor, "b l p"], encoded: Float[Tensor, "b m"]
     ) -> Float[Tensor, " b"]:
-        """As if decisions were drawn independently; exact where all are 0 or 1."""
-        space, counts = self.network.space, self.costs.count_tokens(batch)
-        dense = self.costs(space, space.dense(batch.present.cpu()), counts)
-        fixed = dense.heads - batch.present.sum(1).cpu() * self.costs.head_flops  # what follows the sum of the parts
-        total = (fixed + dense.router).to(opened)
+        """Expected relative cost if all decisions were independent; exact where all are 0 or 1."""
+        space, costs, counts = self.network.space, self.costs, self.costs.count_tokens(batch)
+        dense = costs(space, space.dense(batch.present.cpu()), counts)
+        fixed = dense.heads - batch.present.sum(1).cpu() * costs.head_flops  # the part of no single modality
+        total = (fixed + dense.router).to(gates)
         for modality in space.modalities:
             tokens = counts[:, modality.column]
-            each = self.costs.encoder_flops(modality, ComputeLevel.FULL, tokens) + self.costs.head_flops
-            total = total + encoded[:, modality.column] * (each + self.costs.block_flops(space, modality, tokens)).to(
-                opened
-            )
-        paths = self.costs.path_flops(space, counts).to(opened)  # [B, P]
+            each = costs.encoder_flops(modality, ComputeLevel.FULL, tokens) + costs.head_flops
+            each = each + costs.block_flops(space, modality, tokens)
+            total = total + encoded[:, modality.column] * each.to(gates)
+        path_flops = costs.path_flops(space, counts).to(gates)  # [B, P]
         for i, path in enumerate(space.paths):
-            both = encoded[:, path.query.column] * encoded[:, path.key.column]
-            total = total + opened[:, :, i].sum(1) * paths[:, i] * both
-        return total / (dense.total - dense.router).to(opened)
+            both_encoded = encoded[:, path.query.column] * encoded[:, path.key.column]
+            total = total + gates[:, :, i].sum(1) * path_flops[:, i] * both_encoded
+        return total / (dense.total - dense.router).to(gates)
 
-    def _choose(self, batch: OmniBatch) -> tuple[Tensor, Float[Tensor, " b"]]:
-        space, counts = self.network.space, self.costs.count_tokens(batch)
-        routes = [plan.route(space, batch.present) for plan in self.plans]
-        questions, distinct, where = deduplicate_routes(batch, Route.cat(routes))
+    def _forward_choice(self, batch: OmniBatch) -> tuple[Float[Tensor, "b a"], Float[Tensor, " b"]]:
+        """Answer logits and relative cost under the static route that the gate picks."""
+        space = self.network.space
+        routes = [static.route(space, batch.present) for static in self.static_routes]
+        unique_samples, unique_routes, index = deduplicate_routes(batch, Route.cat(routes))
         with torch.no_grad():
-            said = self.network(questions, heads=["answer"], route=distinct).head_outputs["answer"]
-        said = said[where].unflatten(0, (len(routes), -1)).transpose(0, 1)
-        dense = self.costs(space, space.dense(batch.present.cpu()), counts)
-        costs = torch.stack([self.costs(space, r.to("cpu"), counts).total for r in routes], 1)
-        shares = (costs / (dense.total - dense.router)[:, None]).to(said)
-        gate = F.gumbel_softmax(self.logits(batch), tau=1.0, hard=True)  # [B, plans]
-        return (said * gate[:, :, None]).sum(1), (shares * gate).sum(1)
+            answers = self.network(unique_samples, heads=["answer"], route=unique_routes).head_outputs["answer"]
+        answers = answers[index].unflatten(0, (len(routes), -1)).transpose(0, 1)  # [B, static routes, A]
+        costs = relative_costs(self.costs, space, batch, routes).to(answers)
+        gate = F.gumbel_softmax(self.logits(batch), tau=1.0, hard=True)  # [B, static routes]
+        return (answers * gate[:, :, None]).sum(1), (costs * gate).sum(1)
 
     def validation_step(self, batch: OmniBatch, batch_idx: int) -> None:
-        if self.kind == "soft":
-            answers, cost = self.gated(batch)
-            target = batch.targets["answer_scores"]
-            score = (answers.softmax(dim=1) * target).sum(1)
-            correct = target.gather(1, answers.argmax(dim=1, keepdim=True)).squeeze(1)
-            judged = RouteOutcome(score, correct, cost.float())
+        if self.estimator == "soft":
+            logits, cost = self.forward_gated(batch)
+            outcome = RouteOutcome.from_logits(logits, batch.targets["answer_scores"], cost)
         else:
-            judged = evaluate_route(self.network, batch, self.route(batch), costs=self.costs)
-        reward = judged.answer_prob - self.config.penalty * judged.cost
-        named = {"reward": reward, "accuracy": judged.correct, "cost": judged.cost}
-        self.log_dict({f"validation/{k}": v.mean() for k, v in named.items()}, batch_size=len(batch))
+            outcome = self.evaluate_route(batch, self.route(batch))
+        reward = outcome.answer_prob - self.config.penalty * outcome.cost
+        metrics = {"reward": reward, "accuracy": outcome.correct, "cost": outcome.cost}
+        self.log_dict({f"validation/{k}": v.mean() for k, v in metrics.items()}, batch_size=len(batch))
 
     def route(self, batch: OmniBatch) -> Route:
-        """What the trained gates run: the likeliest, and no encoder that no open path leads to. Soft gates run
-        everything."""
+        """The most probable route of the trained gates, without the encoders that no open path leads to; of soft gates
+        the dense route."""
         space, present = self.network.space, batch.present
-        if self.kind == "soft":
+        if self.estimator == "soft":
             return space.dense(present)
         with torch.no_grad():
-            wished = self.logits(batch)
-        if self.kind == "choice":
-            chosen = wished.argmax(dim=1)
-            routes = [plan.route(space, present) for plan in self.plans]
-            encoders = torch.stack([r.encoder_levels for r in routes])[chosen, torch.arange(len(batch))]
-            return Route(encoders, torch.stack([r.interaction_mask for r in routes])[chosen, torch.arange(len(batch))])
-        assert isinstance(wished, RouterLogits)
-        opened = wished.path_logits > 0
-        levels = torch.where(
-            encoded_probs(opened.float(), space, space.question_mask(present)) > 0.5,
-            int(ComputeLevel.FULL),
-            int(ComputeLevel.SKIP),
-        )
-        return space.project(levels, opened, present)
+            logits = self.logits(batch)
+        if self.estimator == "choice":
+            routes = Route.cat([static.route(space, present) for static in self.static_routes])
+            return routes.select(logits.argmax(dim=1) * len(batch) + torch.arange(len(batch), device=logits.device))
+        path_mask = logits.path_logits > 0
+        encoded = encoded_probs(path_mask.float(), space, space.question_mask(present)) > 0.5
+        return space.project(torch.where(encoded, int(ComputeLevel.FULL), int(ComputeLevel.SKIP)), path_mask, present)

@@ -1,6 +1,15 @@
-"""TODO"""
+"""Measures of what models produce, as numbers with intervals; no model is needed here.
 
-from omni_lab.metrics.bootstrap import bootstrap_interval, proportion, proportion_interval
+bootstrap.py           Estimate, and the cluster bootstrap behind all intervals
+pareto.py              Pareto fronts, hypervolumes, paired differences, required modalities
+detection.py           mean average precision
+text.py                BLEU, chrF, word and character error rates
+restoration.py         PSNR, SSIM, baselines that inpaint and denoise
+retrieval.py           recall at k, cross-modal consistency
+speech_recognition.py  an independent speech recogniser
+"""
+
+from omni_lab.metrics.bootstrap import bootstrap_interval, proportion
 from omni_lab.metrics.detection import mean_average_precision
 from omni_lab.metrics.pareto import Policies, hypervolume_difference, paired_difference
 from omni_lab.metrics.restoration import (

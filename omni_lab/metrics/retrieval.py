@@ -1,4 +1,4 @@
-"""Does the same thing, seen, heard or read, mean the same to the model?"""
+"""Retrieval between modalities, and whether a model draws the same conclusion from each of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def recall_at_k(
     query_labels: Int[Tensor, " q"],
     gallery_labels: Int[Tensor, " g"],
 ) -> Float[Tensor, " q"]:
-    """[Q], 1 where one of the k nearest of the gallery (by inner product) has the query's label, else 0."""
+    """[Q], 1 if one of the k nearest gallery vectors by inner product has the query's label, else 0."""
     if not 1 <= k <= len(gallery):
         raise ValueError(f"k must lie between 1 and the size of the gallery, {len(gallery)}: got {k}")
     nearest = (queries @ gallery.T).topk(k, dim=1).indices  # [Q, k]
@@ -29,34 +29,30 @@ def recall_at_k(
 
 
 class Consistency(NamedTuple):
-    """predictions: share of (sample, pair of modalities) whose two predictions agree. embeddings: mean cosine
-    similarity of the two vectors. shuffled: what `predictions` is where the second vector of each pair is the next
-    sample's.
-    """
+    """predictions: fraction of samples and pairs of modalities whose two predictions agree.
+    shuffled: the same where the second prediction of each pair is the next sample's, as a baseline."""
 
     predictions: float
-    embeddings: float
     shuffled: float
 
 
 def prototypes(views: Mapping[Modality, Float[Tensor, "b w"]], labels: Int[Tensor, " b"]) -> Float[Tensor, "l w"]:
-    """Per label, in ascending order, the normalised mean of its vectors in all modalities. [L, W]"""
+    """[L, W]: for each label, in ascending order, the normalised mean of its vectors in all modalities."""
     stacked = torch.stack(list(views.values()))  # [S, B, W]
     return F.normalize(torch.stack([stacked[:, labels == label].mean((0, 1)) for label in labels.unique()]), dim=-1)
 
 
-def cross_modal_consistency(views: Mapping[Modality, Float[Tensor, "b w"]], known: Float[Tensor, "l w"]) -> Consistency:
-    """The cross-modal consistency score: do modality subsets that carry the same evidence lead to the same conclusion?
+def cross_modal_consistency(
+    views: Mapping[Modality, Float[Tensor, "b w"]], label_prototypes: Float[Tensor, "l w"]
+) -> Consistency:
+    """The cross-modal consistency score: do single modalities that carry the same evidence lead to the same conclusion?
 
-    The subsets are the single modalities, each of which shows or names the sample's thing. The *prediction* from one of
-    them is the nearest of the prototypes `known`, which are made from other samples. The score is the share of samples
+    A prediction is the nearest of the prototypes, which come from other samples. The score is the fraction of samples
     and unordered pairs of modalities whose predictions agree, right or wrong.
     """
-    stacked = torch.stack(list(views.values()))  # [S, B, W]
-    predicted = (stacked @ known.T).argmax(-1)  # [S, B]
+    predicted = (torch.stack(list(views.values())) @ label_prototypes.T).argmax(-1)  # [S, B]
     shifted = predicted.roll(1, dims=1)
-    pairs = list(itertools.combinations(range(len(stacked)), 2))
+    pairs = list(itertools.combinations(range(len(predicted)), 2))
     agree = [(predicted[a] == predicted[b]).float().mean() for a, b in pairs]
-    alike = [(stacked[a] * stacked[b]).sum(-1).mean() for a, b in pairs]
     chance = [(predicted[a] == shifted[b]).float().mean() for a, b in pairs]
-    return Consistency(*(float(torch.stack(values).mean()) for values in (agree, alike, chance)))
+    return Consistency(float(torch.stack(agree).mean()), float(torch.stack(chance).mean()))

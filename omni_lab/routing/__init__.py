@@ -1,4 +1,11 @@
-"""TODO"""
+"""Routing: what runs for each question, what that costs, and how a router learns it.
+
+route.py            Route, the decisions for a batch; RouteSpace, all legal routes of a model
+cost.py             CostModel: the FLOPs of a route
+router.py           Router: the learned policy; it sees the question, not the encoders that it may skip
+policy_gradient.py  advantages, loss and cost penalty that train it
+baselines.py        what it must beat: static, random, matched and shuffled routes; the oracle
+"""
 
 from omni_lab.routing.baselines import (
     StaticRoute,

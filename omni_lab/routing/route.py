@@ -1,4 +1,4 @@
-"""What runs for which sample: `Route`, the decision for a batch, and `RouteSpace`, all that may be decided."""
+"""What runs for which sample: `Route`, the decisions for a batch, and `RouteSpace`, all routes that are legal."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from omni_lab.batch import NUM_MODALITIES, Modality
 
 
 class CrossModalPath(NamedTuple):
-    """A directed interaction: `query` listens to `key`."""
+    """A directed interaction: tokens of `query` attend to tokens of `key`."""
 
     query: Modality
     key: Modality
@@ -26,7 +26,6 @@ class CrossModalPath(NamedTuple):
 
     @classmethod
     def from_string(cls, name: str) -> CrossModalPath:
-        """The path that is written so."""
         return cls(*map(Modality, name.split("_from_")))
 
 
@@ -36,7 +35,7 @@ def all_cross_modal_paths(modalities: Sequence[Modality]) -> list[CrossModalPath
 
 
 class ComputeLevel(enum.IntEnum):
-    """How much of an encoder runs: none of it, up to its early exit, or all."""
+    """How much of an encoder runs: nothing, the layers up to its early exit, or all."""
 
     SKIP = 0
     EARLY_EXIT = 1
@@ -45,8 +44,12 @@ class ComputeLevel(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Route:
-    """encoders: [B, M], a `Level` each. interactions: [B, L, M, M], whether, in that layer, the query modality (row)
-    listens to the key modality (column). A modality that is encoded always attends to itself (the diagonal)."""
+    """What runs for each sample of a batch.
+
+    encoder_levels: [B, M], a `ComputeLevel` each.
+    interaction_mask: [B, L, M, M], True where the query modality (row) attends to the key modality (column) in a layer.
+        An encoded modality always attends to itself (the diagonal).
+    """
 
     encoder_levels: Int[Tensor, "b m"]
     interaction_mask: Bool[Tensor, "b l m m"]
@@ -56,11 +59,10 @@ class Route:
 
     @staticmethod
     def cat(routes: Sequence[Route]) -> Route:
-        """One after the other."""
         return Route(torch.cat([r.encoder_levels for r in routes]), torch.cat([r.interaction_mask for r in routes]))
 
     def select(self, samples: Int[Tensor, " p"]) -> Route:
-        """The route of some of the samples, in that order."""
+        """The routes of some of the samples, in that order."""
         return Route(self.encoder_levels[samples], self.interaction_mask[samples])
 
     def to(self, device: torch.device | str) -> Route:
@@ -70,27 +72,29 @@ class Route:
         return self.interaction_mask[:, layer, path.query.column, path.key.column]
 
     def signature(self) -> Int[Tensor, "b k"]:
-        """[B, K]: equal rows are equal routes."""
+        """[B, K]: rows are equal where routes are equal."""
         return torch.cat([self.encoder_levels.long(), self.interaction_mask.flatten(1).long()], dim=1)
 
     @property
-    def distinct(self) -> int:
-        """How many different routes the batch holds."""
+    def num_distinct(self) -> int:
+        """The number of different routes in the batch."""
         return len(self.signature().unique(dim=0))
 
 
 class RouteError(ValueError):
-    """A route that cannot be run: the message names the sample, and what is wrong with it."""
+    """A route that cannot run; the message names the sample and what is wrong with its route."""
 
 
 @dataclass(frozen=True)
 class RouteSpace:
-    """Every legal route of a model.
+    """Every legal route of a model. The modality of the question (text, else audio, else the first present) is always
+    encoded in full.
 
-    modalities: those with an encoder. paths: of each of `depth` layers. levels: what may be chosen for a modality;
-    those not named have no early exit, and are skipped or run in full. taken_out: paths that a layer does not have any
-    more; who wishes one gets the same path of the nearest layer that has it. What carries the question (the text, or
-    without one the sound, or else the first modality present) is always encoded in full.
+    modalities: those with an encoder.
+    paths: the paths of each of `depth` layers.
+    encoder_levels: what a route may choose per modality; by default to skip it or to run it in full.
+    pruned_paths: (layer, path) pairs that were removed; a route that wants one gets that path in the nearest layer that
+        still has it.
     """
 
     modalities: tuple[Modality, ...]
@@ -104,123 +108,104 @@ class RouteSpace:
 
     def question_mask(self, present: Bool[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
         """[B, M], True for the one modality of each sample that carries its question."""
-        rank = torch.tensor([0, 2, 1, 3], device=present.device)  # of text, picture, sound and clip
+        rank = torch.tensor([0, 2, 1, 3], device=present.device)  # of text, image, audio, video
         first = torch.where(present, rank, NUM_MODALITIES).argmin(dim=1, keepdim=True)
         return torch.zeros_like(present).scatter(1, first, True) & present
 
     def project(
         self, levels: Int[Tensor, "b m"], path_mask: Bool[Tensor, "b l p"], present: Bool[Tensor, "b m"]
     ) -> Route:
-        """The legal route nearest to what is wished: absent modalities are skipped, the question is heard in full, and
-        a path is open only where both its ends are encoded. opened: per layer and path, in the order of `paths`."""
+        """The nearest legal route: absent modalities are skipped, the question is encoded in full, and a path runs only
+        where both its ends are encoded. path_mask: in the order of `paths`."""
         device = present.device
-        known = torch.tensor([m in self.modalities for m in Modality], device=device)
+        has_encoder = torch.tensor([m in self.modalities for m in Modality], device=device)
         levels = torch.where(self.question_mask(present), int(ComputeLevel.FULL), levels)
-        levels = torch.where(present & known, levels, int(ComputeLevel.SKIP))
+        levels = torch.where(present & has_encoder, levels, int(ComputeLevel.SKIP))
         encoded = levels > ComputeLevel.SKIP
-        queries, keys = (column.to(device) for column in self._ends)
+        queries, keys = (column.to(device) for column in self.path_columns)
         interactions = torch.diag_embed(encoded)[:, None].repeat(1, self.depth, 1, 1)
         interactions[:, :, queries, keys] = path_mask & (encoded[:, queries] & encoded[:, keys])[:, None]
         for layer, path in self.pruned_paths:
-            at = interactions[:, :, path.query.column, path.key.column]
+            runs = interactions[:, :, path.query.column, path.key.column]  # [B, L], a view
             left = [other for other in range(self.depth) if (other, path) not in self.pruned_paths]
             if left:
-                at[:, min(left, key=lambda other: abs(other - layer))] |= at[:, layer]
-            at[:, layer] = False
+                runs[:, min(left, key=lambda other: abs(other - layer))] |= runs[:, layer]
+            runs[:, layer] = False
         return Route(levels, interactions)
 
     @cached_property
-    def _ends(self) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
-        """Of every path, the columns of its query and its key."""
+    def path_columns(self) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
+        """The columns of each path's query and of its key."""
         queries = torch.tensor([p.query.column for p in self.paths], dtype=torch.long)
         return queries, torch.tensor([p.key.column for p in self.paths], dtype=torch.long)
 
     def path_mask(self, route: Route) -> Bool[Tensor, "b l p"]:
-        """Which paths a route opens, in the order of `paths`."""
-        queries, keys = self._ends
+        """True where a path runs, in the order of `paths`."""
+        queries, keys = self.path_columns
         return route.interaction_mask[:, :, queries, keys]
 
     def dense(self, present: Bool[Tensor, "b m"]) -> Route:
-        """Everything that there is."""
+        """The route that runs everything."""
         levels = torch.full((len(present), NUM_MODALITIES), int(ComputeLevel.FULL), device=present.device)
-        opened = torch.ones(len(present), self.depth, len(self.paths), dtype=torch.bool, device=present.device)
-        return self.project(levels, opened, present)
+        path_mask = torch.ones(len(present), self.depth, len(self.paths), dtype=torch.bool, device=present.device)
+        return self.project(levels, path_mask, present)
 
     def sample(self, present: Bool[Tensor, "b m"], *, generator: torch.Generator | None = None) -> Route:
-        """For each sample a share of openness is drawn evenly from 0 to 1; with that chance an encoder runs in full or
-        else at any of its lower levels, and with that chance each path is open."""
+        """Random routes. Each sample draws a probability from [0, 1], with which an encoder runs in full (else at a
+        random lower level) and a path runs."""
         size, device = len(present), present.device
-        share = torch.rand(size, 1, generator=generator).to(device)
+        prob = torch.rand(size, 1, generator=generator).to(device)
         levels = torch.full((size, NUM_MODALITIES), int(ComputeLevel.FULL), device=device)
         for modality in self.modalities:
             lower = torch.tensor([int(c) for c in self.allowed_levels(modality) if c is not ComputeLevel.FULL])
             if len(lower):
-                drawn = lower[torch.randint(len(lower), (size,), generator=generator)].to(device)
-                full = torch.rand(size, generator=generator).to(device) < share[:, 0]
-                levels[:, modality.column] = torch.where(full, int(ComputeLevel.FULL), drawn)
-        opened = torch.rand(size, self.depth, len(self.paths), generator=generator).to(device) < share[:, :, None]
-        return self.project(levels, opened, present)
+                sampled = lower[torch.randint(len(lower), (size,), generator=generator)].to(device)
+                full = torch.rand(size, generator=generator).to(device) < prob[:, 0]
+                levels[:, modality.column] = torch.where(full, int(ComputeLevel.FULL), sampled)
+        path_mask = torch.rand(size, self.depth, len(self.paths), generator=generator).to(device) < prob[:, :, None]
+        return self.project(levels, path_mask, present)
 
     def check(self, route: Route, present: Bool[Tensor, "b m"], ids: Sequence[str]) -> None:
-        """Raises RouteError for a route that opens what is not there, or that this space does not have."""
-        if route.interaction_mask.shape[1] != self.depth or len(route) != len(present):
-            raise RouteError(
-                f"route for {len(route)} samples and {route.interaction_mask.shape[1]} layers: expected {len(present)} "
-                f"samples and {self.depth} layers"
-            )
+        """Raises RouteError for a route that runs what a sample lacks or what this space does not have."""
+        size, depth = route.interaction_mask.shape[:2]
+        if (size, depth) != (len(present), self.depth):
+            raise RouteError(f"route for {size} samples, {depth} layers: expected {len(present)} and {self.depth}")
         legal = self.project(route.encoder_levels, self.path_mask(route), present)
-        excess = route.interaction_mask & ~legal.interaction_mask
-        if not (
-            excess.any()
-            | ((route.encoder_levels > ComputeLevel.SKIP) & (legal.encoder_levels == ComputeLevel.SKIP)).any()
-        ):
+        encoded = (route.encoder_levels > ComputeLevel.SKIP) & (legal.encoder_levels == ComputeLevel.SKIP)
+        interacts = route.interaction_mask & ~legal.interaction_mask
+        if not (encoded.any() | interacts.any()):  # one synchronization with the device
             return
-        for modality in Modality:
-            column = modality.column
-            encoded = route.encoder_levels[:, column] > ComputeLevel.SKIP
-            for wrong, why in (
-                (encoded & ~present[:, column], f"encodes {modality}, which it does not have"),
-                (
-                    encoded & (legal.encoder_levels[:, column] == ComputeLevel.SKIP),
-                    f"encodes {modality}, which the model cannot",
-                ),
-            ):
-                if wrong.any():
-                    raise RouteError(f"the route of sample {ids[int(wrong.nonzero()[0])]!r} {why}")
-        sample, layer, query, key = excess.nonzero()[0].tolist()
         modalities = list(Modality)
+        if encoded.any():
+            column, sample = encoded.T.nonzero()[0].tolist()
+            why = "which the model cannot" if present[sample, column] else "which it does not have"
+            raise RouteError(f"the route of sample {ids[sample]!r} encodes {modalities[column]}, {why}")
+        sample, layer, query, key = interacts.nonzero()[0].tolist()
         raise RouteError(
             f"the route of sample {ids[sample]!r} opens {CrossModalPath(modalities[query], modalities[key])} in layer "
             f"{layer}: both ends must be present and encoded, and the path must exist"
         )
 
     def to_dict(self) -> dict[str, object]:
-        """What a controller's weights depend on, as JSON keeps it."""
-        gone = {"taken_out": [[layer, str(path)] for layer, path in self.pruned_paths]} if self.pruned_paths else {}
+        """What a router's weights depend on, as JSON values."""
+        pruned = [[layer, str(path)] for layer, path in self.pruned_paths]
         return {
             "modalities": [m.value for m in self.modalities],
             "paths": [str(path) for path in self.paths],
             "depth": self.depth,
             "levels": {m.value: [level.name for level in self.allowed_levels(m)] for m in self.modalities},
-            **gone,
+            **({"taken_out": pruned} if pruned else {}),
         }
 
     @classmethod
     def from_dict(cls, identity: Mapping[str, Any]) -> RouteSpace:
-        """The space that has this `identity`."""
+        """The space that `to_dict` wrote."""
+        levels = identity["levels"].items()
+        pruned = identity.get("taken_out", ())
         return cls(
             modalities=tuple(Modality(m) for m in identity["modalities"]),
-            paths=tuple(CrossModalPath.from_string(path) for path in identity["paths"]),
+            paths=tuple(map(CrossModalPath.from_string, identity["paths"])),
             depth=identity["depth"],
-            encoder_levels={
-                Modality(m): tuple(ComputeLevel[name] for name in levels) for m, levels in identity["levels"].items()
-            },
-            pruned_paths=tuple(
-                (layer, CrossModalPath.from_string(path)) for layer, path in identity.get("taken_out", ())
-            ),
+            encoder_levels={Modality(m): tuple(ComputeLevel[name] for name in names) for m, names in levels},
+            pruned_paths=tuple((layer, CrossModalPath.from_string(path)) for layer, path in pruned),
         )
-
-
-def open_rates(route: Route, space: RouteSpace) -> Float[Tensor, "l p"]:
-    """[L, P], how often each path of each layer is open."""
-    return space.path_mask(route).float().mean(dim=0)

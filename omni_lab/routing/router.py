@@ -1,10 +1,10 @@
-"""The controller: what to run for a question, decided from the question alone."""
+"""The router: a policy that decides what to run for a question from the question alone."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,56 +15,62 @@ from torch import Tensor, nn
 from omni_lab.batch import NUM_MODALITIES, Modality, Tokens
 from omni_lab.routing.route import ComputeLevel, Route, RouteSpace
 
-MASKED_LOGIT = -1e9  # logit of what may not be chosen
-MIN_PENALTY, MAX_PENALTY, NUM_KNOTS = (
-    0.0125,
-    3.2,
-    9,
-)  # between which penalties a conditioned controller learns; known at so many of them
+MASKED_LOGIT = -1e9  # of levels that may not be chosen
+MIN_PENALTY, MAX_PENALTY = 0.0125, 3.2  # the range that a penalty-conditioned router is trained on
+NUM_KNOTS = 9  # penalties in that range at which it has weights of its own and a measured cost
+NO_PENALTY_INPUT = "this router was trained with one penalty: it takes neither another penalty nor a budget"
 
 
 class RouterLogits(NamedTuple):
-    """Logits of the decisions. levels: [B, M, 3]. opened: [B, L, P], of a path being open."""
+    """Logits of all decisions. path_logits: of a path running."""
 
     level_logits: Float[Tensor, "b m 3"]
     path_logits: Float[Tensor, "b l p"]
 
 
 class RouterOutput(NamedTuple):
-    """route: what was decided. probabilities: [B, L, P], of each path being open. log_probability, entropy: [B], over
-    the decisions that made a difference."""
+    """Sampled routes.
+
+    path_probs: the probability that each path runs.
+    log_prob, entropy: summed over the decisions that make a difference.
+    """
 
     route: Route
-    probabilities: Float[Tensor, "b l p"]
+    path_probs: Float[Tensor, "b l p"]
     log_prob: Float[Tensor, " b"]
     entropy: Float[Tensor, " b"]
 
 
 class Router(nn.Module):
-    """Two linear layers from what is cheap: the mean of the tokens that carry the question, which modalities are
-    present, and, if it is `conditioned`, the penalty on cost that it is to decide under (as Dosovitskiy and Djolonga
-    2020 train one network for all weights of a loss).
+    """A two-layer MLP over the mean of the question's tokens and the modalities that are present.
 
-    It never sees the output of an encoder that it may skip. All decisions of a sample are drawn independently of each
-    other; paths whose ends are not both encoded are not decisions. plans: with any, it only chooses among so many.
-    costs: [KNOTS], of a conditioned controller that is trained: the mean share of the dense cost under each of
-    `penalties()`, measured on validation.
+    It never sees the output of an encoder that it may skip. The decisions of a sample are independent of each other.
+
+    dim: width of the question tokens.
+    penalty_conditioned: also read the cost penalty (one network for all weights of a loss, Dosovitskiy and Djolonga
+        2020). Training sets the buffer `costs` [K], the mean fraction of the dense cost at each of `penalty_knots`.
+    num_choices: if not 0, choose among so many static routes instead; only `raw_logits` applies then.
     """
 
     def __init__(
-        self, space: RouteSpace, *, width: int, hidden: int = 128, conditioned: bool = False, plans: int = 0
+        self,
+        space: RouteSpace,
+        *,
+        dim: int,
+        hidden_dim: int = 128,
+        penalty_conditioned: bool = False,
+        num_choices: int = 0,
     ) -> None:
         super().__init__()
         self.space = space
-        self.penalty_conditioned = conditioned
-        self.num_choices = plans
-        self.question_proj = nn.ModuleDict({m.value: nn.Linear(width, hidden) for m in space.modalities})
-        self.presence_proj = nn.Linear(NUM_MODALITIES, hidden)
-        self.logit_head = nn.Linear(
-            hidden, plans or NUM_MODALITIES * len(ComputeLevel) + space.depth * len(space.paths)
-        )
-        if conditioned:  # by how much each hidden unit counts more or less under each penalty
-            self.penalty_gain = nn.Linear(NUM_KNOTS, hidden, bias=False)
+        self.penalty_conditioned = penalty_conditioned
+        self.num_choices = num_choices
+        self.num_logits = (NUM_MODALITIES * len(ComputeLevel), space.depth * len(space.paths))  # of levels, of paths
+        self.question_proj = nn.ModuleDict({m.value: nn.Linear(dim, hidden_dim) for m in space.modalities})
+        self.presence_proj = nn.Linear(NUM_MODALITIES, hidden_dim)
+        self.logit_head = nn.Linear(hidden_dim, num_choices or sum(self.num_logits))
+        if penalty_conditioned:  # scales each hidden unit by 1 + gain
+            self.penalty_gain = nn.Linear(NUM_KNOTS, hidden_dim, bias=False)
             nn.init.zeros_(self.penalty_gain.weight)
             self.register_buffer("costs", torch.full((NUM_KNOTS,), torch.nan))
         nn.init.zeros_(self.logit_head.weight)
@@ -79,14 +85,9 @@ class Router(nn.Module):
 
     @property
     def flops(self) -> float:
-        """Of one decision: one question is read, by one of the readers."""
-        reader: nn.Linear = next(iter(self.question_proj.values()))  # type: ignore[assignment]
-        layers = (
-            reader,
-            self.presence_proj,
-            self.logit_head,
-            *((self.penalty_gain,) if self.penalty_conditioned else ()),
-        )
+        """Of one decision, which reads one question through one of the projections."""
+        layers: list[Any] = [next(iter(self.question_proj.values())), self.presence_proj, self.logit_head]
+        layers += [self.penalty_gain] if self.penalty_conditioned else []
         return sum(2.0 * layer.in_features * layer.out_features for layer in layers)
 
     def forward(
@@ -95,126 +96,132 @@ class Router(nn.Module):
         present: Bool[Tensor, "b m"],
         penalty: Float[Tensor, " b"] | None = None,
     ) -> RouterLogits:
-        """question: per modality that carries any of the questions, the mean of its tokens. Raises ValueError if a
-        conditioned controller is given no penalty, or one that is not conditioned is given one."""
-        wishes = self.raw_logits(question_embeddings, present, penalty)
-        levels, opened = wishes.split(
-            [NUM_MODALITIES * len(ComputeLevel), self.space.depth * len(self.space.paths)], dim=1
-        )
-        levels = levels.unflatten(1, (NUM_MODALITIES, len(ComputeLevel))).masked_fill(~self.allowed, MASKED_LOGIT)
-        return RouterLogits(levels, opened.unflatten(1, (self.space.depth, len(self.space.paths))))
+        """question_embeddings: see `pool_questions`.
+
+        Raises ValueError for a missing penalty if `penalty_conditioned`, else for a given one.
+        """
+        logits = self.raw_logits(question_embeddings, present, penalty)
+        level_logits, path_logits = logits.split(self.num_logits, dim=1)
+        level_logits = level_logits.unflatten(1, (NUM_MODALITIES, len(ComputeLevel)))
+        path_logits = path_logits.unflatten(1, (self.space.depth, len(self.space.paths)))
+        return RouterLogits(level_logits.masked_fill(~self.allowed, MASKED_LOGIT), path_logits)
 
     def raw_logits(
         self,
-        question: Mapping[Modality, Float[Tensor, "b w"]],
+        question_embeddings: Mapping[Modality, Float[Tensor, "b w"]],
         present: Bool[Tensor, "b m"],
         penalty: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b k"]:
-        """The last layer's output as it is: of a controller that chooses among plans, their logits."""
+        """The output of the last layer; with `num_choices`, the logits of the static routes."""
         if (penalty is not None) != self.penalty_conditioned:
             raise ValueError(
-                "this controller is conditioned: it wants a penalty, or `penalty_for` a budget"
+                "this router is conditioned on a penalty: pass one, or `penalty_for_budget(budget)`"
                 if self.penalty_conditioned
-                else "this controller was trained under one penalty: it cannot follow another, nor a budget"
+                else NO_PENALTY_INPUT
             )
-        near = None if penalty is None else penalty_to_knots(penalty)
-        carriers = self.space.question_mask(present)
-        wishes = self.logit_head.weight.new_zeros(len(present), self.logit_head.out_features)
-        for modality, summary in question.items():
-            carried = carriers[:, modality.column].nonzero().squeeze(1)
-            told = None if near is None else near[carried]
-            said = self.modality_logits(modality, summary[carried], present[carried].float(), told)
-            wishes = wishes.index_add(0, carried, said.to(wishes.dtype))
-        return wishes
+        knot_weights = None if penalty is None else penalty_to_knots(penalty)
+        question_mask = self.space.question_mask(present)
+        logits = self.logit_head.weight.new_zeros(len(present), self.logit_head.out_features)
+        for modality, embeddings in question_embeddings.items():
+            samples = question_mask[:, modality.column].nonzero().squeeze(1)
+            knots = None if knot_weights is None else knot_weights[samples]
+            output = self.modality_logits(modality, embeddings[samples], present[samples].float(), knots)
+            logits = logits.index_add(0, samples, output.to(logits.dtype))
+        return logits
 
     def modality_logits(
         self,
         modality: Modality,
-        summary: Float[Tensor, "b w"],
+        question_embedding: Float[Tensor, "b w"],
         present: Float[Tensor, "b m"],
-        near: Float[Tensor, "b k"] | None = None,
+        knot_weights: Float[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b o"]:
-        """`preference`, of questions that all come in one modality. near: to which knots the penalty lies."""
-        gain = None if near is None else self.penalty_gain(near)
-        return router_mlp(
-            self.question_proj[modality.value], self.presence_proj, self.logit_head, summary, present, gain
-        )
+        """`raw_logits` of questions that all come in one modality. knot_weights: see `penalty_to_knots`."""
+        layers = (self.question_proj[modality.value], self.presence_proj, self.logit_head)
+        gain = None if knot_weights is None else self.penalty_gain(knot_weights)
+        return router_mlp(*layers, question_embedding, present, gain)
 
     def penalty_for_budget(self, budget: float) -> float:
-        """Under which a conditioned controller spends, on average over validation, that share of the dense cost: the
-        least one if it never spends as much. Raises ValueError for a budget that it does not meet under any, and
-        before it is trained."""
+        """The smallest penalty whose mean cost on validation is within `budget`, a fraction of the dense cost.
+
+        Raises ValueError if no penalty meets it, if the router takes no penalty, or before it is trained.
+        """
         if not self.penalty_conditioned:
-            raise ValueError("this controller was trained under one penalty: it cannot follow another, nor a budget")
+            raise ValueError(NO_PENALTY_INPUT)
         if self.costs.isnan().any():
-            raise ValueError("this controller's costs are not known yet: train it with `train_controller`")
-        costs = self.costs.cummin(0).values.flip(0).double().cpu().numpy()  # the cheapest first
-        if not budget >= costs[0] - 1e-6:  # float32 was kept
+            raise ValueError("this router's costs are not measured yet: train it with `load_or_train_router`")
+        costs = self.costs.cummin(0).values.flip(0).double().cpu().numpy()  # ascending
+        if not budget >= costs[0] - 1e-6:  # costs are stored in float32
             raise ValueError(f"no penalty meets a budget of {budget:g} of the dense cost: the least is {costs[0]:.3f}")
         return float(np.exp(np.interp(budget, costs, penalty_knots().log().flip(0).numpy())))
 
     def sample(
         self, logits: RouterLogits, present: Bool[Tensor, "b m"], *, generator: torch.Generator | None = None
     ) -> RouterOutput:
-        """Draws a route. What is certain is drawn all the same: see `greedy`."""
-        uniform = (
-            torch.rand(logits.level_logits.shape, generator=generator).to(logits.level_logits.device).clamp(min=1e-9)
-        )
-        levels = (logits.level_logits - (-uniform.log()).log()).argmax(dim=2)  # Gumbel's way to draw from a softmax
-        chance = torch.rand(logits.path_logits.shape, generator=generator).to(logits.path_logits.device)
-        return self.evaluate_actions(logits, levels, chance < logits.path_logits.sigmoid(), present)
+        """Samples a route per sample."""
+        device = logits.path_logits.device
+        uniform = torch.rand(logits.level_logits.shape, generator=generator).to(device).clamp(min=1e-9)
+        levels = (logits.level_logits - (-uniform.log()).log()).argmax(dim=2)  # the Gumbel-max trick
+        uniform = torch.rand(logits.path_logits.shape, generator=generator).to(device)
+        return self.evaluate_actions(logits, levels, uniform < logits.path_logits.sigmoid(), present)
 
-    def greedy(self, wishes: RouterLogits, present: Bool[Tensor, "b m"]) -> Route:
-        """The likeliest of each decision."""
-        return self.space.project(wishes.level_logits.argmax(dim=2), wishes.path_logits > 0, present)
+    def greedy(self, logits: RouterLogits, present: Bool[Tensor, "b m"]) -> Route:
+        """The most likely choice of each decision."""
+        return self.space.project(logits.level_logits.argmax(dim=2), logits.path_logits > 0, present)
 
     def evaluate_actions(
         self,
-        wishes: RouterLogits,
+        logits: RouterLogits,
         levels: Int[Tensor, "b m"],
-        opened: Bool[Tensor, "b l p"],
+        path_mask: Bool[Tensor, "b l p"],
         present: Bool[Tensor, "b m"],
     ) -> RouterOutput:
-        """What decisions come to. The question's carrier and absent modalities are not decided, nor are paths one of
-        whose ends is not encoded."""
-        route = self.space.project(levels, opened, present)
-        free = present & ~self.space.question_mask(present)
-        log_levels = wishes.level_logits.log_softmax(dim=2)
-        chosen = log_levels.gather(2, levels[:, :, None]).squeeze(2)
-        log_probability = (chosen * free).sum(1)
-        entropy = (-(log_levels.exp() * log_levels).sum(2) * free).sum(1)
+        """The route of given decisions, their log-probability and entropy. Levels of absent modalities and of the
+        question are no decisions, nor are paths without both ends encoded: they add nothing."""
+        route = self.space.project(levels, path_mask, present)
+        decided = present & ~self.space.question_mask(present)
+        level_log_probs = logits.level_logits.log_softmax(dim=2)
+        log_prob = (level_log_probs.gather(2, levels[:, :, None]).squeeze(2) * decided).sum(1)
+        entropy = (-(level_log_probs.exp() * level_log_probs).sum(2) * decided).sum(1)
         encoded = route.encoder_levels > ComputeLevel.SKIP
-        real = torch.stack([encoded[:, p.query.column] & encoded[:, p.key.column] for p in self.space.paths], dim=1)
-        log_open, log_shut = F.logsigmoid(wishes.path_logits), F.logsigmoid(-wishes.path_logits)
-        probability = wishes.path_logits.sigmoid()
-        log_probability = log_probability + (torch.where(opened, log_open, log_shut) * real[:, None]).sum((1, 2))
-        spread = -(probability * log_open + (1 - probability) * log_shut)
-        entropy = entropy + (spread * real[:, None]).sum((1, 2))
-        return RouterOutput(route, probability, log_probability, entropy)
+        queries, keys = self.space.path_columns
+        decided = encoded[:, queries] & encoded[:, keys]
+        log_open, log_closed = F.logsigmoid(logits.path_logits), F.logsigmoid(-logits.path_logits)
+        path_probs = logits.path_logits.sigmoid()
+        log_prob = log_prob + (torch.where(path_mask, log_open, log_closed) * decided[:, None]).sum((1, 2))
+        path_entropy = -(path_probs * log_open + (1 - path_probs) * log_closed)
+        entropy = entropy + (path_entropy * decided[:, None]).sum((1, 2))
+        return RouterOutput(route, path_probs, log_prob, entropy)
 
 
 def router_mlp(
-    read: nn.Module, context: nn.Module, wish: nn.Module, summary: Tensor, present: Tensor, gain: Tensor | None
+    question_proj: nn.Module,
+    presence_proj: nn.Module,
+    logit_head: nn.Module,
+    question_embedding: Tensor,
+    present: Tensor,
+    gain: Tensor | None,
 ) -> Tensor:
-    """What the layers of a controller make of questions that all come in one modality. gain: see `Controller`."""
-    hidden = F.gelu(context(present) + read(F.layer_norm(summary, summary.shape[-1:])))
-    return wish(hidden if gain is None else hidden * (1 + gain))
+    """The router's forward pass over its layers, for questions in one modality. gain: of the hidden units."""
+    normed = F.layer_norm(question_embedding, question_embedding.shape[-1:])
+    hidden = F.gelu(presence_proj(present) + question_proj(normed))
+    return logit_head(hidden if gain is None else hidden * (1 + gain))
 
 
 def penalty_to_knots(penalty: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
-    """How near a penalty lies to each knot, on a logarithmic scale: linear in between."""
-    place = (penalty.log() - math.log(MIN_PENALTY)) / math.log(MAX_PENALTY / MIN_PENALTY) * (NUM_KNOTS - 1)
-    knots = torch.arange(NUM_KNOTS, device=place.device)
-    return (1 - (place.clamp(0, NUM_KNOTS - 1)[:, None] - knots).abs()).clamp(min=0)
+    """Weights of the two knots next to each penalty: linear interpolation on a logarithmic scale."""
+    position = (penalty.log() - math.log(MIN_PENALTY)) / math.log(MAX_PENALTY / MIN_PENALTY) * (NUM_KNOTS - 1)
+    knots = torch.arange(NUM_KNOTS, device=position.device)
+    return (1 - (position.clamp(0, NUM_KNOTS - 1)[:, None] - knots).abs()).clamp(min=0)
 
 
 def penalty_knots() -> Float[Tensor, " k"]:
-    """The knots of a conditioned controller's penalties, evenly on a logarithmic scale."""
+    """The penalties at the knots, evenly spaced on a logarithmic scale."""
     return torch.logspace(math.log10(MIN_PENALTY), math.log10(MAX_PENALTY), NUM_KNOTS)
 
 
 def pool_questions(
-    encoded: Mapping[Modality, Tokens], carriers: Bool[Tensor, "b m"]
+    encoded: Mapping[Modality, Tokens], question_mask: Bool[Tensor, "b m"]
 ) -> dict[Modality, Float[Tensor, "b w"]]:
-    """The mean of the tokens of every modality that carries a question of the batch."""
-    return {m: tokens.mean_pool() for m, tokens in encoded.items() if carriers[:, m.column].any()}
+    """Mean tokens of each modality that carries a question of the batch."""
+    return {m: tokens.mean_pool() for m, tokens in encoded.items() if question_mask[:, m.column].any()}

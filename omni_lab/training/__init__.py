@@ -1,4 +1,13 @@
-"""TODO"""
+"""From a recipe to a trained model, on disk once and for all.
+
+checkpoint.py           files and folders of trained models; `load_or_fit`, which loads one or has it trained
+frozen_encoders.py      training of early exits, and latents that are computed once
+callbacks.py            the progress table, the best router's weights, latents for a training
+recipes.py              recipes of models, by name
+fit.py                  `load_or_train` for models, and the Lightning trainer of all trainings
+router_recipes.py       recipes of routers, by name, and `load_or_train_router`
+compression_recipes.py  recipes of compressed models, by name, and `compress`
+"""
 
 from omni_lab.training.checkpoint import weights_digest
 from omni_lab.training.compression_recipes import compress, get_compression_recipe

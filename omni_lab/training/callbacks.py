@@ -1,4 +1,4 @@
-"""How far a training is: a table that grows by a line an epoch, under one bar that moves with every update."""
+"""Lightning callbacks: the best router's weights, latents of frozen encoders, a progress table, and throughput."""
 
 from __future__ import annotations
 
@@ -15,32 +15,29 @@ from tqdm import tqdm
 
 from omni_lab.batch import Modality, OmniBatch
 from omni_lab.lightning_modules.router import LitRouterBase
-from omni_lab.training.latent_cache import cache_latents
+from omni_lab.training.frozen_encoders import cache_latents
 from omni_lab.utils.progress import ProgressBar, in_notebook
 from omni_lab.worlds.tasks import TaskBatch
 
 
 class RestoreBestWeights(Callback):
-    """Holds on to the weights of the best validation reward, and puts them back at the end: too long a training under
-    the full penalty costs accuracy. What is validated before the penalty is whole does not count. history: a dict per
-    validation, "update" and the columns of `module` that validation fills."""
+    """At the end, gives a router the weights of its best validation reward: long training under the full penalty costs
+    accuracy. Validations before the penalty is fully annealed do not count."""
 
     def __init__(self, module: LitRouterBase) -> None:
         self.module = module
-        self.best = -torch.inf
+        self.reward = -torch.inf
         self.weights: dict[str, Any] | None = None
-        self.update = 0
-        self.history: list[dict[str, float]] = []
+        self.step = 0
+        self.history: list[dict[str, float]] = []  # per validation: "update" (the step), and the module's columns
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
-        shown = {c: n for c, n in self.module.columns.items() if n.startswith("validation/")}
-        measured = {column: float(trainer.callback_metrics[name]) for column, name in shown.items()}
-        self.history.append({"update": trainer.global_step, **measured})
+        columns = {heading: name for heading, name in self.module.columns.items() if name.startswith("validation/")}
+        values = {heading: float(trainer.callback_metrics[name]) for heading, name in columns.items()}
+        self.history.append({"update": trainer.global_step, **values})
         reward = float(trainer.callback_metrics["validation/reward"])
-        if self.module.at_full_penalty and reward > self.best:
-            self.best, self.update = reward, trainer.global_step
+        if self.module.at_full_penalty and reward > self.reward:
+            self.reward, self.step = reward, trainer.global_step
             self.weights = copy.deepcopy(self.module.router.state_dict())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -48,82 +45,85 @@ class RestoreBestWeights(Callback):
             self.module.router.load_state_dict(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "weights": self.weights, "update": self.update, "history": self.history}
+        return {name: getattr(self, name) for name in ("reward", "weights", "step", "history")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.weights, self.update = (state_dict[name] for name in ("best", "weights", "update"))
-        self.history = list(state_dict["history"])
+        vars(self).update(state_dict)
 
 
 class CacheFrozenLatents(Callback):
-    """Encodes the media of both splits when a training starts, by the weights that it starts or goes on with. seconds:
-    what that took."""
+    """Encodes the media of both splits when a training starts, with the weights that it starts or resumes from."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.seconds = 0.0  # spent on encoding
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         begin = time.perf_counter()
-        training, data = cast(Any, pl_module), cast(Any, trainer).datamodule
-        frozen = [m for m in training.config.frozen_encoders if m.value in training.model.encoders]
+        module, data = cast(Any, pl_module), cast(Any, trainer).datamodule
+        frozen = [m for m in module.config.frozen_encoders if m.value in module.model.encoders]
         for split in ("train", "validation") if frozen else ():
-            cache_latents(training.model, data.dataset(split), frozen)
+            cache_latents(module.model, data.dataset(split), frozen)
         self.seconds = time.perf_counter() - begin
 
 
 class ProgressTable(Callback):
-    """A bar over all updates and a line an epoch; in a notebook both in one output, updated in place.
+    """A progress bar over all steps and a table with a row per epoch; in a notebook one output, updated in place.
 
-    columns: heading to the name of the metric under it. `rows` keeps the lines (a dict of headings per epoch, "epoch"
-    and "seconds" among them), across an interruption too.
+    columns: heading to the name of a metric. rows: heading to value, per epoch.
+    totals: questions, images and seconds of the training batches, with loading, without validation after an epoch.
     """
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         self.columns = columns
         self.headings = ("epoch", *columns, "seconds")
         self.rows: list[dict[str, float]] = []
-        self._live: ProgressBar | None = None
-        self._epoch_start = 0.0
+        self.totals = {"questions": 0, "images": 0, "seconds": 0.0}
+        self._epoch_start = self._batch_start = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "totals": self.totals}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
+        vars(self).update(state_dict)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._live = ProgressBar("training", total=int(trainer.estimated_stepping_batches), unit="update")
+        self._bar = ProgressBar("training", total=int(trainer.estimated_stepping_batches), unit="step")
         if not in_notebook():
-            print("  ".join(f"{c:>9}" for c in self.headings))
-        self._epoch_start = time.monotonic()  # an epoch resumed in the middle has no start of its own
+            print("  ".join(f"{heading:>9}" for heading in self.headings))
+        self.on_train_epoch_start(trainer, pl_module)  # an epoch that is resumed in the middle has no start of its own
         self._show(trainer, force=True)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._epoch_start = time.monotonic()
+        self._epoch_start = self._batch_start = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: OmniBatch | TaskBatch, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        self.totals["seconds"] += now - self._batch_start
+        self.totals["questions"] += len(batch)
+        self.totals["images"] += len(batch.inputs[Modality.IMAGE].values) if Modality.IMAGE in batch.inputs else 0
+        self._batch_start = now
         self._show(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        m = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        values = [trainer.current_epoch + 1, *(m.get(n, float("nan")) for n in self.columns.values())]
-        self.rows.append(dict(zip(self.headings, [*values, time.monotonic() - self._epoch_start], strict=True)))
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        values = [trainer.current_epoch + 1, *(metrics.get(name, float("nan")) for name in self.columns.values())]
+        self.rows.append(dict(zip(self.headings, [*values, time.perf_counter() - self._epoch_start], strict=True)))
         if not in_notebook():
-            cells = (f"{_format(v):>{max(len(c), 9)}}" for c, v in self.rows[-1].items())
+            cells = (f"{_format(v):>{max(len(heading), 9)}}" for heading, v in self.rows[-1].items())
             tqdm.write("  ".join(cells), file=sys.stdout)
         self._show(trainer, force=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._live is not None:
-            self._live.close()
+        self._bar.close()
 
     def _show(self, trainer: L.Trainer, *, force: bool = False) -> None:
-        if self._live is not None:
-            epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 1)
-            note = f"epoch {epoch} of {trainer.max_epochs}"
-            self._live.update(trainer.global_step, note=note, below=self._table(), force=force)
+        epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 1)
+        note = f"epoch {epoch} of {trainer.max_epochs}"
+        self._bar.update(trainer.global_step, note=note, below=self._html(), force=force)
 
-    def _table(self) -> str:
+    def _html(self) -> str:
         lines = [self.headings, *([_format(v) for v in row.values()] for row in self.rows)]
         cells = ("".join(f"<td>{cell}</td>" for cell in line) for line in lines)
         return f"<table>{''.join(f'<tr>{c}</tr>' for c in cells)}</table>"
@@ -131,37 +131,3 @@ class ProgressTable(Callback):
 
 def _format(value: float) -> str:
     return f"{value:d}" if isinstance(value, int) else f"{value:.4f}" if value < 10 else f"{value:.1f}"
-
-
-class ThroughputMeter(Callback):
-    """Measures the training loop, loading included and validation left out: questions and pictures per second."""
-
-    def __init__(self) -> None:
-        self.totals = {"questions": 0, "pictures": 0, "seconds": 0.0}
-        self._mark = 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self.totals)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.totals = dict(state_dict)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._mark = time.perf_counter()  # an epoch resumed in the middle has no start of its own
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._mark = time.perf_counter()
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: OmniBatch | TaskBatch,
-        batch_idx: int,
-    ) -> None:
-        now = time.perf_counter()
-        self.totals["seconds"] += now - self._mark
-        self.totals["questions"] += len(batch)
-        self.totals["pictures"] += len(batch.inputs[Modality.IMAGE].values) if Modality.IMAGE in batch.inputs else 0
-        self._mark = now

@@ -1,126 +1,93 @@
-"""Compressed models: trained in the precision that they will be stored in, begun from a trained model."""
+"""Compressed models: recipes by name, and their calibration, pruning and quantization-aware training."""
 
 from __future__ import annotations
 
 import copy
-import logging
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from omni_lab.batch import OmniBatch
-from omni_lab.compression.channel_pruning import prune_channels, reapply_channel_pruning
+from omni_lab.compression import channel_pruning, fake_quant, parts, pruning
 from omni_lab.compression.export import Ranges
-from omni_lab.compression.fake_quant import FakeQuantizer, calibrate
-from omni_lab.compression.parts import (
-    AssemblySpec,
-    ModelPart,
-    assemble_model,
-    assemble_router,
-    split_model,
-    split_router,
-)
+from omni_lab.compression.parts import AssemblySpec, ModelPart
 from omni_lab.compression.precision import Precision, PrecisionPolicy
-from omni_lab.compression.pruning import (
-    cubic_share,
-    importance,
-    nonzero_masks,
-    prune_structures,
-    prune_weights,
-    reapply_structure_pruning,
-)
 from omni_lab.config.schema import CompressionConfig, Profile
 from omni_lab.data.datamodule import OmniDataModule
 from omni_lab.lightning_modules.qat import LitQAT
 from omni_lab.lightning_modules.vqa import answer_loss
 from omni_lab.model import OmniModel
 from omni_lab.routing.router import Router
-from omni_lab.training.callbacks import ProgressTable, ThroughputMeter
-from omni_lab.training.checkpoint import (
-    METADATA_FILE,
-    CheckpointError,
-    digest,
-    is_fresh,
-    load_model,
-    read_metadata,
-    save_model,
-    weights_digest,
-)
-from omni_lab.training.fit import build_trainer, device_name
+from omni_lab.training.checkpoint import BaseRecipe, load_or_fit, weights_digest
+from omni_lab.training.fit import device_name, fit
 from omni_lab.training.recipes import TrainedModel
-from omni_lab.utils.env import project_root
-from omni_lab.utils.lookup import closest_match
+from omni_lab.utils.lookup import lookup
 
-log = logging.getLogger(__name__)
-PRUNED = ("weights", "heads", "channels")
+GRANULARITIES = ("weights", "heads", "channels")
 
 
 @dataclass(frozen=True)
 class PruningSpec:
-    """share: of the weights that go, after all `rounds`, each of which is followed by a training on questions about
-    `scenes` scenes, at a `learning_rate` that lets what is left take over. what: single "weights" (`zero_smallest`),
-    whole "heads", hidden units and paths (`take_out`), or "channels" within heads, and hidden units (`narrow`). The
-    model as it was before is the teacher. Raises ValueError for something else."""
+    """Iterative pruning. Each round is followed by a training with the unpruned model as the teacher.
 
-    sparsity: float
-    granularity: str
+    Raises ValueError for an unknown granularity.
+    """
+
+    sparsity: float  # fraction of the weights that is pruned in the end
+    granularity: str  # single "weights"; whole "heads", hidden units and paths; "channels" of heads, and hidden units
     rounds: int = 3
-    scenes: int = 500
+    scenes: int = 500  # train on questions about the first scenes
     learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.granularity not in PRUNED:
-            raise ValueError(f"what to prune must be one of {PRUNED}: got {self.granularity!r}")
+        if self.granularity not in GRANULARITIES:
+            raise ValueError(f"granularity must be one of {GRANULARITIES}: got {self.granularity!r}")
 
     def prune(self, model: OmniModel, done: int, losses: Iterable[Tensor]) -> dict[str, Any]:
-        """The round after so many; returns what `again` wants. losses: see `importance`."""
-        share, gone = (cubic_share(self.sparsity, step, self.rounds) for step in (done + 1, done))
+        """Prunes after `done` rounds, and returns what `reapply` needs. losses: see `importance`."""
+        target, pruned = (pruning.cubic_sparsity(self.sparsity, n, self.rounds) for n in (done + 1, done))
         if self.granularity == "weights":
-            prune_weights(model, share)
+            pruning.prune_weights(model, target)
             return {}
-        more = (share - gone) / (1 - gone)
+        of_remaining = (target - pruned) / (1 - pruned)
         if self.granularity == "heads":
-            return prune_structures(model, more, importance(model, losses))
-        return prune_channels(model, more, losses)
+            return pruning.prune_structures(model, of_remaining, pruning.importance(model, losses))
+        return channel_pruning.prune_channels(model, of_remaining, losses)
 
-    def reapply(self, model: OmniModel, gone: dict[str, Any]) -> None:
-        """Gives another copy the same shapes."""
+    def reapply(self, model: OmniModel, pruned: dict[str, Any]) -> None:
+        """Gives another copy of the model the shapes of a pruned one."""
         if self.granularity == "heads":
-            reapply_structure_pruning(model, gone)
+            pruning.reapply_structure_pruning(model, pruned)
         elif self.granularity == "channels":
-            reapply_channel_pruning(model, gone)
+            channel_pruning.reapply_channel_pruning(model, pruned)
 
 
 @dataclass(frozen=True)
-class CompressionRecipe:
-    """Everything that determines a compressed model, but for the model and the controller that it begins with.
+class CompressionRecipe(BaseRecipe):
+    """Everything that determines a compressed model, except the network and the router that it is made from."""
 
-    trained: whether with quantization-aware training; else only calibrated. ranges: see `FakeQuantization`. pruning: in
-    rounds, each followed by a training. after: the recipe whose model it begins with, in place of the given one.
-    """
-
+    exact = True
     name: str
     policy: PrecisionPolicy
-    ranges: str
-    trained: bool
+    ranges: str  # see `FakeQuantizer`
+    trained: bool  # with quantization-aware training, else calibrated only
     config: CompressionConfig
     seed: int = 0
     pruning: PruningSpec | None = None
-    init_from: CompressionRecipe | None = None
+    init_from: CompressionRecipe | None = None  # start from its model, not from the network
 
-    def identity(self, network: TrainedModel, controller: Router) -> dict[str, Any]:
+    def identity(self, network: TrainedModel, router: Router) -> dict[str, Any]:
         """What a checkpoint must agree with to be loaded."""
-        after = {} if self.init_from is None else {"after": self.init_from.identity(network, controller)}
+        after = {} if self.init_from is None else {"after": self.init_from.identity(network, router)}
         return {
             "network_weights": weights_digest(network.model),
-            "controller_weights": weights_digest(controller),
+            "controller_weights": weights_digest(router),
             "policy": {**vars(self.policy), "encoders": {str(m): p for m, p in self.policy.encoders.items()}},
             "ranges": self.ranges,
             "config": self.config,
@@ -130,218 +97,172 @@ class CompressionRecipe:
             **after,
         }
 
-    def work_folder(self, network: TrainedModel, controller: Router) -> Path:
-        """Where the training writes: one folder per configuration."""
-        name = f"{self.name}-seed{self.seed}-{digest(self.identity(network, controller))}"
-        return project_root() / "data" / "checkpoints" / "compressed" / name
+    @property
+    def folder(self) -> Path:
+        return Path("compressed") / f"{self.name}-seed{self.seed}"
 
     @property
     def rounds(self) -> int:
-        """How many rounds of pruning, training or both it takes."""
+        """Number of rounds of pruning, training or both; each has a checkpoint."""
         return int(self.trained) if self.pruning is None else self.pruning.rounds
 
     @property
     def sparse(self) -> bool:
-        """Whether single weights are zero, and to stay so."""
+        """Whether single weights are pruned, and must stay zero in training."""
         if self.pruning is None:
             return self.init_from is not None and self.init_from.sparse
         return self.pruning.granularity == "weights"
 
 
-KINDS = {"pruned": "weights", "heads": "heads", "smaller": "channels"}
-PRUNING_PERCENTS = (30, 50, 70, 90)  # per cent of the weights
-# of each share: what is lost has to be learned again, and what is not is easily spoiled
-PRUNING_LEARNING_RATES = {
-    "weights": (3e-5, 3e-5, 1e-4, 1e-4),
-    "heads": (1e-4,) * 4,
-    "channels": (3e-5, 3e-5, 3e-5, 1e-4),
-}
+PREFIXES = {"pruned": "weights", "heads": "heads", "smaller": "channels"}  # of names -> granularity
+PERCENTS = (30, 50, 70, 90)
+# One per percentage: what is lost must be learned again, and what is not is easily damaged.
+LEARNING_RATES = {"weights": (3e-5, 3e-5, 1e-4, 1e-4), "heads": (1e-4,) * 4, "channels": (3e-5, 3e-5, 3e-5, 1e-4)}
 
 
 def get_compression_recipe(name: str, profile: Profile, *, seed: int = 0) -> CompressionRecipe:
-    """The recipe of that name. Raises ValueError for another one. seed: of the data that it sees.
+    """The recipe of that name. Raises ValueError for another name, with the nearest one. seed: of the training data.
 
-    "float" and "weights_int4": nothing is calibrated or trained. "float_tuned": only trained, as long as those that
-    follow. "ptq_dynamic" and "ptq_static": post-training int8, each input's own range or a calibrated one. "qat_int8",
-    "qat_learned" (its ranges are trained too) and "qat_mixed". "pruned_30" to "pruned_90": so many per cent of the
-    single weights are zero. "heads_30" to "heads_90": of the weights are taken out, as whole paths, heads and hidden
-    units. "smaller_30" to "smaller_90": as channels of heads, and hidden units. With "_int8", quantization-aware
-    training after that. With "_once", all goes in one round, without training; with "_once_int8", as "ptq_dynamic".
+    float, weights_int4: neither calibrated nor trained. float_tuned: trained as long as the "qat" recipes.
+    ptq_dynamic, ptq_static: int8 post-training quantization, with each input's own range or a calibrated one.
+    qat_int8, qat_learned, qat_mixed: quantization-aware training; with learned ranges; in mixed precision.
+    pruned_<percent>, heads_<percent>, smaller_<percent>: 30, 50, 70 or 90 percent of the weights are pruned, as single
+    weights, as whole heads, hidden units and paths, or as channels of heads and hidden units.
+    <pruned>_int8: such a model after "qat_int8". <pruned>_once: pruned in one round, not trained.
+    <pruned>_once_int8: that one after "ptq_dynamic".
     """
     config = profile.emoji_world.compression
-    exact, int8 = (PrecisionPolicy.uniform(p) for p in (Precision.FP32, Precision.INT8))
-    int4, mixed = PrecisionPolicy.uniform(Precision.INT4), PrecisionPolicy.mixed()
-    known: dict[str, tuple[PrecisionPolicy, str, bool]] = {
-        "float": (exact, "dynamic", False),
+    fp32, int8, int4 = (PrecisionPolicy.uniform(p) for p in (Precision.FP32, Precision.INT8, Precision.INT4))
+    quantized: dict[str, tuple[PrecisionPolicy, str, bool]] = {
+        "float": (fp32, "dynamic", False),
         "weights_int4": (int4, "dynamic", False),
         "ptq_dynamic": (int8, "dynamic", False),
         "ptq_static": (int8, "average", False),
-        "float_tuned": (exact, "dynamic", True),
+        "float_tuned": (fp32, "dynamic", True),
         "qat_int8": (int8, "average", True),
         "qat_learned": (int8, "learned", True),
-        "qat_mixed": (mixed, "average", True),
+        "qat_mixed": (PrecisionPolicy.mixed(), "average", True),
     }
-    recipes = {n: CompressionRecipe(n, *known[n], config=config, seed=seed) for n in known}
-    for (place, share), (kind, what) in product(enumerate(PRUNING_PERCENTS), KINDS.items()):
-        n, scenes, rate = f"{kind}_{share}", config.scenes // 4, PRUNING_LEARNING_RATES[what][place]
-        pruning = PruningSpec(share / 100, what, config.pruning_rounds, scenes, rate)
-        rounds = CompressionRecipe(n, exact, "dynamic", True, config, seed, pruning)
-        once = replace(rounds, name=f"{n}_once", trained=False, pruning=replace(pruning, rounds=1))
+    recipes = {n: CompressionRecipe(n, *arguments, config=config, seed=seed) for n, arguments in quantized.items()}
+    for (i, percent), (prefix, granularity) in product(enumerate(PERCENTS), PREFIXES.items()):
+        n, scenes, rate = f"{prefix}_{percent}", config.scenes // 4, LEARNING_RATES[granularity][i]
+        spec = PruningSpec(percent / 100, granularity, config.pruning_rounds, scenes, rate)
+        rounds = CompressionRecipe(n, fp32, "dynamic", True, config, seed, spec)
+        once = replace(rounds, name=f"{n}_once", trained=False, pruning=replace(spec, rounds=1))
         recipes |= {n: rounds, once.name: once}
         for start, then in ((rounds, "qat_int8"), (once, "ptq_dynamic")):
             recipes[f"{start.name}_int8"] = replace(recipes[then], name=f"{start.name}_int8", init_from=start)
-    if name not in recipes:
-        raise ValueError(
-            f"unknown compression {name!r}; the nearest of {[*recipes]} is {closest_match(name, recipes)!r}"
-        )
-    return recipes[name]
+    return lookup(name, recipes, "compression")
 
 
 class CompressedModel(NamedTuple):
-    """What `Exporter.write` wants, and the model and the controller in PyTorch, in float32. facts: how it was made, a
-    dict per training."""
+    """What `Exporter.write` needs, and the model itself."""
 
     parts: list[ModelPart]
-    frame: AssemblySpec
+    spec: AssemblySpec
     policy: PrecisionPolicy
     ranges: Ranges | None
-    metadata: list[dict[str, Any]]
-    model: OmniModel
+    metadata: list[dict[str, Any]]  # one per round
+    model: OmniModel  # in PyTorch and float32, as the router
     router: Router
 
 
 def compress(
-    recipe: CompressionRecipe, network: TrainedModel, controller: Router, example: OmniBatch, *, afresh: bool = False
+    recipe: CompressionRecipe, network: TrainedModel, router: Router, example: OmniBatch, *, retrain: bool = False
 ) -> CompressedModel:
-    """Calibrates, prunes and trains a copy of the model, which stays as it is. A training that was stopped continues
-    from its last checkpoint; what was finished is loaded, unless `afresh`. example: see `parts_of`."""
+    """Calibrates, prunes and trains a copy of the network; each round is loaded or trained as by `load_or_fit`.
+
+    example: a batch with raw inputs of every modality, see `split_model`.
+    """
+    inputs, metadata = (network, router), []
     if recipe.init_from is None:
-        model, decides, facts = copy.deepcopy(network.model).eval(), copy.deepcopy(controller).eval(), []
+        model, router = copy.deepcopy(network.model).eval(), copy.deepcopy(router).eval()
     else:
-        start = compress(recipe.init_from, network, controller, example, afresh=afresh)
-        model, decides, facts = start.model, start.router, start.metadata
-    config = recipe.config
-    scenes = config.scenes if recipe.pruning is None else recipe.pruning.scenes
-    data = network.data.with_config(
-        network.data.config, seed=recipe.seed, raw=True, train=scenes, validation=config.validation_scenes
-    )
-    folder, identity = recipe.work_folder(network, controller), recipe.identity(network, controller)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    making = _CompressionRun(recipe, data, model, decides, example)
-    with FileLock(f"{folder}.lock"):
-        if afresh:
-            shutil.rmtree(folder, ignore_errors=True)
-        for done in range(recipe.rounds):
-            place = folder / f"round{done + 1}"
-            facts.append(making.found(place, identity) or making.round(done, place, identity))
+        start = compress(recipe.init_from, network, router, example, retrain=retrain)
+        model, router, metadata = start.model, start.router, start.metadata
+    config, scenes = network.data.config, (recipe.pruning or recipe.config).scenes
+    validation = recipe.config.validation_scenes
+    data = network.data.with_config(config, seed=recipe.seed, raw=True, train=scenes, validation=validation)
+    compressor = _Compressor(recipe, data, router, example, teacher=model)
     if not recipe.rounds:
-        making.prepare()
-    return CompressedModel(
-        making.parts, making.frame, recipe.policy, making.fake.known_ranges(), facts, making.model, decides
-    )
+        assembly = _Assembly(compressor, model, calibrated=True)
+    for done in range(recipe.rounds):
+        train, build = partial(compressor.train, model, done), partial(compressor.build, model)
+        part = f"round{done + 1}"
+        assembly, round_metadata, _ = load_or_fit(recipe, inputs, train, build=build, part=part, retrain=retrain)
+        assembly.fake.remove()  # the next round copies the model, and would copy its hooks
+        model = assembly.model
+        metadata.append(round_metadata)
+    ranges = assembly.fake.quant_ranges()
+    return CompressedModel(assembly.parts, assembly.spec, recipe.policy, ranges, metadata, assembly.model, router)
 
 
-class _ModelAndRanges(nn.Module):
-    """What is saved: the weights and the ranges."""
+class _Assembly(nn.Module):
+    """A model, its parts, and the fake quantizer that runs them. A round saves its state dict: weights and ranges."""
 
-    def __init__(self, model: OmniModel, fake: FakeQuantizer) -> None:
+    def __init__(self, compressor: _Compressor, model: OmniModel, *, calibrated: bool) -> None:
         super().__init__()
+        recipe, router = compressor.recipe, compressor.router
+        router.space = model.space
         self.model = model
-        self.fake = fake
+        self.parts = [*parts.split_model(model, compressor.example), *parts.split_router(router)]
+        self.spec = AssemblySpec.from_model(model, router)
+        self.fake = fake_quant.FakeQuantizer(self.parts, recipe.policy, ranges=recipe.ranges).eval()
+        if calibrated and recipe.ranges != "dynamic":
+            assembled, run = parts.assemble_model(self.spec, self.fake.run), self.fake.run
+            router, batches = parts.assemble_router(self.spec, run), compressor.batches()
+            fake_quant.calibrate(self.fake, assembled, batches, router=router, seed=recipe.seed)
 
 
-class _CompressionRun:
-    """A model while it is compressed; its parts are those of the last round."""
+@dataclass
+class _Compressor:
+    """Runs the rounds of a recipe, each on a copy of the model that the round before left."""
 
-    parts: list[ModelPart]
-    frame: AssemblySpec
-    fake: FakeQuantizer
+    recipe: CompressionRecipe
+    data: OmniDataModule
+    router: Router
+    example: OmniBatch
+    teacher: OmniModel
 
-    def __init__(
-        self,
-        recipe: CompressionRecipe,
-        data: OmniDataModule,
-        model: OmniModel,
-        controller: Router,
-        example: OmniBatch,
-    ) -> None:
-        self.recipe = recipe
-        self.data = data
-        self.model = model
-        self.whole = copy.deepcopy(model)  # as it is now
-        self.controller = controller
-        self.example = example
+    def build(self, model: OmniModel, metadata: dict[str, Any]) -> _Assembly:
+        """A copy of `model` with the shapes that a round with this metadata left."""
+        model = copy.deepcopy(model)
+        if self.recipe.pruning is not None:
+            self.recipe.pruning.reapply(model, metadata["gone"])
+        return _Assembly(self, model, calibrated=False)
 
-    def prepare(self, *, calibrated: bool = True) -> None:
-        """Takes the model apart as it is now."""
-        if hasattr(self, "fake"):
-            self.fake.remove()
-        self.controller.space = self.model.space
-        self.parts = [*split_model(self.model, self.example), *split_router(self.controller)]
-        self.frame = AssemblySpec.from_model(self.model, self.controller)
-        self.fake = FakeQuantizer(self.parts, self.recipe.policy, ranges=self.recipe.ranges).eval()
-        if calibrated and self.recipe.ranges != "dynamic":
-            carried, deciding = assemble_model(self.frame, self.fake.run), assemble_router(self.frame, self.fake.run)
-            calibrate(self.fake, carried, self._batches(), controller=deciding, seed=self.recipe.seed)
-
-    def found(self, folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-        """A round that was finished before."""
-        if not is_fresh(folder / METADATA_FILE):
-            return None
-        if hasattr(self, "fake"):
-            self.fake.remove()
-        before = copy.deepcopy(self.model)
-        try:
-            gone = read_metadata(folder, identity=identity)["gone"]
-            if self.recipe.pruning is not None:
-                self.recipe.pruning.reapply(self.model, gone)
-            self.prepare(calibrated=False)
-            return load_model(folder, _ModelAndRanges(self.model, self.fake), identity=identity)
-        except CheckpointError as error:
-            log.warning("not using a checkpoint: %s", error)
-            self.model = before
-            return None
-
-    def round(self, done: int, folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
-        """Prunes and trains once, as far as the recipe wants either."""
-        if not is_fresh(folder / "last.ckpt"):
-            shutil.rmtree(folder, ignore_errors=True)
-        pruning = self.recipe.pruning
-        gone = {} if pruning is None else pruning.prune(self.model, done, self._losses())
-        self.prepare()
-        facts = {"gone": gone, "device": device_name(), **(self._train(folder) if self.recipe.trained else {})}
-        save_model(folder, _ModelAndRanges(self.model, self.fake).eval(), identity=identity, metadata=facts, exact=True)
-        (folder / "last.ckpt").unlink(missing_ok=True)
-        return facts
-
-    def _train(self, folder: Path) -> dict[str, Any]:
-        last, recipe, training = folder / "last.ckpt", self.recipe, self.recipe.config.training
+    def train(self, model: OmniModel, done: int, folder: Path) -> tuple[_Assembly, dict[str, Any]]:
+        """Prunes and trains a copy of `model`, as far as the recipe says so."""
+        recipe, training, model, pruned = self.recipe, self.recipe.config.training, copy.deepcopy(model), {}
         if recipe.pruning is not None:
+            pruned = recipe.pruning.prune(model, done, self._losses(model))
             training = replace(training, learning_rate=recipe.pruning.learning_rate)
+        assembly, metadata = _Assembly(self, model, calibrated=True), {"gone": pruned, "device": device_name()}
+        if not recipe.trained:
+            return assembly, metadata
         module = LitQAT(
-            self.model,
-            self.controller,
-            self.fake,
+            model,
+            self.router,
+            assembly.fake,
             training,
             answers=len(self.data.store.answers),
             families=self.data.store.families,
-            kept=nonzero_masks(self.model) if recipe.sparse else {},
-            teacher=None if recipe.pruning is None else self.whole,
+            masks=pruning.nonzero_masks(model) if recipe.sparse else {},
+            teacher=None if recipe.pruning is None else self.teacher,
             seed=recipe.seed,
         )
-        table, meter = ProgressTable(module.columns), ThroughputMeter()
-        trainer = build_trainer(training, folder, callbacks=[meter, table])
-        trainer.fit(module.train(), self.data, ckpt_path=last if last.exists() else None, weights_only=False)
-        return {"history": table.rows, "seconds": meter.totals["seconds"]}
+        _, table = fit(module.train(), self.data, training, folder)
+        return assembly, metadata | {"history": table.rows, "seconds": table.totals["seconds"]}
 
-    def _batches(self) -> Iterator[OmniBatch]:
+    def batches(self) -> Iterator[OmniBatch]:
         return islice(self.data.loader("train"), self.recipe.config.calibration)
 
-    def _losses(self) -> Iterator[Tensor]:
-        """Of answers to the same questions in full, and under the routes that the controller decides on."""
-        for batch in self._batches():
+    def _losses(self, model: OmniModel) -> Iterator[Tensor]:
+        """Answer losses on the calibration batches, each under the dense route and under the router's."""
+        self.router.space = model.space  # `build` may have left that of a checkpoint which could not be loaded
+        for batch in self.batches():
             with torch.no_grad():
-                decided = self.model.select_route(self.controller, batch)[0]
-            for route in (None, decided):
-                said = self.model(batch, heads=["answer"], route=route).head_outputs["answer"]
-                yield answer_loss(said, batch.targets["answer_scores"])
+                routed = model.select_route(self.router, batch)[0]
+            for route in (None, routed):
+                logits = model(batch, heads=["answer"], route=route).head_outputs["answer"]
+                yield answer_loss(logits, batch.targets["answer_scores"])

@@ -1,14 +1,14 @@
-"""From a profile to a trained model: what every notebook and the command line train by."""
+"""Recipes: everything that determines a trained model, by name. Declarations only; `training.fit` trains them."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
-import torch
+from torch import nn
 
 from omni_lab.batch import Modality
 from omni_lab.build import add_task_heads, build_model
@@ -21,9 +21,9 @@ from omni_lab.lightning_modules.contrastive import ContrastiveModel, LitContrast
 from omni_lab.lightning_modules.multitask import LitMultitask
 from omni_lab.lightning_modules.vqa import LitVQA
 from omni_lab.model import OmniModel
-from omni_lab.training.checkpoint import digest
+from omni_lab.training.checkpoint import BaseRecipe
 from omni_lab.utils.env import project_root
-from omni_lab.utils.lookup import closest_match
+from omni_lab.utils.lookup import lookup
 from omni_lab.worlds.datamodules import ContrastiveDataModule, MultitaskDataModule
 from omni_lab.worlds.emoji_world import EmojiWorld
 from omni_lab.worlds.sentence_sampler import TTS_VOICES
@@ -34,261 +34,203 @@ from omni_lab.worlds.wrappers import WithDistractors
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that determines a model trained on questions. `name` and `seed` name its folder.
-
-    start: the recipe of the model whose weights this training begins with, as far as the two have them in common.
-    loan: (from, to), two modalities; what fusion and heads then do for the second begins as what they do for the first.
-    """
+class Recipe(BaseRecipe):
+    """Everything that determines a model trained on questions."""
 
     name: str
-    profile: str
+    profile: str  # its name
     source: VQASource
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig
     seed: int = 0
-    init_from: Recipe | None = None
-    modality_copy: tuple[Modality, Modality] | None = None
+    init_from: Recipe | None = None  # start from its weights, as far as names and shapes agree
+    modality_copy: tuple[Modality, Modality] | None = None  # first copy fusion and head weights: (from, to)
 
     @property
     def folder(self) -> Path:
         return Path(self.profile) / f"{self.name}-seed{self.seed}"
 
-    def work_folder(self, data: Any) -> Path:
-        """Where the training writes: one folder per configuration, so that no two ever overwrite each other."""
-        return project_root() / "data" / "checkpoints" / f"{self.folder}-{digest(self.identity(data))}"
+    def data_module(self) -> Any:
+        return self._data_module(OmniDataModule)
 
-    @property
-    def published_folder(self) -> Path:
-        return project_root() / "reports" / "published" / "checkpoints" / self.folder
+    def _data_module(self, kind: Any, **options: Any) -> Any:
+        root, modalities = project_root() / "data" / "stores", self.model.modalities
+        return kind(self.source, self.data, root=root, modalities=modalities, seed=self.seed, **options)
 
-    def data_module(self) -> OmniDataModule:
-        root = project_root() / "data" / "stores"
-        return OmniDataModule(self.source, self.data, root=root, modalities=self.model.modalities, seed=self.seed)
-
-    def identity(self, data: OmniDataModule) -> dict[str, Any]:
-        """What a checkpoint must agree with to be loaded. How often it was saved, or loaded by how many workers, is not
-        part of it."""
-        training = {k: v for k, v in vars(self.training).items() if k != "checkpoint_every"}
-        data_config = {k: v for k, v in vars(self.data).items() if k != "num_workers"}
-        vocabulary = hashlib.sha256(data.store.tokenizer.to_str().encode()).hexdigest()
+    def identity(self, data: Any) -> dict[str, Any]:
+        """What a checkpoint must agree with to be loaded: not how often it was saved, nor how many workers loaded."""
         start = {"start": self.init_from.identity(data)} if self.init_from is not None else {}
         loan = {"loan": self.modality_copy} if self.modality_copy is not None else {}
         return {
             "source": data.store.manifest["source"],
             "answers": data.store.answers,
-            "vocabulary": vocabulary,
+            "vocabulary": hashlib.sha256(data.store.tokenizer.to_str().encode()).hexdigest(),
             "model": self.model,
-            "data": data_config,
-            "training": training,
+            "data": {k: v for k, v in vars(self.data).items() if k != "num_workers"},
+            "training": {k: v for k, v in vars(self.training).items() if k != "checkpoint_every"},
             "seed": self.seed,
             **start,
             **loan,
         }
 
-    def build_model(self, data: OmniDataModule) -> OmniModel:
-        """The untrained model, its initial weights drawn from the seed (the global random state is left alone)."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return build_model(
-                self.model, vocab_size=data.store.tokenizer.get_vocab_size(), answers=len(data.store.answers)
-            )
+    def _build(self, data: Any) -> nn.Module:
+        words, answers = data.store.tokenizer.get_vocab_size(), len(data.store.answers)
+        return build_model(self.model, vocab_size=words, answers=answers)
 
-    def lightning_module(self, model: OmniModel, data: OmniDataModule) -> L.LightningModule:
-        return LitVQA(
-            model, self.training, answers=len(data.store.answers), families=data.store.families, seed=self.seed
-        )
+    def lightning_module(self, model: Any, data: Any) -> L.LightningModule:
+        answers, families = len(data.store.answers), data.store.families
+        return LitVQA(model, self.training, answers=answers, families=families, seed=self.seed)
 
 
 @dataclass(frozen=True)
 class ContrastiveRecipe(Recipe):
-    """Everything that determines contrastively pre-trained encoders. views: drawn afresh for each epoch. pairs,
-    sentences, voices: see `ThingViews`. sketch: weight of the sketches beside the contrast."""
+    """Everything that determines contrastively pre-trained encoders."""
 
-    views: int = 6400
+    views: int = 6400  # per epoch, sampled anew
     views_per_batch: int = 64
-    pairs: float = 0.7
-    sentences: float = 0.5
-    voices: float = 0.4
-    reconstruction_weight: float = 3.0
+    pairs: float = 0.7  # probability of a second thing, as the two below: see `ContrastiveViews`
+    sentences: float = 0.5  # of a question in place of names
+    voices: float = 0.4  # of a text that says who speaks
+    reconstruction_weight: float = 3.0  # of the reconstruction loss; the contrastive loss has weight 1
 
-    def data_module(self) -> OmniDataModule:
-        root = project_root() / "data" / "stores"
-        return ContrastiveDataModule(
-            self.source,
-            self.data,
-            root=root,
-            modalities=self.model.modalities,
-            seed=self.seed,
-            views=self.views,
-            views_per_batch=self.views_per_batch,
-            mix={name: getattr(self, name) for name in ("pairs", "sentences", "voices")},
-        )
+    def data_module(self) -> ContrastiveDataModule:
+        mix = {name: getattr(self, name) for name in ("pairs", "sentences", "voices")}
+        views, size = self.views, self.views_per_batch
+        return self._data_module(ContrastiveDataModule, views=views, views_per_batch=size, mix=mix)
 
-    def identity(self, data: OmniDataModule) -> dict[str, Any]:
+    def identity(self, data: Any) -> dict[str, Any]:
         own = ("views", "views_per_batch", "pairs", "sentences", "voices", "reconstruction_weight")
         return super().identity(data) | {name: getattr(self, name) for name in own}
 
-    def build_model(self, data: OmniDataModule) -> ContrastiveModel:  # type: ignore[override]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return ContrastiveModel(self.model, vocab_size=data.store.tokenizer.get_vocab_size())
+    def _build(self, data: Any) -> nn.Module:
+        return ContrastiveModel(self.model, vocab_size=data.store.tokenizer.get_vocab_size())
 
-    def lightning_module(self, model: ContrastiveModel, data: OmniDataModule) -> L.LightningModule:  # type: ignore[override]
+    def lightning_module(self, model: Any, data: Any) -> L.LightningModule:
         return LitContrastive(model, self.training, reconstruction_weight=self.reconstruction_weight, seed=self.seed)
 
 
 @dataclass(frozen=True)
 class MultitaskRecipe(Recipe):
-    """Everything that determines a model of many heads. task: the only one that it is trained on."""
+    """Everything that determines a model with all task heads."""
 
-    multitask: MultitaskConfig | None = None
-    task: str | None = None
+    multitask: MultitaskConfig = field(kw_only=True)
+    task: str | None = None  # train on this task alone
 
-    @property
-    def config(self) -> MultitaskConfig:
-        assert self.multitask is not None
-        return self.multitask
+    def data_module(self) -> MultitaskDataModule:
+        root, tasks = project_root() / "data" / "stores", None if self.task is None else [self.task]
+        workers = self.data.num_workers
+        return MultitaskDataModule(self.multitask, root=root, seed=self.seed, tasks=tasks, workers=workers)
 
-    def data_module(self) -> MultitaskDataModule:  # type: ignore[override]
-        tasks = None if self.task is None else [self.task]
-        root = project_root() / "data" / "stores"
-        return MultitaskDataModule(self.config, root=root, seed=self.seed, tasks=tasks, workers=self.data.num_workers)
+    def identity(self, data: Any) -> dict[str, Any]:
+        heads = {k: v for k, v in vars(self.multitask).items() if k not in ("model", "training")}
+        return {
+            "model": self.model,
+            "heads": heads | {"examples": self.multitask.examples["train"]},  # of other splits, any number will do
+            "vocabulary": hashlib.sha256(data.tokenizer.tokenizer.to_str().encode()).hexdigest(),
+            "world": data.world.fingerprint(),
+            "training": {k: v for k, v in vars(self.training).items() if k != "checkpoint_every"},
+            "seed": self.seed,
+            "task": self.task,
+            "rules": RULES_VERSION,
+        }
 
-    def identity(self, data: MultitaskDataModule) -> dict[str, Any]:  # type: ignore[override]
-        training = {k: v for k, v in vars(self.training).items() if k != "checkpoint_every"}
-        heads = {k: v for k, v in vars(self.config).items() if k not in ("model", "training")}
-        heads["examples"] = self.config.examples["train"]  # tested on, or validated, is any number
-        vocabulary = hashlib.sha256(data.tokenizer.tokenizer.to_str().encode()).hexdigest()
-        facts = {"model": self.model, "heads": heads, "vocabulary": vocabulary, "world": data.world.fingerprint()}
-        return {**facts, "training": training, "seed": self.seed, "task": self.task, "rules": RULES_VERSION}
+    def _build(self, data: Any) -> nn.Module:
+        words, answers = data.tokenizer.tokenizer.get_vocab_size(), len(data.world.answers())
+        model = build_model(self.model, vocab_size=words, answers=answers)
+        classes = [thing.names["en"] for thing in thing_vocabulary(data.world.things)]
+        return add_task_heads(model, self.multitask, tokenizer=data.tokenizer, classes=classes, voices=len(TTS_VOICES))
 
-    def build_model(self, data: MultitaskDataModule) -> OmniModel:  # type: ignore[override]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            words, answers = data.tokenizer.tokenizer.get_vocab_size(), len(data.world.answers())
-            model = build_model(self.model, vocab_size=words, answers=answers)
-            classes = [thing.names["en"] for thing in thing_vocabulary(data.world.things)]
-            return add_task_heads(model, self.config, codec=data.tokenizer, classes=classes, voices=len(TTS_VOICES))
-
-    def lightning_module(self, model: OmniModel, data: MultitaskDataModule) -> L.LightningModule:  # type: ignore[override]
-        uncertainty = self.config.uncertainty_weighting and self.task is None
+    def lightning_module(self, model: OmniModel, data: Any) -> L.LightningModule:
+        uncertainty = self.multitask.uncertainty_weighting and self.task is None
         return LitMultitask(model, self.training, tasks=data.names, uncertainty=uncertainty, seed=self.seed)
 
 
-@dataclass(frozen=True)
-class TrainedModel:
-    """facts: history (a row an epoch), samples_per_second, peak_memory_mb, seconds, device, precision, command.
-    origin: where the weights came from, in words for the reader.
-    """
+class TrainedModel(NamedTuple):
+    """What `load_or_train` returns."""
 
-    model: Any
-    data: Any
-    metadata: dict[str, Any]
-    origin: str
+    model: Any  # in eval mode, with the weights as saved
+    data: Any  # the recipe's LightningDataModule
+    metadata: dict[str, Any]  # history (a row per epoch), seconds, samples_per_second, peak_memory_mb, device, command
+    origin: str  # where the weights come from, for the reader
 
 
 def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
-    """The recipe of that name.
+    """The recipe of that name. Raises ValueError for another name, with the nearest one.
 
-    "easy_vqa", "easy_vqa_text" (the same without its eyes, a control), "emoji_alignment", "emoji_reading",
-    "emoji_quiet", "emoji_matching", "emoji_world", "emoji_routed" (each starts from the one before, the last under
-    random routes), and "emoji_world_without_<modality>" (controls that lack one throughout); "easy_vqa_quiet"
-    (questions and pictures alone, from "emoji_routed") and from there "easy_vqa_routed" (under random routes, amid
-    sounds and clips that have nothing to do with the questions); "talking_face_early", "_mid" and "_late", by where
-    sound and lips meet; "heads" (all tasks together), "heads_fixed" (the same, all losses counting alike), and
-    "heads_<task>" (on one task alone, with as many batches as it has among all).
+    easy_vqa: easy-VQA. easy_vqa_text: its questions without images, a baseline.
+    emoji_alignment: contrastive pre-training of the encoders on EmojiWorld. Each of the following starts from the one
+    before: emoji_reading (isolated questions that need no audio), emoji_quiet (all isolated questions), emoji_matching
+    (isolated questions that match audio with video), emoji_world (all questions, with distractors), emoji_routed (the
+    same, under random routes).
+    emoji_world_without_<modality>: the same stages up to emoji_world, without one modality; baselines.
+    easy_vqa_quiet: easy-VQA from emoji_routed. easy_vqa_routed: from there, under random routes, with audio and video
+    as distractors.
+    talking_face_early, talking_face_mid, talking_face_late: TalkingFace, by the stage at which audio and video fuse.
+    heads: the multitask model. heads_fixed: without uncertainty weighting. heads_<task>: one task alone, with as many
+    batches as the task has among all.
     """
-    recipes = _recipes(profile, seed)
-    if name not in recipes:
-        raise ValueError(f"unknown recipe {name!r}; the nearest of {[*recipes]} is {closest_match(name, recipes)!r}")
-    return recipes[name]
+    return lookup(name, _recipes(profile, seed), "recipe")
 
 
 def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
-    world = profile.emoji_world
-    source = EmojiWorld(things=world.things, scenes=world.scenes)
+    world, face, multitask = profile.emoji_world, profile.talking_face, profile.multitask
+    source, data = EmojiWorld(things=world.things, scenes=world.scenes), DataConfig()
     easy = Recipe("easy_vqa", profile.name, EasyVQA(), profile.model, profile.data, profile.training, seed)
-    alignment = ContrastiveRecipe(
-        "emoji_alignment",
-        profile.name,
-        source,
-        world.model,
-        DataConfig(),  # views are drawn, not sampled
-        world.contrastive,
-        seed,
-        views=world.views,
-        views_per_batch=world.views_per_batch,
-    )
     recipes = [easy, replace(easy, name="easy_vqa_text", model=replace(easy.model, modalities=(Modality.TEXT,)))]
-    series = _question_recipes(alignment, world, world.model)
-    routed_model = replace(
-        world.model,
-        vision=replace(world.model.vision, early_exit=True),
-        audio=replace(world.model.audio, early_exit=True),
-        fusion=replace(world.model.fusion, gated=True),
+    views: dict[str, Any] = {"views": world.views, "views_per_batch": world.views_per_batch}
+    contrastive = ContrastiveRecipe(
+        "emoji_alignment", profile.name, source, world.model, data, world.contrastive, seed, **views
     )
-    routed = replace(series[-1], name="emoji_routed", model=routed_model, training=world.routed, init_from=series[-1])
-    amid = WithDistractors(easy.source, replace(source, scenes={s: -(-n // 10) for s, n in world.scenes.items()}))
-    easy_data = profile.data
-    amid_data = replace(world.data, questions_per_scene=easy_data.questions_per_scene, max_scenes=easy_data.max_scenes)
-    # First in quiet, all of it: under random routes it would never learn to match a question with a picture.
-    quiet = replace(
-        routed,
-        name="easy_vqa_quiet",
-        source=amid,
-        data=replace(amid_data, required_modalities_only=True),
-        training=easy.training,
-        init_from=routed,
+    stages = _question_stages(contrastive, world, world.model)
+    vision, audio = replace(world.model.vision, early_exit=True), replace(world.model.audio, early_exit=True)
+    routed_model = replace(world.model, vision=vision, audio=audio, fusion=replace(world.model.fusion, gated=True))
+    routed = replace(stages[-1], name="emoji_routed", model=routed_model, training=world.routed, init_from=stages[-1])
+    few_scenes = {split: -(-count // 10) for split, count in world.scenes.items()}
+    distractors = WithDistractors(easy.source, replace(source, scenes=few_scenes))
+    per_scene, max_scenes = easy.data.questions_per_scene, easy.data.max_scenes
+    easy_data = replace(world.data, questions_per_scene=per_scene, max_scenes=max_scenes)
+    # First isolated questions alone: under random routes it would never learn to match a question with an image.
+    isolated_data = replace(easy_data, required_modalities_only=True)
+    isolated = replace(
+        routed, name="easy_vqa_quiet", source=distractors, data=isolated_data, training=easy.training, init_from=routed
     )
-    distracted = replace(quiet, name="easy_vqa_routed", data=amid_data, training=world.routed, init_from=quiet)
-    recipes += [alignment, *series, routed, quiet, distracted]
-    for lost in Modality:
-        kept = tuple(m for m in Modality if m is not lost)
-        without = _question_recipes(alignment, world, replace(world.model, modalities=kept), f"_without_{lost}")
-        recipes.append(without[-1])
-    face = profile.talking_face
+    distracted = replace(isolated, name="easy_vqa_routed", data=easy_data, training=world.routed, init_from=isolated)
+    recipes += [contrastive, *stages, routed, isolated, distracted]
+    for left_out in Modality:
+        model = replace(world.model, modalities=tuple(m for m in Modality if m is not left_out))
+        recipes.append(_question_stages(contrastive, world, model, f"_without_{left_out}")[-1])
     faces = Recipe("", profile.name, TalkingFace(clips=face.clips), face.model, face.data, face.training, seed)
     for stage in FusionStage:
         fusion = FusionPlan({(Modality.AUDIO, Modality.VIDEO): stage}).config(face.model.fusion)
         recipes.append(replace(faces, name=f"talking_face_{stage}", model=replace(face.model, fusion=fusion)))
-    heads = profile.multitask
-    whole = MultitaskRecipe(
-        "heads", profile.name, source, heads.model, DataConfig(num_workers=1), heads.training, seed, multitask=heads
+    data = DataConfig(num_workers=1)
+    heads = MultitaskRecipe(
+        "heads", profile.name, source, multitask.model, data, multitask.training, seed, multitask=multitask
     )
-    recipes += [whole, replace(whole, name="heads_fixed", multitask=replace(heads, uncertainty_weighting=False))]
-    recipes += [replace(whole, name=f"heads_{task}", task=task) for task in heads.examples["train"]]
+    recipes += [heads, replace(heads, name="heads_fixed", multitask=replace(multitask, uncertainty_weighting=False))]
+    recipes += [replace(heads, name=f"heads_{task}", task=task) for task in multitask.examples["train"]]
     return {recipe.name: recipe for recipe in recipes}
 
 
-def _question_recipes(
-    alignment: ContrastiveRecipe, world: EmojiWorldConfig, model: ModelConfig, suffix: str = ""
+def _question_stages(
+    contrastive: ContrastiveRecipe, world: EmojiWorldConfig, model: ModelConfig, suffix: str = ""
 ) -> list[Recipe]:
-    """EmojiWorld's trainings on questions, each starting from the one before: reading, quiet, matching, world."""
-    families, loan = alignment.source.families(), (Modality.TEXT, Modality.AUDIO)
-    read = tuple(name for name, family in families.items() if Modality.AUDIO not in family.required_modalities)
-    matched = tuple(
-        n for n, f in families.items() if {Modality.TEXT, Modality.AUDIO, Modality.VIDEO} <= {*f.required_modalities}
-    )
-    recipes: list[Recipe] = [alignment]
+    """The four trainings on EmojiWorld's questions, each starting from the one before."""
+    families = contrastive.source.families()
+    text, audio, video = Modality.TEXT, Modality.AUDIO, Modality.VIDEO
+    no_audio = tuple(name for name, family in families.items() if audio not in family.required_modalities)
+    matching = tuple(name for name, f in families.items() if {text, audio, video} <= {*f.required_modalities})
+    stages: list[Recipe] = [contrastive]
     for name, data, training in (
-        ("emoji_reading", replace(world.isolated_data, families=read), world.no_audio),
+        ("emoji_reading", replace(world.isolated_data, families=no_audio), world.no_audio),
         ("emoji_quiet", world.isolated_data, world.isolated),
-        ("emoji_matching", replace(world.isolated_data, families=matched), world.av_matching),
+        ("emoji_matching", replace(world.isolated_data, families=matching), world.av_matching),
         ("emoji_world", world.data, world.with_distractors),
     ):
-        recipes.append(
-            Recipe(
-                f"{name}{suffix}",
-                alignment.profile,
-                alignment.source,
-                model,
-                data,
-                training,
-                alignment.seed,
-                init_from=recipes[-1],
-                modality_copy=loan if name == "emoji_quiet" and {*loan} <= {*model.modalities} else None,
-            )
+        stage = Recipe(
+            f"{name}{suffix}", contrastive.profile, contrastive.source, model, data, training, contrastive.seed
         )
-    return recipes[1:]
+        copies = name == "emoji_quiet" and {text, audio} <= {*model.modalities}
+        stages.append(replace(stage, init_from=stages[-1], modality_copy=(text, audio) if copies else None))
+    return stages[1:]

@@ -1,56 +1,45 @@
-"""From a routed network to a trained controller."""
+"""Routers of a trained network: recipes by name, and their training."""
 
 from __future__ import annotations
 
-import logging
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock
 
 from omni_lab.batch import Modality, OmniBatch
 from omni_lab.config.schema import Profile, RouterConfig
-from omni_lab.data.datamodule import OmniDataModule
 from omni_lab.evaluation.flops import build_cost_model
-from omni_lab.lightning_modules.gates import GATE_ESTIMATORS, LitGates
-from omni_lab.lightning_modules.router import ESTIMATORS, LitRouter, LitRouterBase
-from omni_lab.model import OmniModel
+from omni_lab.lightning_modules.gates import LitGates
+from omni_lab.lightning_modules.router import LitRouter, LitRouterBase, relative_costs
 from omni_lab.routing.baselines import modality_subsets
 from omni_lab.routing.router import Router, penalty_knots
-from omni_lab.training.callbacks import ProgressTable, RestoreBestWeights, ThroughputMeter
-from omni_lab.training.checkpoint import (
-    METADATA_FILE,
-    CheckpointError,
-    digest,
-    is_fresh,
-    load_model,
-    save_model,
-    weights_digest,
-)
-from omni_lab.training.fit import build_trainer, device_name
-from omni_lab.training.latent_cache import cache_latents
+from omni_lab.training.callbacks import RestoreBestWeights
+from omni_lab.training.checkpoint import BaseRecipe, load_or_fit, weights_digest
+from omni_lab.training.fit import device_name, fit
+from omni_lab.training.frozen_encoders import cache_latents
 from omni_lab.training.recipes import Recipe, TrainedModel, get_recipe
-from omni_lab.utils.env import project_root
-from omni_lab.utils.lookup import closest_match
-
-log = logging.getLogger(__name__)
+from omni_lab.utils.lookup import lookup
 
 
 @dataclass(frozen=True)
-class RouterRecipe:
-    """Everything that determines a controller. network: the recipe of the model that it routes."""
+class RouterRecipe(BaseRecipe):
+    """Everything that determines a router."""
 
     name: str
-    network: Recipe
+    network: Recipe  # of the model that is routed
     router: RouterConfig
     seed: int = 0
 
+    @property
+    def folder(self) -> Path:
+        return Path(self.network.profile) / f"{self.network.name}-{self.name}-seed{self.seed}"
+
     def identity(self, network: TrainedModel) -> dict[str, Any]:
-        """What a checkpoint must agree with to be loaded: of the network also the very weights."""
+        """What a checkpoint must agree with to be loaded, including the weights of the network."""
         return {
             "space": network.model.space.to_dict(),
             "network": self.network.identity(network.data),
@@ -59,160 +48,100 @@ class RouterRecipe:
             "seed": self.seed,
         }
 
-    @property
-    def folder(self) -> Path:
-        return Path(self.network.profile) / f"{self.network.name}-{self.name}-seed{self.seed}"
-
-    def work_folder(self, network: TrainedModel) -> Path:
-        """Where the training writes: one folder per configuration."""
-        return project_root() / "data" / "checkpoints" / f"{self.folder}-{digest(self.identity(network))}"
-
-    @property
-    def published_folder(self) -> Path:
-        return project_root() / "reports" / "published" / "checkpoints" / self.folder
-
-    def build_router(self, model: OmniModel) -> Router:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            width = self.network.model.dim
-            plans = len(modality_subsets(model.space)) if self.router.estimator == "choice" else 0
-            return Router(
-                model.space,
-                width=width,
-                hidden=self.router.hidden,
-                conditioned=self.router.penalty_conditioned,
-                plans=plans,
-            )
+    def _build(self, network: TrainedModel) -> Router:
+        space, dim, hidden = network.model.space, self.network.model.dim, self.router.hidden
+        conditioned = self.router.penalty_conditioned
+        choices = len(modality_subsets(space)) if self.router.estimator == "choice" else 0
+        return Router(space, dim=dim, hidden_dim=hidden, penalty_conditioned=conditioned, num_choices=choices)
 
 
 def penalties_of(estimator: str, profile: Profile) -> tuple[float, ...]:
-    """Under which controllers of this kind are trained."""
+    """The penalties under which routers of an estimator are trained."""
     world = profile.emoji_world
     return world.choice_penalties if estimator == "choice" else world.penalties
 
 
 def get_router_recipe(name: str, profile: Profile, *, seed: int = 0, network: str = "emoji_routed") -> RouterRecipe:
-    """The recipe of that name: an estimator and one of its `penalties_of`, such as "group_0.2", "self_critical_0.2",
-    "gumbel_0.2" or "choice_0.8"; "soft", which saves nothing and pays nothing; or "conditioned", which follows a
-    budget. Raises ValueError for another name. network: the recipe of what they route, always that of seed 0; the seed
-    is that of the controller."""
-    router = profile.emoji_world.router
-    routers = {
-        f"{estimator}_{penalty}": replace(router, estimator=estimator, penalty=penalty)
-        for estimator in (*ESTIMATORS, *GATE_ESTIMATORS)
+    """The recipe of that name, for a network of seed 0. Raises ValueError for another name, with the nearest one.
+
+    <estimator>_<penalty>: policy gradient (group, self_critical) or gates (gumbel, choice), under one of the
+    estimator's `penalties_of`, such as "group_0.2" or "choice_0.8".
+    soft: soft gates, without a penalty: they skip nothing.
+    conditioned: policy gradient of a penalty-conditioned router, which can follow a budget.
+    """
+    base = profile.emoji_world.router
+    known = {
+        f"{estimator}_{penalty}": replace(base, estimator=estimator, penalty=penalty)
+        for estimator in (*LitRouter.estimators, *LitGates.estimators)
         if estimator != "soft"
         for penalty in penalties_of(estimator, profile)
     }
-    routers["soft"] = replace(router, estimator="soft", penalty=0.0)
-    # Whole penalties from the start, and so much for entropy that no decision is settled before all have been met.
-    routers["conditioned"] = replace(
-        router, penalty=1.0, penalty_conditioned=True, anneal_fraction=0.0, entropy_coef=0.5
-    )
-    if name not in routers:
-        raise ValueError(
-            f"unknown controller {name!r}; the nearest of {[*routers]} is {closest_match(name, routers)!r}"
-        )
-    return RouterRecipe(name, get_recipe(network, profile), routers[name], seed)
+    known["soft"] = replace(base, estimator="soft", penalty=0.0)
+    # No annealing, and an entropy bonus large enough that no decision becomes certain before all penalties were met.
+    known["conditioned"] = replace(base, penalty=1.0, penalty_conditioned=True, anneal_fraction=0.0, entropy_coef=0.5)
+    return RouterRecipe(name, get_recipe(network, profile), lookup(name, known, "router"), seed)
 
 
 class TrainedRouter(NamedTuple):
-    """controller: in eval mode, with the weights as saved. facts: how it was trained."""
+    """What `load_or_train_router` returns."""
 
-    router: Router
-    metadata: dict[str, Any]
-
-
-def cache_latents_for_routing(network: TrainedModel, *, splits: Sequence[str] = ("train", "validation")) -> None:
-    """All media of these splits through the frozen encoders, in full and to their early exits: controllers then learn
-    in minutes, and all of them on the same latents."""
-    media = [m for m in network.model.space.modalities if m is not Modality.TEXT]
-    for split in splits:
-        dataset = network.data.dataset(split)
-        if not dataset.latents:
-            cache_latents(network.model, dataset, media)
-
-
-def train_router(recipe: RouterRecipe, network: TrainedModel, *, afresh: bool = False) -> TrainedRouter:
-    """Trains, saves the weights of the best validation reward, and returns them. An interrupted training continues from
-    its last checkpoint; afresh=True begins again."""
-    folder = recipe.work_folder(network)
-    if afresh:
-        shutil.rmtree(folder, ignore_errors=True)
-    cache_latents_for_routing(network)
-    module = build_router_module(recipe, network, recipe.build_router(network.model))
-    table, meter, best = ProgressTable(module.columns), ThroughputMeter(), RestoreBestWeights(module)
-    trainer = build_trainer(recipe.router, folder, callbacks=[meter, best, table], val_check_interval=0.1)
-    last = folder / "last.ckpt"
-    data, device = _drawn_for(recipe, network), next(network.model.parameters()).device
-    try:
-        trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=False)
-        if recipe.router.penalty_conditioned:
-            measure_knot_costs(module, data.loader("validation"))
-    finally:
-        network.model.to(device)
-    facts = {
-        "history": best.history,
-        "kept_update": best.update,
-        "validation_reward": best.best,
-        "seconds": meter.totals["seconds"],
-        "device": device_name(),
-    }
-    save_model(folder, module.router, identity=recipe.identity(network), metadata=facts)
-    last.unlink(missing_ok=True)
-    return _load(recipe, network, folder)
-
-
-def build_router_module(recipe: RouterRecipe, network: TrainedModel, controller: Router) -> LitRouter | LitGates:
-    """The module that trains a controller; of gates, also what carries their decisions out."""
-    costs, seed = build_cost_model(network.model, router_flops=controller.flops), recipe.seed
-    if recipe.router.estimator not in GATE_ESTIMATORS:
-        return LitRouter(network.model, controller, recipe.router, costs=costs, seed=seed)
-    plans = modality_subsets(network.model.space) if recipe.router.estimator == "choice" else []
-    return LitGates(network.model, controller, recipe.router, costs=costs, plans=plans, seed=seed)
-
-
-def measure_knot_costs(module: LitRouterBase, batches: Iterable[OmniBatch]) -> None:
-    """What a conditioned controller spends under each of its penalties: kept with it, for `Controller.penalty_for`."""
-    controller, space, spent = module.router.eval(), module.network.space, []
-    for batch in batches:
-        counts = module.costs.count_tokens(batch)
-        dense = module.costs(space, space.dense(batch.present), counts)
-        question, present = module.question_embeddings(batch.to(module.device)), batch.present.to(module.device)
-        shares = []
-        for penalty in penalty_knots():
-            told = penalty.to(present.device).expand(len(batch))
-            with torch.no_grad():
-                route = controller.greedy(controller(question, present, told), present).to("cpu")
-            shares.append(module.costs(space, route, counts).total / (dense.total - dense.router))
-        spent.append(torch.stack(shares))
-    controller.costs.copy_(torch.cat(spent, dim=1).mean(1))
+    router: Router  # in eval mode, with the weights as saved
+    metadata: dict[str, Any]  # history (a row per validation), kept_update, validation_reward, seconds, device
 
 
 def load_or_train_router(recipe: RouterRecipe, network: TrainedModel, *, retrain: bool = False) -> TrainedRouter:
-    """The controller trained here before, else the published one, else one trained now. A checkpoint for another space
-    of routes, another network or another configuration is reported and not used."""
-    work = recipe.work_folder(network)
-    work.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{work}.lock"):
-        for folder in [] if retrain else [work, recipe.published_folder]:
-            if is_fresh(folder / METADATA_FILE):
-                try:
-                    return _load(recipe, network, folder)
-                except CheckpointError as error:
-                    log.warning("not using a checkpoint: %s", error)
-        last = work / "last.ckpt"
-        return train_router(recipe, network, afresh=retrain or (last.exists() and not is_fresh(last)))
+    """The router of a recipe, loaded or trained as by `load_or_train`, on the latents of the network's encoders."""
+    return TrainedRouter(*load_or_fit(recipe, (network,), partial(_train, recipe, network), retrain=retrain)[:2])
 
 
-def _load(recipe: RouterRecipe, network: TrainedModel, folder: Path) -> TrainedRouter:
-    controller = recipe.build_router(network.model)
-    return TrainedRouter(controller.eval(), load_model(folder, controller, identity=recipe.identity(network)))
+def _train(recipe: RouterRecipe, network: TrainedModel, folder: Path) -> tuple[Router, dict[str, Any]]:
+    cache_latents_for_routing(network)
+    module, config = build_router_module(recipe, network, recipe.build_model(network)), recipe.router
+    best = RestoreBestWeights(module)
+    questions, cost = config.questions_per_scene, config.max_batch_cost
+    data_config = replace(network.data.config, questions_per_scene=questions, max_batch_cost=cost)
+    data = network.data.with_config(data_config, seed=recipe.seed, validation=config.validation_scenes)
+    device = next(network.model.parameters()).device
+    try:
+        _, table = fit(module, data, config, folder, best, val_check_interval=0.1)
+        if config.penalty_conditioned:
+            measure_knot_costs(module, data.loader("validation"))
+    finally:
+        network.model.to(device)
+    return module.router, {
+        "history": best.history,
+        "kept_update": best.step,
+        "validation_reward": best.reward,
+        "seconds": table.totals["seconds"],
+        "device": device_name(),
+    }
 
 
-def _drawn_for(recipe: RouterRecipe, network: TrainedModel) -> OmniDataModule:
-    """The network's data, drawn by the controller's seed, with fewer questions a scene; encoded once for all."""
-    router = recipe.router
-    config = replace(
-        network.data.config, questions_per_scene=router.questions_per_scene, max_batch_cost=router.max_batch_cost
-    )
-    return network.data.with_config(config, seed=recipe.seed, validation=router.validation_scenes)
+def cache_latents_for_routing(network: TrainedModel, *, splits: Sequence[str] = ("train", "validation")) -> None:
+    """Encodes all media of these splits once, in full and to the early exits: routers then train in minutes."""
+    modalities = [m for m in network.model.space.modalities if m is not Modality.TEXT]
+    for split in splits:
+        dataset = network.data.dataset(split)
+        if not dataset.latents:
+            cache_latents(network.model, dataset, modalities)
+
+
+def build_router_module(recipe: RouterRecipe, network: TrainedModel, router: Router) -> LitRouter | LitGates:
+    """The LightningModule that trains a router, and whose `route` gives its routes."""
+    config, costs = recipe.router, build_cost_model(network.model, router_flops=router.flops)
+    if config.estimator not in LitGates.estimators:
+        return LitRouter(network.model, router, config, costs=costs, seed=recipe.seed)
+    routes = modality_subsets(network.model.space) if config.estimator == "choice" else []
+    return LitGates(network.model, router, config, costs=costs, static_routes=routes, seed=recipe.seed)
+
+
+def measure_knot_costs(module: LitRouterBase, batches: Iterable[OmniBatch]) -> None:
+    """Stores the mean relative cost under each penalty in a conditioned router, for `Router.penalty_for_budget`."""
+    router, space, costs = module.router.eval(), module.network.space, []
+    for batch in batches:
+        embeddings, present = module.question_embeddings(batch.to(module.device)), batch.present.to(module.device)
+        with torch.no_grad():
+            conditions = [penalty.to(present.device).expand(len(batch)) for penalty in penalty_knots()]
+            routes = [router.greedy(router(embeddings, present, penalty), present) for penalty in conditions]
+        costs.append(relative_costs(module.costs, space, batch, routes).T)
+    router.costs.copy_(torch.cat(costs, dim=1).mean(1))

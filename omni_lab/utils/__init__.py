@@ -1,1 +1,7 @@
-"""TODO"""
+"""Helpers that know nothing of models and data.
+
+env.py       the folder of the project, environment variables
+lookup.py    look up a name; the error for an unknown one names the nearest
+parallel.py  map a function over many items, on all cores
+progress.py  progress bars for notebooks, terminals and the runner
+"""

@@ -1,17 +1,15 @@
-"""TODO"""
+"""The project's folder and environment variables."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-RETRAIN_SINCE_ENV_VAR = (
-    "OMNI_LAB_RETRAIN_SINCE"  # checkpoints made before this moment (seconds since 1970) do not count
-)
+RETRAIN_SINCE_ENV_VAR = "OMNI_LAB_RETRAIN_SINCE"  # ignore checkpoints older than this (seconds since 1970)
 
 
 def project_root() -> Path:
-    """The folder that holds data/ and reports/: OMNI_LAB_ROOT, else the checkout this file lies in, else here."""
+    """The folder of data/ and reports/: OMNI_LAB_ROOT, else the checkout of this file, else the working directory."""
     if "OMNI_LAB_ROOT" in os.environ:
         return Path(os.environ["OMNI_LAB_ROOT"])
     checkout = Path(__file__).parents[2]

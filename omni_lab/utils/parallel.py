@@ -1,4 +1,4 @@
-"""Work that is the same for many items, by all cores."""
+"""Map a function over many items, on all cores."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-MIN_PARALLEL_ITEMS = 1000  # fewer items are done before a second process has begun
-CHUNK_SIZE = 32
+MIN_PARALLEL_ITEMS = 1000  # fewer items are done before a second process has started
 
 
 def parallel_map(
-    function: Callable[[Item], Result], items: Sequence[Item], *, many: int | None = None, chunksize: int = CHUNK_SIZE
+    function: Callable[[Item], Result], items: Sequence[Item], *, min_items: int | None = None, chunksize: int = 32
 ) -> Iterator[Result]:
-    """function(item) of each item, in order. Where there are `many` (a thousand) or more, by one process per core; each
-    takes some `together`. Function and items are then pickled, and what the function raises is raised here."""
+    """Yields `function(item)` for each item, in order; for many items in one process per core.
+
+    min_items: with so many, other processes do the work (default: MIN_PARALLEL_ITEMS); all must then be picklable.
+    chunksize: items that a process takes at a time.
+    Errors of the function are raised here.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if len(items) < (MIN_PARALLEL_ITEMS if many is None else many) or cores == 1:
+    if len(items) < (MIN_PARALLEL_ITEMS if min_items is None else min_items) or cores == 1:
         yield from map(function, items)
         return
     pool = ProcessPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))

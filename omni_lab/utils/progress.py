@@ -1,8 +1,9 @@
-"""How far something is: in JupyterLab, in a terminal, in a log file, and for the runner that waits outside."""
+"""Progress bars: in JupyterLab, in the terminal, and for the runner, which reads them from the executed notebook."""
 
 from __future__ import annotations
 
-import os
+import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,6 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-STATUS_ENV_VAR = "OMNI_LAB_STATUS"  # names a file whose content the runner shows beside its own bar
 T = TypeVar("T")
 
 
@@ -22,8 +22,10 @@ def in_notebook() -> bool:
 
 
 class ProgressBar:
-    """One progress bar. In a notebook it is a single output updated in place, whose last state is saved with it;
-    in a terminal a tqdm bar; in a log file nothing."""
+    """One progress bar: in a notebook one output updated in place and saved with it, in a terminal a tqdm bar.
+
+    In a log file nothing is shown. tqdm.auto is not used because it leaves the state of widgets in executed notebooks.
+    """
 
     def __init__(self, description: str, *, total: int, unit: str) -> None:
         self.description = description
@@ -40,19 +42,19 @@ class ProgressBar:
             self._bar = tqdm(total=total, desc=description, unit=unit, leave=False, disable=not sys.stderr.isatty())
 
     def update(self, done: int, *, note: str = "", below: str = "", force: bool = False) -> None:
-        """done: so many units of the total. note: a few words. below: HTML under the bar, in a notebook."""
+        """Shows that `done` units of the total are done. In a notebook at most once a second, unless forced.
+
+        note: a few words beside the bar.
+        below: HTML under the bar.
+        """
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
-        if not force and time.monotonic() - self._last < 1.0:
-            return
-        self._last = time.monotonic()
-        line = f"{self.description}: {done:,} of {self.total:,} {plural(self.unit)}{note and ', '}{note}"
-        if STATUS_ENV_VAR in os.environ:
-            Path(os.environ[STATUS_ENV_VAR]).write_text(line, encoding="utf-8")
-        if self._handle is not None:
+        elif force or time.monotonic() - self._last >= 1.0:
             from IPython.display import HTML
 
+            self._last = time.monotonic()
             bar = f'<progress value="{done}" max="{self.total}" style="width: 20em"></progress>'
+            line = f"{self.description}: {done:,} of {self.total:,} {plural(self.unit)}{note and ', '}{note}"
             self._handle.update(HTML(f"{bar} {line}{below}"))
 
     def close(self) -> None:
@@ -61,17 +63,33 @@ class ProgressBar:
 
 
 def plural(unit: str) -> str:
-    """Regular English: batch, penalty, update to batches, penalties, updates."""
+    """Regular English plurals: batch, penalty, update to batches, penalties, updates."""
     if unit.endswith("y"):
         return unit[:-1] + "ies"
     return unit + ("es" if unit.endswith(("ch", "s", "x")) else "s")
 
 
 def track_progress(items: Iterable[T], description: str, *, total: int, unit: str) -> Iterator[T]:
-    """Yields the items and shows how many of them have been dealt with."""
-    live = ProgressBar(description, total=total, unit=unit)
+    """Yields the items and shows how many are done."""
+    bar = ProgressBar(description, total=total, unit=unit)
     for done, item in enumerate(items):
-        live.update(done)
+        bar.update(done)
         yield item
-    live.update(total, force=True)
-    live.close()
+    bar.update(total, force=True)
+    bar.close()
+
+
+def read_progress(executed: Path) -> dict[str, Any]:
+    """Cells done in a notebook that papermill is executing, and the last `ProgressBar` of the cell that is running.
+
+    As fields of a rich task; empty while there is no readable notebook.
+    """
+    try:
+        cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+    except (OSError, json.JSONDecodeError):  # not there yet, or half written
+        return {}
+    states = [cell["metadata"]["papermill"]["status"] for cell in cells]
+    outputs = [cell["outputs"] for cell, state in zip(cells, states, strict=True) if state == "running"]
+    bars = re.findall(r"</progress> ([^<\"]*)", json.dumps(outputs, ensure_ascii=False))
+    done, total = states.count("completed"), len(states)
+    return {"completed": done, "total": total, "line": ": ".join([f"cell {done} of {total}", *bars[-1:]])}

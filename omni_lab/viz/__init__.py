@@ -1,4 +1,14 @@
-"""TODO"""
+"""Figures: every function takes data and returns a matplotlib Figure.
+
+style.py      palette, look, shared elements
+images.py     images with captions, boxes, restorations; spectrograms
+attention.py  attention weights and maps over inputs
+routes.py     routes as graphs and matrices
+training.py   learning curves, accuracies, confusion matrices
+worlds.py     scenes, speech, modality ablation
+diagram.py    the architecture
+explorer.py   the interactive panel
+"""
 
 from omni_lab.viz.attention import (
     attention_over_image,

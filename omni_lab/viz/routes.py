@@ -1,70 +1,56 @@
-"""Routes as pictures: which encoders and paths ran, how often, for one question or for many."""
+"""Routes as figures: which encoders and paths run, and how often, for one question or for many."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch
+from torch import Tensor
 
 from omni_lab.batch import Modality
 from omni_lab.routing.route import ComputeLevel, Route, RouteSpace
-from omni_lab.viz.style import BASELINE_COLOR, MODALITY_COLORS
+from omni_lab.viz.style import BASELINE_COLOR, MODALITY_COLORS, labelled_matrix, text_box
 
-WIDE, HIGH = 1.5, 0.8
-FAINT = 0.02  # what runs more seldom is drawn as closed
+WIDTH, HEIGHT, SPACING = 1.5, 0.8, 2.6  # of boxes, and of the columns they stand in
+MIN_RATE = 0.02  # what runs less often is drawn as skipped
 
 
 def route_graph(space: RouteSpace, route: Route, *, title: str = "", axis: Axes | None = None) -> Figure:
-    """The network from left to right: encoders, the streams after each layer of fusion, the head.
+    """The network from left to right: encoders, the streams after each fusion layer, the answer head.
 
-    route: of one question or of many. An edge between modalities is a path: its colour is that of who is listened to,
-    its thickness how often it is open. A box is as strong as its encoder runs often, dashed for the early exit. What
-    never runs stays as a thin grey line.
+    Edges between modalities are paths, in the colour of their key modality. The more often a path or an encoder runs
+    (`route` may hold many questions), the stronger it is drawn; what never runs is grey. Early exits are dashed.
     """
     if axis is None:
         _, axis = plt.subplots(figsize=(1.2 + 2.6 * (space.depth + 2), 1.15 * len(space.modalities) + 0.7))
     heights = {m: -1.15 * i for i, m in enumerate(space.modalities)}
-    runs = {m: float((route.encoder_levels[:, m.column] > ComputeLevel.SKIP).double().mean()) for m in space.modalities}
-    full = {
-        m: float((route.encoder_levels[:, m.column] == ComputeLevel.FULL).double().mean()) for m in space.modalities
-    }
-    columns = [2.6 * i for i in range(space.depth + 2)]
+    head_y = sum(heights.values()) / len(heights)
+    columns = [SPACING * i for i in range(space.depth + 2)]
     for m, y in heights.items():
-        exits = runs[m] > FAINT and full[m] < runs[m] / 2
-        share = "" if len(route) == 1 else f"\n{runs[m]:.0%}"
-        kind = "skipped" if runs[m] <= FAINT else "early exit" if exits else "encoder"
-        _node(
-            axis,
-            columns[0],
-            y,
-            f"{m}{share}" if len(route) > 1 else f"{m}\n{kind}",
-            MODALITY_COLORS[m],
-            runs[m],
-            dashed=exits,
-        )
-        for layer in range(space.depth):
-            _node(axis, columns[layer + 1], y, str(m) if runs[m] > FAINT else "", MODALITY_COLORS[m], runs[m])
+        levels, color = route.encoder_levels[:, m.column], MODALITY_COLORS[m]
+        rate, full_rate = _rate(levels > ComputeLevel.SKIP), _rate(levels == ComputeLevel.FULL)
+        runs, early_exit = rate > MIN_RATE, rate > MIN_RATE and full_rate < rate / 2
+        what = f"{rate:.0%}" if len(route) > 1 else "skipped" if not runs else "early exit" if early_exit else "encoder"
+        _node(axis, columns[0], y, f"{m}\n{what}", color, rate, dashed=early_exit)
+        for x in columns[1:-1]:
+            _node(axis, x, y, str(m) if runs else "", color, rate)
         for left, right in pairwise(columns):
-            goal = (right, y) if right != columns[-1] else (right, _head(heights))
-            _edge(axis, (left + WIDE, y), goal, BASELINE_COLOR, runs[m], straight=True)
-    _node(axis, columns[-1], _head(heights), "answer", "#333333", 1.0)
-    for layer in range(space.depth):
-        for path in space.paths:
-            if (layer, path) in space.pruned_paths:
-                continue
-            often = float(route.path_mask(layer, path).double().mean())
-            start, goal = (columns[layer] + WIDE, heights[path.key]), (columns[layer + 1], heights[path.query])
-            _edge(axis, start, goal, MODALITY_COLORS[path.key], often)
-        axis.text(
-            columns[layer] + (WIDE + 2.6) / 2, 0.62, f"layer {layer + 1}", ha="center", color="#444444", fontsize=11
-        )
-    axis.set(xlim=(-0.1, columns[-1] + WIDE + 0.1), ylim=(min(heights.values()) - 0.6, 1.0))
+            end = (right, y) if right != columns[-1] else (right, head_y)
+            _edge(axis, (left + WIDTH, y), end, BASELINE_COLOR, rate, bend=0.0)
+    _node(axis, columns[-1], head_y, "answer", "#333333", 1.0)
+    for layer, x in enumerate(columns[:-2]):
+        for path in [p for p in space.paths if (layer, p) not in space.pruned_paths]:
+            start, end = (x + WIDTH, heights[path.key]), (columns[layer + 1], heights[path.query])
+            _edge(axis, start, end, MODALITY_COLORS[path.key], _rate(route.path_mask(layer, path)))
+        axis.text(x + (WIDTH + SPACING) / 2, 0.62, f"layer {layer + 1}", ha="center", color="#444444", fontsize=11)
+    axis.set(xlim=(-0.1, columns[-1] + WIDTH + 0.1), ylim=(min(heights.values()) - 0.6, 1.0))
     axis.axis("off")
     if title:
         axis.set_title(title)
@@ -73,78 +59,45 @@ def route_graph(space: RouteSpace, route: Route, *, title: str = "", axis: Axes 
     return figure
 
 
-def _head(heights: Mapping[Modality, float]) -> float:
-    return sum(heights.values()) / len(heights)
+def _rate(mask: Tensor) -> float:
+    return float(mask.double().mean())
 
 
-def _node(axis: Axes, x: float, y: float, text: str, colour: str, often: float, *, dashed: bool = False) -> None:
-    runs = often > FAINT
-    face = colour if runs else "white"
-    box = FancyBboxPatch(
-        (x, y - HIGH / 2),
-        WIDE,
-        HIGH,
-        boxstyle="round,pad=0,rounding_size=0.12",
-        fc=(*to_rgb(face), 0.25 + 0.75 * often if runs and not dashed else 0.15),
-        ec=colour if runs else "#bbbbbb",
-        lw=2 if runs else 1,
-        ls="--" if dashed else "-",
-    )
-    axis.add_patch(box)
-    strong = runs and not dashed and often > 0.5
-    axis.text(x + WIDE / 2, y, text, ha="center", va="center", fontsize=10.5, color="white" if strong else "#222222")
+def _node(axis: Axes, x: float, y: float, text: str, color: str, rate: float, *, dashed: bool = False) -> None:
+    runs = rate > MIN_RATE
+    alpha = 0.25 + 0.75 * rate if runs and not dashed else 0.15
+    text_color = "white" if runs and not dashed and rate > 0.5 else "#222222"
+    fill, edge, line = (color, color, 2) if runs else ("white", "#bbbbbb", 1)
+    look = {"fc": (*to_rgb(fill), alpha), "ec": edge, "lw": line, "ls": "--" if dashed else "-"}
+    text_box(axis, x, y, text, size=(WIDTH, HEIGHT), color=text_color, **look)
 
 
 def _edge(
-    axis: Axes,
-    start: tuple[float, float],
-    end: tuple[float, float],
-    colour: str,
-    often: float,
-    *,
-    straight: bool = False,
+    axis: Axes, start: tuple[float, float], end: tuple[float, float], color: str, rate: float, *, bend: float = 0.12
 ) -> None:
-    runs = often > FAINT
-    bend = 0.0 if straight else 0.12
-    axis.add_patch(
-        FancyArrowPatch(
-            start,
-            end,
-            arrowstyle="-|>" if runs else "-",
-            mutation_scale=8 + 8 * often,
-            connectionstyle=f"arc3,rad={bend}",
-            color=colour if runs else "#dddddd",
-            lw=0.8 + 4.2 * often if runs else 0.6,
-            alpha=0.9 if runs else 0.7,
-            shrinkA=1,
-            shrinkB=1,
-            zorder=2 if runs else 1,
-        )
-    )
+    look: dict[str, Any] = {"arrowstyle": "-", "color": "#dddddd", "lw": 0.6, "alpha": 0.7, "zorder": 1}
+    if rate > MIN_RATE:
+        look = {"arrowstyle": "-|>", "color": color, "lw": 0.8 + 4.2 * rate, "alpha": 0.9, "zorder": 2}
+    look |= {"connectionstyle": f"arc3,rad={bend}", "mutation_scale": 8 + 8 * rate}
+    axis.add_patch(FancyArrowPatch(start, end, shrinkA=1, shrinkB=1, **look))
 
 
 def route_matrix(space: RouteSpace, routes: Mapping[str, Route], needs: Mapping[str, Sequence[Modality]]) -> Figure:
-    """How often each encoder and each path runs, a row for each kind of question. needs: marks with a frame the
-    modalities that a kind cannot do without."""
-    names = list(routes)
-    columns: list[tuple[str, int | None]] = [(str(m), None) for m in space.modalities]
-    columns += [(str(path).replace("_", " "), layer) for layer in range(space.depth) for path in space.paths]
-    shares = np.zeros((len(names), len(columns)))
+    """How often each encoder and each path runs, a row per question family. needs: modalities that a family requires;
+    they are framed."""
+    paths = [(layer, path) for layer in range(space.depth) for path in space.paths]
+    rates = np.zeros((len(routes), len(space.modalities) + len(paths)))
     for row, route in enumerate(routes.values()):
-        encoded = [(route.encoder_levels[:, m.column] > ComputeLevel.SKIP).double().mean() for m in space.modalities]
-        paths = [route.path_mask(layer, p).double().mean() for layer in range(space.depth) for p in space.paths]
-        shares[row] = [float(share) for share in (*encoded, *paths)]
-    figure, axis = plt.subplots(figsize=(0.62 * len(columns) + 3.4, 0.3 * len(names) + 2.4))
-    shades = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for row, name in enumerate(names):
-        for place, m in enumerate(space.modalities):
+        encoded = [_rate(route.encoder_levels[:, m.column] > ComputeLevel.SKIP) for m in space.modalities]
+        rates[row] = encoded + [_rate(route.path_mask(layer, path)) for layer, path in paths]
+    figure, axis = plt.subplots(figsize=(0.62 * rates.shape[1] + 3.4, 0.3 * len(routes) + 2.4))
+    labels = [*map(str, space.modalities), *(f"{path}, {layer + 1}".replace("_", " ") for layer, path in paths)]
+    image = labelled_matrix(axis, rates, labels, list(routes))
+    for row, name in enumerate(routes):
+        for column, m in enumerate(space.modalities):
             if m in needs.get(name, ()):
-                axis.add_patch(plt.Rectangle((place - 0.5, row - 0.5), 1, 1, fill=False, ec="black", lw=1.5))
-    labels = [name if layer is None else f"{name}, {layer + 1}" for name, layer in columns]
-    axis.set_xticks(range(len(columns)), labels, rotation=60, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(names)), names)
+                axis.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec="black", lw=1.5))
     axis.axvline(len(space.modalities) - 0.5, color="white", lw=3)
-    axis.grid(False)
     axis.set_xlabel("encoders (framed: needed), and paths with their layer")
-    figure.colorbar(shades, ax=axis, label="share of questions for which it runs")
+    figure.colorbar(image, ax=axis, label="share of questions for which it runs")
     return figure

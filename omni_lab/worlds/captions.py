@@ -1,66 +1,53 @@
-"""What can be said of a scene, in English, German and Chinese: a small grammar."""
+"""Captions in English, German and Chinese: phrases about things, and the JSGF grammar of the English ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from omni_lab.worlds.things import Thing
+from omni_lab.worlds.things import Thing, load_table
 
-RELATIONS = {
-    "left": {"en": "left of", "de": "links von", "zh": "左边"},
-    "right": {"en": "right of", "de": "rechts von", "zh": "右边"},
-    "above": {"en": "above", "de": "über", "zh": "上面"},
-    "below": {"en": "below", "de": "unter", "zh": "下面"},
+_TABLE = load_table("captions.yaml")
+RELATIONS: dict[str, dict[str, str]] = _TABLE["relations"]
+NUMBER_WORDS: dict[str, tuple[str, ...]] = {
+    language: tuple(words) for language, words in _TABLE["number_words"].items()
 }
-NUMBER_WORDS = {
-    "en": ("no", "one", "two", "three", "four"),
-    "de": ("kein", "ein", "zwei", "drei", "vier"),
-    "zh": ("没有", "一", "两", "三", "四"),
-}
-JOINTS = {"en": " and ", "de": " und ", "zh": "和"}
-SPEAKERS = {
-    "woman": {"en": "a woman says: ", "de": "eine Frau sagt: ", "zh": "女人说："},
-    "man": {"en": "a man says: ", "de": "ein Mann sagt: ", "zh": "男人说："},
-}
-COLOURS = {
-    "green": ("grün", "绿色"),
-    "yellow": ("gelb", "黄色"),
-    "red": ("rot", "红色"),
-    "blue": ("blau", "蓝色"),
-}
+CONJUNCTIONS: dict[str, str] = _TABLE["conjunctions"]
+SPEAKERS: dict[str, dict[str, str]] = _TABLE["speakers"]
+COLOURS: dict[str, tuple[str, str]] = {colour: tuple(words) for colour, words in _TABLE["colours"].items()}
 # German indefinite articles and adjective endings by gender, in the nominative and the dative.
 _ARTICLES = {"m": ("ein", "einem"), "f": ("eine", "einer"), "n": ("ein", "einem")}
 _ENDINGS = {"m": "er", "f": "e", "n": "es"}
-_WEAK = {"Elefant": "Elefanten", "Löwe": "Löwen"}  # nouns that end in -(e)n in every case but the first
+_WEAK_NOUNS = {"Elefant": "Elefanten", "Löwe": "Löwen"}  # end in -(e)n in every case but the nominative
 
 
 def phrase(thing: Thing, language: str, *, count: int = 1, colour: bool = False, dative: bool = False) -> str:
-    """So many of a thing: "a green frog", "zwei Frösche", "一只青蛙". colour: say it, where the thing has one.
+    """A number of things of one kind: "a green frog", "zwei Frösche", "一只青蛙".
 
-    dative: in German, as "links von" and "über" want it.
+    colour: name it, if the thing has one.
+    dative: the German case that "links von" and "über" take.
     """
     german, chinese = COLOURS[thing.colour] if colour and thing.colour else ("", "")
     if language == "zh":
         return f"{NUMBER_WORDS['zh'][count]}{thing.measure}{chinese and chinese + '的'}{thing.names['zh']}"
     if language == "de":
-        return _german(thing, count, german, dative)
-    shade = f"{thing.colour} " if german else ""
+        return _german_phrase(thing, count, german, dative)
+    adjective = f"{thing.colour} " if german else ""
     if count > 1:
-        return f"{NUMBER_WORDS['en'][count]} {shade}{thing.plural['en']}"
-    noun = f"{shade}{thing.names['en']}"
+        return f"{NUMBER_WORDS['en'][count]} {adjective}{thing.plural['en']}"
+    noun = f"{adjective}{thing.names['en']}"
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _german(thing: Thing, count: int, shade: str, dative: bool) -> str:
+def _german_phrase(thing: Thing, count: int, colour: str, dative: bool) -> str:
     if count > 1:
-        noun = thing.plural["de"] + ("n" if dative and thing.plural["de"][-1] not in "ns" else "")
-        return " ".join(
-            filter(None, (NUMBER_WORDS["de"][count], shade and shade + "en" * dative + "e" * (not dative), noun))
-        )
-    ending = "en" if dative else _ENDINGS[thing.gender]
-    noun = thing.names["de"]
-    noun = _WEAK.get(noun, noun) if dative else noun
-    return " ".join(filter(None, (_ARTICLES[thing.gender][dative], shade and shade + ending, noun)))
+        noun, number = thing.plural["de"], NUMBER_WORDS["de"][count]
+        noun += "n" if dative and noun[-1] not in "ns" else ""
+        ending = "en" if dative else "e"
+    else:
+        noun, number = thing.names["de"], _ARTICLES[thing.gender][dative]
+        noun = _WEAK_NOUNS.get(noun, noun) if dative else noun
+        ending = "en" if dative else _ENDINGS[thing.gender]
+    return " ".join(filter(None, (number, colour and colour + ending, noun)))
 
 
 def relation(first: Thing, where: str, second: Thing, language: str, *, colour: bool = False) -> str:
@@ -76,12 +63,14 @@ def listing(counts: Mapping[Thing, int], language: str) -> str:
     """ "three frogs and a key"."""
     *others, last = [phrase(thing, language, count=count) for thing, count in counts.items()]
     comma = "、" if language == "zh" else ", "
-    return comma.join(others) + JOINTS[language] + last if others else last
+    return comma.join(others) + CONJUNCTIONS[language] + last if others else last
 
 
 def caption_grammar(things: Iterable[Thing]) -> str:
-    """JSGF: every English caption of a picture (`omni_lab.data.worlds.captions`) of these things, and more: anything
-    may have any colour, and stand anywhere in any number. Commas are not heard."""
+    """A JSGF grammar that accepts every English caption of these things (see `scene.caption`), without commas.
+
+    It accepts more: any thing in any colour, at any place, in any number. Raises ValueError if there are no things.
+    """
     nouns = sorted((thing.names["en"], thing.plural["en"]) for thing in things)
     if not nouns:
         raise ValueError("things must hold at least one thing: got none")

@@ -1,11 +1,12 @@
-"""The LightningDataModule of models with many heads: tasks that are drawn, each batch of one of them."""
+"""LightningDataModules of sampled data: batches of one task each, and contrastive views."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import torch
@@ -21,14 +22,17 @@ from omni_lab.worlds.emoji_world import EmojiWorld
 from omni_lab.worlds.sentence_sampler import SentenceSampler
 from omni_lab.worlds.tasks import TaskDataset
 
-Item = TypeVar("Item")
-
-GALLERIES = 8  # validation and test batches of views
+NUM_EVAL_BATCHES = 8  # validation and test batches of views
 
 
 class MultitaskDataModule(L.LightningDataModule):
-    """Draws the tasks of `config`. root: where what is spoken is kept. tasks: only these. workers: processes that draw
-    training batches."""
+    """Batches of the tasks of `config`, each of one task.
+
+    root: folder that caches synthesized speech.
+    tasks: only these; all if None.
+    workers: processes that make training batches.
+    Raises ValueError for a task without examples in `config`.
+    """
 
     def __init__(
         self,
@@ -45,34 +49,34 @@ class MultitaskDataModule(L.LightningDataModule):
         self.seed = seed
         self.workers = workers
         self.world = EmojiWorld(things=config.things)
-        known = config.examples["train"]
-        unknown = [task for task in tasks or () if task not in known]
+        every = config.examples["train"]
+        unknown = [task for task in tasks or () if task not in every]
         if unknown:
-            raise ValueError(f"tasks must be of {[*known]}: got {unknown}")
-        self.names = [task for task in known if tasks is None or task in tasks]
-        self._tasks: dict[str, TaskDataset] = {}
+            raise ValueError(f"tasks must be of {[*every]}: got {unknown}")
+        self.names = [task for task in every if tasks is None or task in tasks]
+        self._datasets: dict[str, TaskDataset] = {}
 
     @cached_property
     def tokenizer(self) -> DecoderTokenizer:
-        """In the words of the training split."""
+        """Trained on text of the training split."""
         texts = SentenceSampler(self.world, "train").corpus(self.config.sentences, seed=self.seed)
         return DecoderTokenizer(train_tokenizer(texts), max_length=self.config.max_length)
 
     @property
     def mix(self) -> Mapping[str, float]:
-        """The share of training batches that each of all tasks has, summing up to one."""
-        known = self.config.examples["train"]
-        weights = {task: count ** (1 / self.config.temperature) for task, count in known.items()}
+        """The fraction of training batches of each task among all tasks; they sum to one."""
+        counts = self.config.examples["train"]
+        weights = {task: count ** (1 / self.config.temperature) for task, count in counts.items()}
         return {task: weight / sum(weights.values()) for task, weight in weights.items()}
 
     @property
     def batches(self) -> int:
-        """In an epoch: a task that is trained alone has as many as it has among all of them."""
+        """Batches per epoch: a task trained alone has as many as it has among all tasks."""
         return max(1, round(self.config.batches * sum(self.mix[task] for task in self.names)))
 
     def dataset(self, split: str) -> TaskDataset:
-        if split not in self._tasks:
-            self._tasks[split] = TaskDataset(
+        if split not in self._datasets:
+            self._datasets[split] = TaskDataset(
                 self.world,
                 self.tokenizer,
                 split,
@@ -82,23 +86,22 @@ class MultitaskDataModule(L.LightningDataModule):
                 mix={task: self.mix[task] for task in self.names},
                 seed=self.seed,
             )
-        return self._tasks[split]
+        return self._datasets[split]
 
     def prepare_data(self) -> None:
         for split in ("train", "validation"):
             self.dataset(split).prepare()
 
     def loader(self, split: str) -> ResumableLoader:
-        """Batches as they are drawn, `advance`d from epoch to epoch in training."""
+        """Every training epoch continues where the last one ended; other epochs are all the same."""
         training = split == "train"
-        tasks = self.dataset(split)
-        tasks.prepare()
-        workers = self.workers if training else 0
+        dataset = self.dataset(split)
+        dataset.prepare()
         return ResumableLoader(
-            tasks,  # type: ignore[arg-type]
-            batch_sampler=ConsecutiveBatchSampler(self.batches if training else len(tasks), size=1, advance=training),
-            collate_fn=_only,
-            num_workers=workers,
+            dataset,  # type: ignore[arg-type]
+            batch_sampler=ConsecutiveBatchSampler(self.batches if training else len(dataset), size=1, advance=training),
+            collate_fn=itemgetter(0),  # an item is a batch already
+            num_workers=self.workers if training else 0,
             persistent_workers=False,
             generator=torch.Generator().manual_seed(self.seed),  # leaves the global random state alone
         )
@@ -110,16 +113,11 @@ class MultitaskDataModule(L.LightningDataModule):
         return self.loader("validation")
 
 
-def _only(items: Sequence[Item]) -> Item:
-    (item,) = items
-    return item
-
-
 class ContrastiveDataModule(OmniDataModule):
-    """Serves views of things in place of questions about scenes; words come from the world's tokenizer. mix: what is
-    drawn how often for training (`ThingViews`: pairs, sentences, voices); validation and test views are single names.
+    """Batches of contrastive views, in place of questions; the tokenizer is that of the world's store.
 
-    views: per epoch, drawn afresh. Each validation and test batch holds every thing of the vocabulary once.
+    views: training views per epoch, sampled anew in each; a validation or test batch holds every thing once.
+    mix: options of the training views (`ContrastiveViews`: pairs, sentences, voices); the others are single names.
     """
 
     source: EmojiWorld
@@ -131,16 +129,16 @@ class ContrastiveDataModule(OmniDataModule):
         self.mix = mix
 
     def loader(self, split: str, *, share: tuple[Modality, ...] = ()) -> ResumableLoader:
-        world, tokenizer = self.source, self.store.tokenizer
+        training, world, tokenizer = split == "train", self.source, self.store.tokenizer
         dataset = ContrastiveViews(
             world,
             lambda text: encode_text(tokenizer, text, name="name"),
             split,
-            seed=self.seed if split == "train" else 0,
-            **(self.mix if split == "train" else {}),  # type: ignore[arg-type]
+            seed=self.seed if training else 0,
             modalities=[m for m in Modality if m in self.modalities],
+            **(self.mix if training else {}),  # type: ignore[arg-type]
         )
-        training = split == "train"
         size = self.views_per_batch if training else world.things
-        sampler = ConsecutiveBatchSampler(self.views if training else GALLERIES * size, size=size, advance=training)
+        count = self.views if training else NUM_EVAL_BATCHES * size
+        sampler = ConsecutiveBatchSampler(count, size=size, advance=training)
         return ResumableLoader(dataset, batch_sampler=sampler, collate_fn=partial(collate, dedup=share))

@@ -1,7 +1,6 @@
-"""Speech for data: eSpeak NG, called through ctypes, with the time of every word and phoneme.
+"""Speech synthesis with the times of words and phonemes: eSpeak NG, called through ctypes.
 
-The library and its voices come in the package `espeakng-loader`. Synthesis is deterministic: the same words, voice,
-rate and pitch give the same samples.
+The library and its voices ship in the package `espeakng-loader`. Synthesis is deterministic.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ import _ctypes
 import ctypes
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,27 +21,26 @@ from torchaudio.transforms import Resample
 
 from omni_lab.batch import SAMPLE_RATE
 
-ESPEAK_LANGUAGES = {"en": "en-us", "en-gb": "en-gb-x-rp", "de": "de", "zh": "cmn"}  # ours: eSpeak's
+ESPEAK_LANGUAGES = {"en": "en-us", "en-gb": "en-gb-x-rp", "de": "de", "zh": "cmn"}  # language -> eSpeak's name of it
 WOMEN = ("f1", "f2", "f3", "f4", "f5", "Annie", "Andrea", "linda", "steph", "belinda")
 MEN = ("m1", "m2", "m3", "m4", "m6", "m7", "m8", "Lee", "Gene", "max", "ed", "john")
-HELD_OUT_VOICES = ("f2", "m3", "linda", "max")  # variants that no training ever hears
+HELD_OUT_VOICES = ("f2", "m3", "linda", "max")  # variants of the test split
 LATIN = r"[A-Za-z\u00c0-\u024f]"
+# Constants of speak_lib.h
 _SYNCHRONOUS, _PHONEME_EVENTS, _DONT_EXIT, _UTF8 = 2, 1, 0x8000, 1
 _WORD, _PHONEME = 1, 7
 _RATE, _PITCH = 1, 3
 
 
 class SpeechError(RuntimeError):
-    """Speech cannot be made: the message says what is missing, or which voice or text it was."""
+    """Speech cannot be synthesized: the message names what is missing, or the voice or text."""
 
 
 @dataclass(frozen=True)
 class Voice:
-    """variant: one of WOMEN or MEN. rate: words a minute, 80 to 450. pitch: 0 to 99, 50 is the variant's own."""
-
-    variant: str = "m1"
-    rate: int = 175
-    pitch: int = 50
+    variant: str = "m1"  # one of WOMEN or MEN
+    rate: int = 175  # words per minute, 80 to 450
+    pitch: int = 50  # 0 to 99; 50 is the variant's own
 
     @property
     def group(self) -> str:
@@ -50,7 +49,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class TimedLabel:
-    """What is spoken from `start` to `end`, in seconds: a word, or a phoneme in eSpeak's notation."""
+    """A word, or a phoneme in eSpeak's notation, spoken from `start` to `end` in seconds."""
 
     label: str
     start: float
@@ -59,9 +58,9 @@ class TimedLabel:
 
 @dataclass(frozen=True)
 class Utterance:
-    """samples: [S] float32 in [-1, 1] at 16 kHz. words, phonemes: in order of time."""
+    """Synthesized speech; words and phonemes in order of time."""
 
-    waveform: np.ndarray
+    waveform: np.ndarray  # [S] float32 in [-1, 1] at 16 kHz
     words: tuple[TimedLabel, ...]
     phonemes: tuple[TimedLabel, ...]
 
@@ -70,20 +69,11 @@ class Utterance:
         return len(self.waveform) / SAMPLE_RATE
 
 
-class _EventId(ctypes.Union):
-    _fields_ = (("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8))
-
-
 class _Event(ctypes.Structure):
     _fields_ = (
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("type", "id", "text_position", "length", "audio_position", "sample")),
         ("user_data", ctypes.c_void_p),
-        ("id", _EventId),
+        ("phoneme", ctypes.c_char * 8),  # a union of 8 bytes, of which phoneme events use this member
     )
 
 
@@ -91,7 +81,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 class _Engine:
-    """The one eSpeak of this process: its state is global, so calls take turns."""
+    """The one eSpeak of this process. Its state is global: hold `lock` while calling."""
 
     def __init__(self) -> None:
         try:
@@ -102,16 +92,18 @@ class _Engine:
             ) from error
         self._paths = Path(espeakng_loader.get_library_path()), espeakng_loader.get_data_path().encode()
         self.library: Any = None
-        self._callback = _Callback(self._receive)  # kept: ctypes does not
+        self._callback = _Callback(self._receive)  # ctypes keeps no reference to it
         self.rate = self._restart()
-        self.resample = Resample(self.rate, SAMPLE_RATE)  # keeps its kernel, which takes longer to make than to use
+        self.resample = Resample(self.rate, SAMPLE_RATE)  # caches its kernel, which costs more than its use
         self.lock = Lock()
         self._chunks: list[np.ndarray] = []
-        self._events: list[tuple[int, int, int, int, str]] = []
+        self._events: list[tuple[int, int, int, str]] = []
 
     def _restart(self) -> int:
-        """Loads the library afresh: the phase of its flutter, its gain and its noise go on from utterance to utterance
-        otherwise, and nothing short of this resets them. About a millisecond."""
+        """Reloads the library, in about a millisecond, and returns its sample rate.
+
+        Nothing less resets the phase of its flutter, its gain and its noise, which carry over to the next utterance.
+        """
         library, data = self._paths
         if self.library is not None:
             self.library.espeak_Terminate()
@@ -134,33 +126,30 @@ class _Engine:
         while events[i].type != 0:
             e = events[i]
             if e.type in (_WORD, _PHONEME):
-                label = e.id.string.decode("utf-8", "replace") if e.type == _PHONEME else ""
-                self._events.append((e.type, e.sample, e.text_position, e.length, label))
+                self._events.append((e.type, e.sample, e.text_position, e.phoneme.decode("utf-8", "replace")))
             i += 1
         return 0
 
-    def speak(self, text: str, voice: str, rate: int, pitch: int) -> tuple[np.ndarray, list[Any]]:
-        """Samples [S] int16 at `self.rate`, and the events as (type, sample, position, length, label)."""
+    def speak(self, text: str, language: str, voice: Voice) -> tuple[np.ndarray, list[tuple[int, int, int, str]]]:
+        """The waveform [S] int16 at `self.rate`, and events as (type, sample, position in the text, phoneme)."""
         self._restart()
-        if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise SpeechError(f"eSpeak NG has no voice {voice!r}")
-        self.library.espeak_SetParameter(_RATE, rate, 0)
-        self.library.espeak_SetParameter(_PITCH, pitch, 0)
+        if self.library.espeak_SetVoiceByName(f"{language}+{voice.variant}".encode()) != 0:
+            raise SpeechError(f"eSpeak NG has no voice '{language}+{voice.variant}'")
+        self.library.espeak_SetParameter(_RATE, voice.rate, 0)
+        self.library.espeak_SetParameter(_PITCH, voice.pitch, 0)
         self._chunks, self._events = [], []
         encoded = text.encode()
         status = self.library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, _UTF8, None, None)
         if status != 0 or not self._chunks:
-            raise SpeechError(f"eSpeak NG made no sound of {text!r} (status {status})")
+            raise SpeechError(f"eSpeak NG made no audio of {text!r} (status {status})")
         return np.concatenate(self._chunks), self._events
 
 
-@cache
-def _engine() -> _Engine:
-    return _Engine()
+_engine = cache(_Engine)
 
 
 def runs_of_language(text: str, language: str) -> list[tuple[str, str]]:
-    """Cuts mixed Chinese-English text into (language, part) runs; other languages stay whole."""
+    """Splits mixed Chinese-English text into (language, part) runs; text of other languages stays whole."""
     if language != "zh":
         return [(language, text)]
     parts = re.findall(rf"{LATIN}(?:{LATIN}|[' -])*|(?:(?!{LATIN}).)+", text, flags=re.DOTALL)
@@ -168,40 +157,49 @@ def runs_of_language(text: str, language: str) -> list[tuple[str, str]]:
 
 
 def synthesize(text: str, language: str = "en", voice: Voice | None = None) -> Utterance:
-    """The text as speech. language: a key of LANGUAGES; Chinese text may hold English words, which are spoken as such.
+    """Text to speech.
 
-    Raises SpeechError where the package is missing, the language or variant unknown, or nothing can be said.
+    language: a key of `ESPEAK_LANGUAGES`; English words in Chinese text are spoken as English.
+    Raises SpeechError if the package is missing, the language or variant is unknown, or there is nothing to say.
     """
     voice = voice or Voice()
     if language not in ESPEAK_LANGUAGES:
         raise SpeechError(f"language must be one of {list(ESPEAK_LANGUAGES)}: got {language!r}")
     if voice.variant not in WOMEN + MEN:
         raise SpeechError(f"voice variant must be one of {WOMEN + MEN}: got {voice.variant!r}")
-    runs = runs_of_language(text, language)
-    if not runs or not re.search(r"\w", text):
+    if not re.search(r"\w", text):
         raise SpeechError(f"there is nothing to say in {text!r}")
     engine = _engine()
     waves: list[np.ndarray] = []
-    words: list[TimedLabel] = []
-    phonemes: list[TimedLabel] = []
+    labels: dict[int, list[TimedLabel]] = {_WORD: [], _PHONEME: []}
     offset = 0.0
     with engine.lock:
-        for run_language, part in runs:
-            wave, events = engine.speak(
-                part, f"{ESPEAK_LANGUAGES[run_language]}+{voice.variant}", voice.rate, voice.pitch
-            )
+        for run_language, part in runs_of_language(text, language):
+            wave, events = engine.speak(part, ESPEAK_LANGUAGES[run_language], voice)
             seconds = len(wave) / engine.rate
-            for kind, into in ((_WORD, words), (_PHONEME, phonemes)):
+            for kind, found in labels.items():
                 marks = [e for e in events if e[0] == kind]
-                starts = [min(e[1] / engine.rate, seconds) for e in marks]
-                until = [*(e[2] - 1 for e in marks[1:]), len(part)]
-                for (_, _, position, _, label), start, end, stop in zip(
-                    marks, starts, [*starts[1:], seconds], until, strict=True
-                ):
-                    said = re.sub(r"^\W+|\W+$", "", part[position - 1 : stop]) if kind == _WORD else label
-                    if said.strip():
-                        into.append(TimedLabel(said, offset + start, offset + end))
+                times = [*(min(e[1] / engine.rate, seconds) for e in marks), seconds]
+                stops = [*(e[2] - 1 for e in marks[1:]), len(part)]
+                for (_, _, position, phoneme), stop, (start, end) in zip(marks, stops, pairwise(times), strict=True):
+                    label = re.sub(r"^\W+|\W+$", "", part[position - 1 : stop]) if kind == _WORD else phoneme
+                    if label.strip():
+                        found.append(TimedLabel(label, offset + start, offset + end))
             waves.append(wave)
             offset += seconds
-    samples = engine.resample(torch.from_numpy(np.concatenate(waves).astype(np.float32) / 32768.0))
-    return Utterance(samples.numpy().copy(), tuple(words), tuple(phonemes))
+    waveform = engine.resample(torch.from_numpy(np.concatenate(waves).astype(np.float32) / 32768.0))
+    return Utterance(waveform.numpy().copy(), tuple(labels[_WORD]), tuple(labels[_PHONEME]))
+
+
+@lru_cache(maxsize=4096)  # holds about all names by all voices, which recur
+def synthesize_cached(words: str, voice: Voice) -> Utterance:
+    """English speech."""
+    return synthesize(words, "en", voice)
+
+
+def sample_voice(split: str, rng: np.random.Generator) -> Voice:
+    """A woman's or a man's voice, equally often; the test split has the held-out variants, the others have the rest."""
+    group = WOMEN if rng.random() < 0.5 else MEN
+    variants = [v for v in group if (v in HELD_OUT_VOICES) == (split == "test")]
+    variant = variants[int(rng.integers(len(variants)))]
+    return Voice(variant, int(rng.choice((195, 225))), int(rng.choice((40, 55))))

@@ -1,298 +1,241 @@
-"""How a scene of EmojiWorld is drawn, and what is asked of it."""
+"""Samples a scene of EmojiWorld and the questions about it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from omni_lab.worlds.espeak import Voice
-from omni_lab.worlds.question_families import (
-    ANSWER_RANGES,
-    DIGITS,
-    MOTION_DIRECTIONS,
-    MOTION_QUESTIONS,
-    PLACES,
-    QUESTION_TEMPLATES,
-    SIDES,
-    SPEAKABLE,
-)
-from omni_lab.worlds.scene import (
-    CLIP_SECONDS,
-    MovingThing,
-    PlacedThing,
-    Scene,
-    SpeechTrack,
-    sample_voice,
-    synthesize_cached,
-)
+from omni_lab.worlds.espeak import Voice, sample_voice, synthesize_cached
+from omni_lab.worlds.question_families import DIGITS, MOTION_QUESTIONS, PLACES, QUESTION_TEMPLATES, SPEAKABLE
+from omni_lab.worlds.scene import CLIP_SECONDS, MovingThing, PlacedThing, Scene, SpeechTrack, pick
 from omni_lab.worlds.things import Thing, thing_vocabulary
 
 T = TypeVar("T")
+SIDES = {"x": ("left", "right"), "y": ("top", "bottom")}
+MOTION_DIRECTIONS = {"x": ("left", "right"), "y": ("up", "down")}
+ANSWER_RANGES = {"text_letters": (3, 4, 5, 6), "text_sum": tuple(range(2, 10))}
 
 
-def place(things: Sequence[Thing], side: int, rng: np.random.Generator) -> tuple[PlacedThing, ...]:
-    """Each of up to four things in a quarter of its own of a picture `side` pixels wide, somewhere, of some size,
-    slightly turned."""
+def place_things(things: Sequence[Thing], side: int, rng: np.random.Generator) -> tuple[PlacedThing, ...]:
+    """Places up to four things in an image of `side` pixels: each in its own quarter, sized and turned at random."""
     half = side / 2
-    found = []
+    placed = []
     for thing, quarter in zip(things, rng.permutation(4), strict=False):
         size = int(rng.integers(round(half * 0.62), round(half * 0.9)))
         room = (half - size) / 2
         x, y = rng.uniform(-room, room, size=2) + half / 2 + half * np.array([quarter % 2, quarter // 2])
-        found.append(PlacedThing(thing, float(x), float(y), size, float(rng.uniform(-20, 20))))
-    return tuple(found)
+        placed.append(PlacedThing(thing, float(x), float(y), size, float(rng.uniform(-20, 20))))
+    return tuple(placed)
 
 
-def act_out(
+def animate_things(
     things: Sequence[Thing], acts: Sequence[str], side: int, rng: np.random.Generator
 ) -> tuple[MovingThing, ...]:
-    """Up to two things of a clip `side` pixels wide in lanes of their own, the acts dealt out at random; if two move,
-    they go opposite ways."""
+    """Puts up to two things into lanes of a video of `side` pixels and assigns the acts at random.
+
+    If both move, they move in opposite directions.
+    """
     lanes = rng.permutation(2) * side / 2 + side / 4
-    axis = ("x", "y")[int(rng.integers(2))]
-    sign = (-1, 1)[int(rng.integers(2))]
-    dealt = [acts[i] for i in rng.permutation(len(acts))]
-    found = []
-    for thing, lane, act, s in zip(things, lanes, dealt, (sign, -sign), strict=False):
+    axis, sign = pick(("x", "y"), rng), pick((-1, 1), rng)
+    shuffled = [acts[i] for i in rng.permutation(len(acts))]
+    moving = []
+    for thing, lane, act, s in zip(things, lanes, shuffled, (sign, -sign), strict=False):
         along = side / 2 if act == "move" else side / 2 + float(rng.uniform(-7, 7))
         x, y = (along, lane) if axis == "x" else (lane, along)
         size = int(rng.integers(14, 16))
-        found.append(MovingThing(thing, float(x), float(y), size, float(rng.uniform(-15, 15)), act, axis, s))
-    return tuple(found)
+        moving.append(MovingThing(thing, float(x), float(y), size, float(rng.uniform(-15, 15)), act, axis, s))
+    return tuple(moving)
 
 
+@dataclass
 class SceneSampler:
-    """Draws one scene. Everything that a question depends on is drawn evenly; the rest of the scene knows nothing of
-    it."""
+    """Samples one scene and its questions.
 
-    def __init__(
-        self,
-        key: int,
-        split: str,
-        *,
-        seed: int,
-        things: int,
-        picture_size: int,
-        frame_size: int,
-        spoken_share: float | None,
-    ) -> None:
-        """things: size of the vocabulary. spoken_share: chance of each of two spoken questions; None for a scene
-        without sound."""
-        self.key = key
-        self.split = split
-        self.rng = np.random.default_rng([seed, key, 0])
-        self.things = thing_vocabulary(things)
-        self.picture_size = picture_size
-        self.frame_size = frame_size
-        self.spoken_share = spoken_share
-        self.asked: list[tuple[str, str, str]] = []
+    Everything that an answer depends on is sampled uniformly and independently of the rest of the scene.
+    """
 
-    def pick(self, items: Sequence[Any]) -> Any:
-        return items[int(self.rng.integers(len(items)))]
+    key: int
+    split: str
+    seed: int
+    num_things: int  # size of the vocabulary
+    image_size: int  # side in pixels
+    frame_size: int  # side of a frame of the video in pixels
+    spoken_share: float | None  # probability of each of two spoken questions; None for a scene without speech
 
-    def different(self, count: int, without: Sequence[Thing] = ()) -> list[Thing]:
-        return self.different_of([t for t in self.things if t not in without], count)
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng([self.seed, self.key, 0])
+        self.things = thing_vocabulary(self.num_things)
+        self.questions: list[tuple[str, str, str]] = []
 
-    def ask(self, family: str, text: str, answer: str) -> None:
-        self.asked.append((family, text, answer))
-
-    def scene(self) -> Scene:
-        kind = self.pick(("places", "counts", "single", "single", "shared"))
-        usual = ("way", "way", "move", "appear", "blink")
-        clip_act = "way" if kind == "single" and self.rng.random() < 0.6 else self.pick(usual)
-        four = self.different(4)
-        pair: list[Thing]
-        shown = self.pick(("places", "counts", "one")) if kind == "single" else kind
-        if shown == "places":
-            picture = place(four, self.picture_size, self.rng)
-            self.ask_places(picture)
-            pair = self.different_of(four, 2)
-        elif shown == "counts":
-            counts = self.pick(((3, 1, 0), (2, 1, 1), (2, 1, 0)))
-            crowd = [thing for thing, n in zip(four, counts, strict=False) for _ in range(n)]
-            picture = place(crowd, self.picture_size, self.rng)
-            candidates = [four[0], four[1], four[3]]  # two or three, one, none
-            for thing in candidates:
-                self.ask(
-                    "image_count",
-                    QUESTION_TEMPLATES["image_count"].format(plural=thing.plural["en"]),
-                    DIGITS[crowd.count(thing)],
-                )
-            pair = self.different_of(candidates, 2)
-        else:
-            picture = place(four[:1] if shown == "one" else four[:2], self.picture_size, self.rng)
-            pair = self.different_of(four, 2)
-        clip = self.acting(clip_act, [four[0], four[2]] if kind == "shared" else self.different(2))
-        self.ask_clip(clip, clip_act)
+    def sample(self) -> Scene:
+        kind = self._pick(("places", "counts", "single", "single", "shared"))
+        motions = ("way", "way", "move", "appear", "blink")
+        motion = "way" if kind == "single" and self.rng.random() < 0.6 else self._pick(motions)
+        four = self._choose(self.things, 4)
+        placed, pair = self._sample_image(kind, four)
+        moving = self._sample_video(motion, [four[0], four[2]] if kind == "shared" else self._choose(self.things, 2))
         if kind == "shared":
-            for only, other, thing in (("picture", "clip", four[1]), ("clip", "picture", four[2])):
-                self.ask(
-                    "image_video_missing",
-                    QUESTION_TEMPLATES["image_video_missing"].format(here=only, there=other),
-                    thing.names["en"],
-                )
-        sound = None
-        said: tuple[Thing, ...] = ()
-        midpoints: tuple[float, ...] = ()
+            self._ask("image_video_missing", four[1].names["en"], here="picture", there="clip")
+            self._ask("image_video_missing", four[2].names["en"], here="clip", there="picture")
+        speech: SpeechTrack | None = None
+        named, midpoints = list[Thing](), list[float]()
         if self.spoken_share is not None:
-            sound, said, midpoints = self.hear(kind, picture, clip, clip_act, four, pair)
-        self.ask_words()
-        spoken = self.spoken(self.spoken_share) if self.spoken_share is not None else []
-        spoken_sounds = tuple(self.asking(text) for _, text, _ in spoken)
-        asked = tuple(self.asked)
-        return Scene(self.key, self.split, picture, clip, sound, said, midpoints, asked, tuple(spoken), spoken_sounds)
+            snr = float(self.rng.uniform(0, 10) if self.rng.random() < 0.5 else self.rng.uniform(25, 40))
+            voice = sample_voice(self.split, self.rng)
+            if kind == "single":
+                speech, named, midpoints = self._speak_one_name(moving, motion, voice, snr)
+            else:
+                named = pair
+                speech, midpoints = self._speak_two_names(pair, voice, snr)
+                self._ask_about_names(kind, placed, four, pair)
+            self._ask_about_speech(speech)
+        self._ask_about_text()
+        spoken = self._choose_spoken(self.spoken_share) if self.spoken_share is not None else []
+        tracks = tuple(self._speak_question(text) for _, text, _ in spoken)
+        names = tuple(named), tuple(midpoints)
+        return Scene(self.key, self.split, placed, moving, speech, *names, tuple(self.questions), tuple(spoken), tracks)
 
-    def hear(
-        self,
-        kind: str,
-        picture: Sequence[PlacedThing],
-        clip: Sequence[MovingThing],
-        act: str,
-        four: Sequence[Thing],
-        pair: Sequence[Thing],
-    ) -> tuple[SpeechTrack, tuple[Thing, ...], tuple[float, ...]]:
-        """The scene's sound, what it names, and when; and the questions about it."""
-        snr = float(self.rng.uniform(0, 10) if self.rng.random() < 0.5 else self.rng.uniform(25, 40))
-        voice = sample_voice(self.split, self.rng)
-        if kind == "single":
-            sound, said, midpoints = self.single(clip, act, voice, snr)
-        else:
-            sound, midpoints = self.both_names(pair, voice, snr)
-            said = tuple(pair)
-            self.ask_pair(kind, picture, four, pair)
-        self.ask_sound(sound)
-        return sound, said, midpoints
+    def _pick(self, items: Sequence[T]) -> T:
+        return pick(items, self.rng)
 
-    def different_of(self, items: Sequence[T], count: int) -> list[T]:
+    def _choose(self, items: Sequence[T], count: int) -> list[T]:
+        """Different items, in random order."""
         return [items[i] for i in self.rng.permutation(len(items))[:count]]
 
-    def quarter(self, placed: PlacedThing) -> int:
-        half = self.picture_size / 2
+    def _ask(self, family: str, answer: str, **words: str) -> None:
+        """Adds a question. words: fill in its template."""
+        self.questions.append((family, QUESTION_TEMPLATES[family].format(**words), answer))
+
+    def _quarter(self, placed: PlacedThing) -> int:
+        half = self.image_size / 2
         return int(placed.x > half) + 2 * int(placed.y > half)
 
-    def ask_places(self, picture: Sequence[PlacedThing]) -> None:
-        """Four different things, one in each quarter."""
-        for one in self.different_of(picture, 2):
-            self.ask(
-                "image_what",
-                QUESTION_TEMPLATES["image_what"].format(place=PLACES[self.quarter(one)]),
-                one.thing.names["en"],
-            )
-        for one in self.different_of(picture, 2):
-            self.ask(
-                "image_where",
-                QUESTION_TEMPLATES["image_where"].format(name=one.thing.names["en"]),
-                PLACES[self.quarter(one)],
-            )
-        for bit, words in enumerate((("left of", "right of"), ("above", "below"))):
-            one = self.pick(picture)
-            mine = (self.quarter(one) >> bit) & 1
-            other = self.pick([p for p in picture if (self.quarter(p) >> bit) & 1 != mine])
-            for side, word in enumerate(words):
-                text = f"is the {one.thing.names['en']} {word} the {other.thing.names['en']}?"
-                self.ask("image_relation", text, "yes" if mine == side else "no")
+    def _sample_image(self, kind: str, four: Sequence[Thing]) -> tuple[tuple[PlacedThing, ...], list[Thing]]:
+        """The things of the image, and two things for the speech to name."""
+        layout = self._pick(("places", "counts", "one")) if kind == "single" else kind
+        candidates = list(four)
+        if layout == "places":
+            placed = place_things(four, self.image_size, self.rng)
+            self._ask_about_places(placed)
+        elif layout == "counts":
+            counts = self._pick(((3, 1, 0), (2, 1, 1), (2, 1, 0)))
+            crowd = [thing for thing, n in zip(four, counts, strict=False) for _ in range(n)]
+            placed = place_things(crowd, self.image_size, self.rng)
+            candidates = [four[0], four[1], four[3]]  # shown two or three times, once, not at all
+            for thing in candidates:
+                self._ask("image_count", DIGITS[crowd.count(thing)], plural=thing.plural["en"])
+        else:
+            placed = place_things(four[: 1 if layout == "one" else 2], self.image_size, self.rng)
+        return placed, self._choose(candidates, 2)
 
-    def acting(self, act: str, things: Sequence[Thing]) -> tuple[MovingThing, ...]:
-        """Two things that move opposite ways, or one that acts and one that does not."""
+    def _ask_about_places(self, placed: Sequence[PlacedThing]) -> None:
+        """placed: four different things, one in each quarter."""
+        for p in self._choose(placed, 2):
+            self._ask("image_what", p.thing.names["en"], place=PLACES[self._quarter(p)])
+        for p in self._choose(placed, 2):
+            self._ask("image_where", PLACES[self._quarter(p)], name=p.thing.names["en"])
+        for bit, relations in enumerate((("left of", "right of"), ("above", "below"))):
+            one = self._pick(placed)
+            side = (self._quarter(one) >> bit) & 1
+            other = self._pick([p for p in placed if (self._quarter(p) >> bit) & 1 != side])
+            names = {"name": one.thing.names["en"], "other": other.thing.names["en"]}
+            for i, words in enumerate(relations):
+                self._ask("image_relation", "yes" if side == i else "no", relation=words, **names)
+
+    def _sample_video(self, motion: str, things: Sequence[Thing]) -> tuple[MovingThing, ...]:
+        """Two things that move in opposite directions, or two that act differently."""
         acts = {"way": ("move", "move"), "move": ("move", "stay"), "appear": ("appear", "disappear")}
-        return act_out(things, acts.get(act, ("blink", "steady")), self.frame_size, self.rng)
-
-    def ask_clip(self, clip: Sequence[MovingThing], act: str) -> None:
-        for one in clip:
-            name = one.thing.names["en"]
-            if act == "way":
-                self.ask(
-                    "video_way",
-                    QUESTION_TEMPLATES["video_way"].format(name=name),
-                    MOTION_DIRECTIONS[one.axis][one.sign > 0],
-                )
+        moving = animate_things(things, acts.get(motion, ("blink", "steady")), self.frame_size, self.rng)
+        for m in moving:
+            name = m.thing.names["en"]
+            if motion == "way":
+                self._ask("video_way", MOTION_DIRECTIONS[m.axis][m.sign > 0], name=name)
             else:
-                self.ask("video_what", MOTION_QUESTIONS[one.act], name)
+                self._ask("video_what", name, question=MOTION_QUESTIONS[m.act])
+        return moving
 
-    def both_names(self, pair: Sequence[Thing], voice: Voice, snr: float) -> tuple[SpeechTrack, tuple[float, ...]]:
-        start, said, midpoints = float(self.rng.uniform(0.03, 0.15)), [], []
+    def _speak_two_names(self, pair: Sequence[Thing], voice: Voice, snr: float) -> tuple[SpeechTrack, list[float]]:
+        """Both names one after the other, and their midpoints."""
+        start, utterances, midpoints = float(self.rng.uniform(0.03, 0.15)), [], []
         for thing in pair:
             seconds = synthesize_cached(thing.names["en"], voice).seconds
-            said.append((thing.names["en"], start))
+            utterances.append((thing.names["en"], start))
             midpoints.append(start + seconds / 2)
             start += seconds + float(self.rng.uniform(0.05, 0.2))
-        return SpeechTrack(tuple(said), voice, snr), tuple(midpoints)
+        return SpeechTrack(tuple(utterances), voice, snr), midpoints
 
-    def single(
-        self, clip: Sequence[MovingThing], act: str, voice: Voice, snr: float
-    ) -> tuple[SpeechTrack, tuple[Thing, ...], tuple[float, ...]]:
-        """One thing is named, early or late: one of the clip's, or another."""
-        seen = self.rng.random() < 0.5
-        thing = self.pick(clip).thing if seen else self.different(1, [c.thing for c in clip])[0]
+    def _speak_one_name(
+        self, moving: Sequence[MovingThing], motion: str, voice: Voice, snr: float
+    ) -> tuple[SpeechTrack, list[Thing], list[float]]:
+        """The name of a thing of the video or of another one, early or late; what is named, and the midpoint."""
+        shown = self.rng.random() < 0.5
+        others = [t for t in self.things if t not in [m.thing for m in moving]]
+        thing = self._pick(moving).thing if shown else self._choose(others, 1)[0]
         seconds = synthesize_cached(thing.names["en"], voice).seconds
         early = self.rng.random() < 0.5
         slack = float(self.rng.uniform(0.0, 0.25))
         start = slack if early else CLIP_SECONDS - seconds - slack
-        self.ask("audio_video_seen", "does the named thing appear in the clip?", "yes" if seen else "no")
-        self.ask("audio_video_seen", "is the named thing missing from the clip?", "no" if seen else "yes")
+        self._ask("audio_video_seen", "yes" if shown else "no", verb="does", state="appear in")
+        self._ask("audio_video_seen", "no" if shown else "yes", verb="is", state="missing from")
         midpoint = start + seconds / 2
-        if seen and act == "way":
-            actor = next(c for c in clip if c.thing is thing)
-            then = actor.at(midpoint / CLIP_SECONDS)
+        if shown and motion == "way":
+            m = next(m for m in moving if m.thing is thing)
+            then = m.at(midpoint / CLIP_SECONDS)
             assert then is not None
-            far = (then.x if actor.axis == "x" else then.y) > self.frame_size / 2
-            for other, meant in enumerate(("it", "the other one")):
-                text = f"when a thing is named, on which side is {meant}?"
-                self.ask("audio_video_side", text, SIDES[actor.axis][far != bool(other)])
-        return SpeechTrack(((thing.names["en"], start),), voice, snr, CLIP_SECONDS), (thing,), (midpoint,)
+            far = (then.x if m.axis == "x" else then.y) > self.frame_size / 2
+            self._ask("audio_video_side", SIDES[m.axis][far], which="it")
+            self._ask("audio_video_side", SIDES[m.axis][not far], which="the other one")
+        return SpeechTrack(((thing.names["en"], start),), voice, snr, CLIP_SECONDS), [thing], [midpoint]
 
-    def ask_pair(self, kind: str, picture: Sequence[PlacedThing], four: Sequence[Thing], pair: Sequence[Thing]) -> None:
-        """Two things are named; which of them is meant, the text says."""
-        for word, meant in zip(("first", "last"), pair, strict=True):
-            self.ask("audio_name", f"which thing is named {word}?", meant.names["en"])
+    def _ask_about_names(
+        self, kind: str, placed: Sequence[PlacedThing], four: Sequence[Thing], pair: Sequence[Thing]
+    ) -> None:
+        """The speech names two things; the question says which of them it is about."""
+        for order, thing in zip(("first", "last"), pair, strict=True):
+            self._ask("audio_name", thing.names["en"], order=order)
             if kind == "places":
-                found = next(p for p in picture if p.thing is meant)
-                self.ask("audio_image_where", f"where is the thing named {word}?", PLACES[self.quarter(found)])
+                place = PLACES[self._quarter(next(p for p in placed if p.thing is thing))]
+                self._ask("audio_image_where", place, order=order)
             elif kind == "counts":
-                count = sum(p.thing is meant for p in picture)
-                self.ask("audio_image_count", f"how many are there of the thing named {word}?", DIGITS[count])
+                self._ask("audio_image_count", DIGITS[sum(p.thing is thing for p in placed)], order=order)
             else:
-                answer = ("both", "picture", "clip", "neither")[four.index(meant)]
-                self.ask("all_where", f"where does the thing named {word} appear?", answer)
+                answer = ("both", "picture", "clip", "neither")[four.index(thing)]
+                self._ask("all_where", answer, order=order)
 
-    def ask_sound(self, sound: SpeechTrack) -> None:
+    def _ask_about_speech(self, speech: SpeechTrack) -> None:
         for group in ("woman", "man"):
-            self.ask("audio_voice", f"is the speaker a {group}?", "yes" if sound.voice.group == group else "no")
-        for noisy, word in enumerate(("clean", "noisy")):
-            self.ask("audio_noise", f"is the sound {word}?", "yes" if sound.noisy == bool(noisy) else "no")
+            self._ask("audio_voice", "yes" if speech.voice.group == group else "no", group=group)
+        for noisy, quality in enumerate(("clean", "noisy")):
+            self._ask("audio_noise", "yes" if speech.noisy == bool(noisy) else "no", quality=quality)
 
-    def ask_words(self) -> None:
-        family = self.pick(("text_sum", "text_letters", "text_translate"))
+    def _ask_about_text(self) -> None:
+        family = self._pick(("text_sum", "text_letters", "text_translate"))
         if family == "text_sum":
-            total = self.pick(ANSWER_RANGES[family])
+            total = self._pick(ANSWER_RANGES[family])
             first = int(self.rng.integers(0, total + 1))
-            self.ask(
-                family,
-                QUESTION_TEMPLATES[family].format(first=DIGITS[first], second=DIGITS[total - first]),
-                DIGITS[total],
-            )
+            self._ask(family, DIGITS[total], first=DIGITS[first], second=DIGITS[total - first])
         elif family == "text_letters":
-            length = self.pick(ANSWER_RANGES[family])
-            word = self.pick([t.names["en"] for t in self.things if len(t.names["en"]) == length])
-            self.ask(family, f"how many letters does {word} have?", DIGITS[length])
+            length = self._pick(ANSWER_RANGES[family])
+            word = self._pick([t.names["en"] for t in self.things if len(t.names["en"]) == length])
+            self._ask(family, DIGITS[length], word=word)
         else:
-            thing = self.pick(self.things)
-            word = thing.names[self.pick(("de", "zh"))]
-            self.ask(family, f"what does {word} mean in English?", thing.names["en"])
+            thing = self._pick(self.things)
+            self._ask(family, thing.names["en"], word=thing.names[self._pick(("de", "zh"))])
 
-    def spoken(self, share: float) -> list[tuple[str, str, str]]:
-        """Up to two of the scene's questions, of different families, to be spoken instead of written."""
+    def _choose_spoken(self, probability: float) -> list[tuple[str, str, str]]:
+        """Up to two questions, of different families, to be spoken too."""
         chosen: list[tuple[str, str, str]] = []
         for _ in range(2):
             taken = [family for family, _, _ in chosen]
-            possible = [q for q in self.asked if q[0] in SPEAKABLE and q[0] not in taken]
-            if possible and self.rng.random() < share:
-                family = self.pick(list(dict.fromkeys(q[0] for q in possible)))
-                chosen.append(self.pick([q for q in possible if q[0] == family]))
+            possible = [q for q in self.questions if q[0] in SPEAKABLE and q[0] not in taken]
+            if possible and self.rng.random() < probability:
+                family = self._pick(list(dict.fromkeys(q[0] for q in possible)))
+                chosen.append(self._pick([q for q in possible if q[0] == family]))
         return chosen
 
-    def asking(self, text: str) -> SpeechTrack:
+    def _speak_question(self, text: str) -> SpeechTrack:
         start, snr = float(self.rng.uniform(0.02, 0.1)), float(self.rng.uniform(15, 40))
         return SpeechTrack(((text, start),), sample_voice(self.split, self.rng), snr)

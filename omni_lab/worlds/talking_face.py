@@ -1,6 +1,6 @@
-"""TalkingFace: a face whose mouth follows the phonemes of what is said, or of something else, or too early or late.
+"""TalkingFace: does the mouth of a face follow the speech, or other words, or the same words too early or too late?
 
-Sound and lips are the strongly associated pair: neither alone says whether they belong together.
+Audio and lips are strongly associated: neither alone tells whether they match.
 """
 
 from __future__ import annotations
@@ -18,74 +18,59 @@ from omni_lab.batch import Modality
 from omni_lab.data.sources.base import SPLITS, MediaItem, Question, QuestionFamily
 from omni_lab.utils.parallel import parallel_map
 from omni_lab.worlds.captions import RELATIONS, relation
-from omni_lab.worlds.espeak import Utterance
-from omni_lab.worlds.scene import SpeechTrack, mix_audio, sample_voice, synthesize_cached
-from omni_lab.worlds.things import background, thing_vocabulary
+from omni_lab.worlds.espeak import Utterance, sample_voice, synthesize_cached
+from omni_lab.worlds.scene import CLIP_SECONDS, SpeechTrack, mix_audio, pick
+from omni_lab.worlds.things import background, load_table, thing_vocabulary
 
-SECONDS = 2.0
-LEAST_SHIFT = 0.25  # seconds between two starts that count as out of step
+AUDIO_VIDEO = (Modality.AUDIO, Modality.VIDEO)
+LEAST_SHIFT = 0.25  # seconds between the starts of lips and speech that do not match
 QUESTION = "do the lips follow the speech?"
-# How far the mouth is open, and how wide, for eSpeak's phonemes by their first letters; the longest match counts.
-_VISEMES = {
-    **dict.fromkeys(("p", "b", "m"), (0.0, 0.5)),
-    **dict.fromkeys(("f", "v"), (0.12, 0.6)),
-    **dict.fromkeys(("w", "u", "U"), (0.35, 0.15)),
-    **dict.fromkeys(("o", "O", "0"), (0.7, 0.3)),
-    **dict.fromkeys(("a", "A", "V", "aI", "aU"), (1.0, 0.65)),
-    **dict.fromkeys(("e", "E", "3", "@"), (0.6, 0.65)),
-    **dict.fromkeys(("i", "I", "j"), (0.35, 1.0)),
-    **dict.fromkeys(("t", "d", "n", "s", "z", "l", "T", "D"), (0.25, 0.6)),
-    **dict.fromkeys(("k", "g", "N", "h", "r", "S", "Z"), (0.35, 0.5)),
-    "_": (0.0, 0.5),
-}
 _CLOSED = (0.0, 0.5)
+_VISEMES = {phoneme: (row["open"], row["wide"]) for row in load_table("visemes.yaml") for phoneme in row["phonemes"]}
 
 
 def viseme(phoneme: str) -> tuple[float, float]:
-    """(open, wide), each in [0, 1], of a phoneme in eSpeak's notation; stress marks do not matter."""
+    """(open, wide), each in [0, 1], of a phoneme in eSpeak's notation, without regard to stress marks."""
     bare = phoneme.lstrip("',%=")
     return next((_VISEMES[bare[:n]] for n in (2, 1) if bare[:n] in _VISEMES), (0.3, 0.5))
 
 
 def mouth(utterance: Utterance, times: np.ndarray, *, start: float = 0.0) -> np.ndarray:
-    """[T, 2], how open and how wide the mouth is at `times` [T] in seconds if the utterance begins at `start`.
+    """How open and how wide the mouth is, [T, 2], at the times [T] if an utterance starts at `start`, in seconds.
 
-    Each phoneme's viseme holds in the middle of the phoneme; between two the mouth moves evenly, and it is closed
-    before and after.
+    Each viseme holds at the midpoint of its phoneme, with linear interpolation between midpoints. Before and after the
+    utterance the mouth is closed.
     """
-    middles = [start, *(start + (m.start + m.end) / 2 for m in utterance.phonemes), start + utterance.seconds]
-    shapes = np.array([_CLOSED, *(viseme(m.label) for m in utterance.phonemes), _CLOSED])
-    order = np.argsort(middles, kind="stable")
-    clock = np.array(middles)[order]
-    return np.stack([np.interp(times, clock, shapes[order, k]) for k in range(2)], axis=1)
+    midpoints = [start, *(start + (p.start + p.end) / 2 for p in utterance.phonemes), start + utterance.seconds]
+    shapes = np.array([_CLOSED, *(viseme(p.label) for p in utterance.phonemes), _CLOSED])
+    order = np.argsort(midpoints, kind="stable")
+    return np.stack([np.interp(times, np.array(midpoints)[order], shapes[order, k]) for k in range(2)], axis=1)
 
 
 @dataclass(frozen=True)
 class FaceClip:
-    """One pair. kind: matched, shifted or swapped. The sound says `text` from `start`; the lips say `lips` from
-    `lips_start`."""
+    """The audio says `text` from `start`, the lips say `lip_text` from `lip_start`, in seconds."""
 
     key: int
     split: str
-    kind: str
+    kind: str  # "matched", "shifted" or "swapped"
     text: str
     start: float
-    lips: str
-    lips_start: float
-    sound: SpeechTrack
+    lip_text: str
+    lip_start: float
+    speech: SpeechTrack
 
 
 @dataclass(frozen=True)
 class TalkingFace:
-    """clips: per split. frames: evenly over two seconds. snr: of the sound, in dB, from least to most. Half of the
-    pairs match; the others are shifted or swapped."""
+    """A generated source of `clips` per split. Half of them match; the others are shifted or swapped."""
 
     clips: Mapping[str, int] = field(default_factory=lambda: {"train": 2000, "validation": 300, "test": 500})
-    frames: int = 20
-    frame_size: int = 32
-    snr: tuple[float, float] = (0.0, 30.0)
+    frames: int = 20  # per clip
+    frame_size: int = 32  # side in pixels
+    snr: tuple[float, float] = (0.0, 30.0)  # range of the signal-to-noise ratio in dB
     seed: int = 0
-    _drawn: dict[str, list[FaceClip]] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _cache: dict[str, list[FaceClip]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -97,92 +82,75 @@ class TalkingFace:
         return {Modality.AUDIO: (), Modality.VIDEO: (self.frames, 3, self.frame_size, self.frame_size)}
 
     def fingerprint(self) -> dict[str, Any]:
-        return {
-            "rules": 2,
-            "clips": dict(self.clips),
-            "snr": list(self.snr),
-            "frames": self.frames,
-            "seed": self.seed,
-            "espeakng-loader": version("espeakng-loader"),
-        }
+        options = {"clips": dict(self.clips), "snr": list(self.snr), "frames": self.frames, "seed": self.seed}
+        return {"rules": 2, **options, "espeakng-loader": version("espeakng-loader")}
 
     def answers(self) -> Sequence[str]:
         return ["no", "yes"]
 
     def families(self) -> Mapping[str, QuestionFamily]:
-        pair = (Modality.AUDIO, Modality.VIDEO)
-        return dict.fromkeys(("in_step",), QuestionFamily(pair, (pair,), 1 / 2))
+        return {"in_step": QuestionFamily(AUDIO_VIDEO, (AUDIO_VIDEO,), 1 / 2)}
 
     def corpus(self) -> Sequence[str]:
         return ()
 
-    def pairs(self, split: str) -> list[FaceClip]:
-        """The clips of a split, always the same ones."""
-        if split not in self._drawn:
+    def split_clips(self, split: str) -> list[FaceClip]:
+        """The clips of a split, cached."""
+        if split not in self._cache:
             first = sum(self.clips[s] for s in SPLITS[: SPLITS.index(split)])
             keys = range(first, first + self.clips[split])
-            self._drawn[split] = list(parallel_map(partial(replace(self).pair, split), keys))
-        return self._drawn[split]
+            self._cache[split] = list(parallel_map(partial(replace(self).clip, split), keys))
+        return self._cache[split]
 
-    def pair(self, split: str, key: int) -> FaceClip:
-        """Both starts are drawn alike whether or not they are used, so neither stream alone tells the kind."""
+    def clip(self, split: str, key: int) -> FaceClip:
+        """One clip. Both starts are always sampled, used or not, so that neither stream alone tells the kind."""
         rng = np.random.default_rng([self.seed, key, 0])
         voice = sample_voice(split, rng)
-        texts = [_sentence(rng) for _ in range(2)]
-        room = SECONDS - max(synthesize_cached(text, voice).seconds for text in texts)
-        if room < LEAST_SHIFT + 0.1:  # too long to be shifted: say it shorter
+        texts = []
+        for _ in range(2):
+            first, second = (thing_vocabulary(32)[i] for i in rng.permutation(32)[:2])
+            texts.append(relation(first, pick([*RELATIONS], rng), second, "en"))
+        room = CLIP_SECONDS - max(synthesize_cached(text, voice).seconds for text in texts)
+        if room < LEAST_SHIFT + 0.1:  # too long to be shifted: shorten
             texts = [" ".join(text.split()[:2]) for text in texts]
-            room = SECONDS - max(synthesize_cached(text, voice).seconds for text in texts)
-        starts = rng.uniform(0, room, size=2)
+            room = CLIP_SECONDS - max(synthesize_cached(text, voice).seconds for text in texts)
+        starts = [0.0, 0.0]
         while abs(starts[0] - starts[1]) < LEAST_SHIFT:
-            starts = rng.uniform(0, room, size=2)
-        kind = ("matched", "matched", "shifted", "swapped")[int(rng.integers(4))]
-        lips = texts[1] if kind == "swapped" else texts[0]
-        lips_start = starts[1] if kind == "shifted" else starts[0]
-        sound = SpeechTrack(((texts[0], float(starts[0])),), voice, float(rng.uniform(*self.snr)), SECONDS)
-        return FaceClip(key, split, kind, texts[0], float(starts[0]), lips, float(lips_start), sound)
+            starts = rng.uniform(0, room, size=2).tolist()
+        kind = pick(("matched", "matched", "shifted", "swapped"), rng)
+        lip_text, lip_start = texts[kind == "swapped"], starts[kind == "shifted"]
+        speech = SpeechTrack(((texts[0], starts[0]),), voice, float(rng.uniform(*self.snr)), CLIP_SECONDS)
+        return FaceClip(key, split, kind, texts[0], starts[0], lip_text, lip_start, speech)
 
     def questions(self) -> Mapping[str, Sequence[Question]]:
-        return {
-            split: [
-                Question(
-                    str(pair.key),
-                    QUESTION,
-                    "in_step",
-                    pair.key,
-                    {"yes" if pair.kind == "matched" else "no": 1.0},
-                    dict.fromkeys((Modality.AUDIO, Modality.VIDEO), pair.key),
-                )
-                for pair in self.pairs(split)
-            ]
-            for split in SPLITS
-        }
+        def question(clip: FaceClip) -> Question:
+            scores = {"yes" if clip.kind == "matched" else "no": 1.0}
+            media = dict.fromkeys(AUDIO_VIDEO, clip.key)
+            return Question(str(clip.key), QUESTION, "in_step", clip.key, scores, media)
+
+        return {split: [question(clip) for clip in self.split_clips(split)] for split in SPLITS}
 
     def media(self, modality: Modality) -> Iterator[MediaItem]:
-        pairs = [pair for split in SPLITS for pair in self.pairs(split)]
-        return parallel_map(partial(replace(self).medium, modality), pairs)  # a copy without the clips it has drawn
+        clips = [clip for split in SPLITS for clip in self.split_clips(split)]
+        world = replace(self)  # a copy without the cached clips is sent to other processes
+        return parallel_map(world.video_item if modality is Modality.VIDEO else world.audio_item, clips)
 
-    def medium(self, modality: Modality, pair: FaceClip) -> MediaItem:
-        """The sound of a clip, or its frames."""
-        if modality is Modality.VIDEO:
-            return MediaItem(pair.key, self.draw(pair), {"kind": pair.kind, "lips_start": pair.lips_start})
-        utterance = synthesize_cached(pair.text, pair.sound.voice)
-        samples = mix_audio(pair.sound, [utterance], np.random.default_rng([self.seed, pair.key, 1]))
-        words = [[m.label, pair.start + m.start, pair.start + m.end] for m in utterance.words]
-        return MediaItem(pair.key, samples, {"words": words, "snr_db": round(pair.sound.snr, 1)})
+    def audio_item(self, clip: FaceClip) -> MediaItem:
+        utterance = synthesize_cached(clip.text, clip.speech.voice)
+        samples = mix_audio(clip.speech, [utterance], np.random.default_rng([self.seed, clip.key, 1]))
+        words = [[w.label, clip.start + w.start, clip.start + w.end] for w in utterance.words]
+        return MediaItem(clip.key, samples, {"words": words, "snr_db": round(clip.speech.snr, 1)})
 
-    def draw(self, pair: FaceClip) -> np.ndarray:
-        """[F, 3, h, w] uint8."""
-        rng = np.random.default_rng([self.seed, pair.key, 2])
-        times = (np.arange(self.frames) + 0.5) * SECONDS / self.frames
-        shapes = mouth(synthesize_cached(pair.lips, pair.sound.voice), times, start=pair.lips_start)
-        return draw_faces(shapes, self.frame_size, rng)
+    def video_item(self, clip: FaceClip) -> MediaItem:
+        times = (np.arange(self.frames) + 0.5) * CLIP_SECONDS / self.frames
+        shapes = mouth(synthesize_cached(clip.lip_text, clip.speech.voice), times, start=clip.lip_start)
+        frames = draw_faces(shapes, self.frame_size, np.random.default_rng([self.seed, clip.key, 2]))
+        return MediaItem(clip.key, frames, {"kind": clip.kind, "lips_start": clip.lip_start})
 
 
 def draw_faces(shapes: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One face, a frame for each (open, wide) of `shapes` [F, 2]. [F, 3, size, size] uint8."""
-    scale = 4  # drawn larger, then averaged: the mouth's edge moves by less than a pixel
-    side = size * scale
+    """One random face with a frame for each mouth shape (open, wide) of shapes [F, 2]. [F, 3, size, size] uint8."""
+    side = size * 4  # drawn larger, then averaged: the mouth's edge moves by less than a pixel
     base = background(side, rng)
     skin = tuple(int(c) for c in np.array([205, 160, 130]) * rng.uniform(0.45, 1.15) + rng.uniform(-10, 10, size=3))
     x, y = rng.uniform(-0.04, 0.04, size=2) * side + side / 2
@@ -200,9 +168,3 @@ def draw_faces(shapes: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
         small = face.resize((size, size), Image.Resampling.BOX)
         frames.append(np.asarray(small)[..., :3].transpose(2, 0, 1))
     return np.stack(frames)
-
-
-def _sentence(rng: np.random.Generator) -> str:
-    things = [thing_vocabulary(32)[i] for i in rng.permutation(32)[:2]]
-    where = [*RELATIONS][int(rng.integers(4))]
-    return relation(things[0], where, things[1], "en")

@@ -1,4 +1,4 @@
-"""Any set of questions, amid sounds and clips that have nothing to do with them."""
+"""Sources that wrap another source: with distracting audio and video, or with its questions spoken."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 from omni_lab.batch import Modality
 from omni_lab.data.sources.base import SPLITS, MediaItem, Question, QuestionFamily, VQASource
 from omni_lab.worlds.emoji_world import EmojiWorld
+from omni_lab.worlds.espeak import sample_voice, synthesize_cached
 from omni_lab.worlds.question_families import spoken_family
-from omni_lab.worlds.scene import SpeechTrack, mix_audio, sample_voice, synthesize_cached
+from omni_lab.worlds.scene import SpeechTrack, mix_audio
 
 
 class WithDistractors:
-    """The questions of `source`; with each scene comes the sound and the clip of a scene of EmojiWorld, drawn from the
-    seed, of the same split. What a question needs stays what it was.
+    """The questions of `source`, each scene with the audio and video of a random scene of EmojiWorld of the same split.
 
-    world: where sounds and clips come from. Raises ValueError if the source has a medium of its own that they would
-    replace.
+    What a question requires does not change.
+    Raises ValueError if the source has audio or video that the distractors would replace.
     """
 
     def __init__(self, source: VQASource, world: EmojiWorld, *, seed: int = 0) -> None:
@@ -29,49 +29,40 @@ class WithDistractors:
         self.world = replace(world, spoken_share=0.0)
         self.seed = seed
         self.name = f"{source.name}_amid_{self.world.name}"
-        added: dict[Modality, tuple[int, ...]] = {
-            m: shape for m, shape in self.world.shapes.items() if m is not Modality.IMAGE
-        }
-        for modality in added:
-            if modality in source.shapes:
-                raise ValueError(f"{source.name} already comes with {modality}: distractors would replace it")
-        self.shapes: Mapping[Modality, tuple[int, ...]] = {**source.shapes, **added}
+        self.added = {**self.world.shapes}
+        del self.added[Modality.IMAGE]
+        replaced = [m for m in self.added if m in source.shapes]
+        if replaced:
+            raise ValueError(f"{source.name} already comes with {replaced[0]}: distractors would replace it")
+        self.shapes: Mapping[Modality, tuple[int, ...]] = {**source.shapes, **self.added}
+        self.answers, self.families, self.corpus = source.answers, source.families, source.corpus
 
     def fingerprint(self) -> dict[str, Any]:
         return {"distracted": self.source.fingerprint(), "world": self.world.fingerprint(), "seed": self.seed}
-
-    def answers(self) -> Sequence[str]:
-        return self.source.answers()
-
-    def families(self) -> Mapping[str, QuestionFamily]:
-        return self.source.families()
-
-    def corpus(self) -> Iterable[str]:
-        return self.source.corpus()
 
     def questions(self) -> Mapping[str, Sequence[Question]]:
         rng = np.random.default_rng(self.seed)
         found: dict[str, Sequence[Question]] = {}
         for split, questions in self.source.questions().items():
             keys = [scene.key for scene in self.world.split_scenes(split)]
-            drawn: dict[int, int] = {}
+            distractors: dict[int, int] = {}
             for q in questions:
-                drawn.setdefault(q.scene, keys[int(rng.integers(len(keys)))])
+                distractors.setdefault(q.scene, keys[int(rng.integers(len(keys)))])
             found[split] = [
-                replace(
-                    q, media={**q.media_keys, **{m: drawn[q.scene] for m in self.shapes if m not in self.source.shapes}}
-                )
-                for q in questions
+                replace(q, media={**q.media_keys, **dict.fromkeys(self.added, distractors[q.scene])}) for q in questions
             ]
         return found
 
     def media(self, modality: Modality) -> Iterator[MediaItem]:
-        yield from (self.source if modality in self.source.shapes else self.world).media(modality)
+        yield from (self.world if modality in self.added else self.source).media(modality)
 
 
 class SpokenQuestions:
-    """The questions of `source` without their text: each distinct one is spoken `takes` times per split, by voices and
-    at noise levels (15 to 40 dB) drawn from the seed, and each question gets one of the takes."""
+    """The questions of `source`, spoken instead of written.
+
+    Each distinct text is spoken `takes` times per split, by random voices at 15 to 40 dB above noise. A question gets
+    one of the takes.
+    """
 
     def __init__(self, source: VQASource, *, takes: int = 4, seed: int = 0) -> None:
         if takes < 1:
@@ -81,47 +72,31 @@ class SpokenQuestions:
         self.seed = seed
         self.name = f"{source.name}_spoken"
         self.shapes: Mapping[Modality, tuple[int, ...]] = {**source.shapes, Modality.AUDIO: ()}
+        self.answers = source.answers
 
     def fingerprint(self) -> dict[str, Any]:
-        return {
-            "spoken": self.source.fingerprint(),
-            "takes": self.takes,
-            "seed": self.seed,
-            "espeakng-loader": version("espeakng-loader"),
-        }
-
-    def answers(self) -> Sequence[str]:
-        return self.source.answers()
+        options = {"takes": self.takes, "seed": self.seed}
+        return {"spoken": self.source.fingerprint(), **options, "espeakng-loader": version("espeakng-loader")}
 
     def families(self) -> Mapping[str, QuestionFamily]:
         return {name: spoken_family(family) for name, family in self.source.families().items()}
 
-    def corpus(self) -> Iterator[str]:
-        yield from self._texts()["train"]
+    def corpus(self) -> Iterable[str]:
+        return [text for split, text in self._first_takes() if split == "train"]
 
-    def _texts(self) -> dict[str, list[str]]:
-        questions = self.source.questions()
-        return {split: list(dict.fromkeys(q.text for q in questions[split] if q.text)) for split in SPLITS}
-
-    def _keys(self) -> dict[tuple[str, str], int]:
+    def _first_takes(self) -> dict[tuple[str, str], int]:
         """The key of the first take of each (split, text)."""
-        pairs = [(split, text) for split, texts in self._texts().items() for text in texts]
-        return {pair: i * self.takes for i, pair in enumerate(pairs)}
+        questions = self.source.questions()
+        texts = dict.fromkeys((split, q.text) for split in SPLITS for q in questions[split] if q.text)
+        return {pair: i * self.takes for i, pair in enumerate(texts)}
 
     def questions(self) -> Mapping[str, Sequence[Question]]:
-        keys, rng = self._keys(), np.random.default_rng(self.seed)
+        first, rng = self._first_takes(), np.random.default_rng(self.seed)
         spoken: dict[str, list[Question]] = {}
         for split, questions in self.source.questions().items():
-            takes = rng.integers(self.takes, size=len(questions))
+            takes = rng.integers(self.takes, size=len(questions)).tolist()
             spoken[split] = [
-                Question(
-                    q.id,
-                    None,
-                    q.family,
-                    q.scene,
-                    q.scores,
-                    {**q.media_keys, Modality.AUDIO: keys[split, q.text or ""] + int(take)},
-                )
+                replace(q, text=None, media={**q.media_keys, Modality.AUDIO: first[split, q.text or ""] + take})
                 for q, take in zip(questions, takes, strict=True)
             ]
         return spoken
@@ -130,11 +105,10 @@ class SpokenQuestions:
         if modality is not Modality.AUDIO:
             yield from self.source.media(modality)
             return
-        asked = {q.media_keys[Modality.AUDIO] for questions in self.questions().values() for q in questions}
-        for (split, text), first in self._keys().items():
-            for key in range(first, first + self.takes):
-                if key in asked:
-                    rng = np.random.default_rng([self.seed, key])
-                    sound = SpeechTrack(((text, 0.05),), sample_voice(split, rng), float(rng.uniform(15, 40)))
-                    samples = mix_audio(sound, [synthesize_cached(text, sound.voice)], rng)
-                    yield MediaItem(key, samples, {"transcript": text, "voice": sound.voice.variant})
+        used = {q.media_keys[Modality.AUDIO] for questions in self.questions().values() for q in questions}
+        for (split, text), first in self._first_takes().items():
+            for key in (k for k in range(first, first + self.takes) if k in used):
+                rng = np.random.default_rng([self.seed, key])
+                track = SpeechTrack(((text, 0.05),), sample_voice(split, rng), float(rng.uniform(15, 40)))
+                samples = mix_audio(track, [synthesize_cached(text, track.voice)], rng)
+                yield MediaItem(key, samples, {"transcript": text, "voice": track.voice.variant})

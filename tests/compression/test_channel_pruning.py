@@ -14,7 +14,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from omni_lab.batch import Modality, Tokens
-from omni_lab.compression.channel_pruning import STEP, prune_channels, reapply_channel_pruning
+from omni_lab.compression.channel_pruning import CHANNEL_MULTIPLE, prune_channels, reapply_channel_pruning
 from omni_lab.compression.parts import AssemblySpec, ModelPart, assemble_model, split_model
 from omni_lab.fusion.packed import is_packed_supported
 from omni_lab.layers.attention import MaskedMultiHeadAttention
@@ -38,26 +38,26 @@ def prunable(model: nn.Module) -> int:
 
 def test_as_much_goes_as_was_asked_for(routed: OmniModel, make_batch: MakeBatch) -> None:
     answers = {}
-    for share in (0.0, 0.3, 0.6):
+    for sparsity in (0.0, 0.3, 0.6):
         model = copy.deepcopy(routed)
-        gone = prune_channels(model, share, runs(model, make_batch))
-        assert prunable(model) <= (1 - share) * prunable(routed)
-        assert prunable(model) > (1 - share - 0.15) * prunable(routed), "and little more"
-        assert bool(gone["shapes"]) == (share > 0)
+        record = prune_channels(model, sparsity, runs(model, make_batch))
+        assert prunable(model) <= (1 - sparsity) * prunable(routed)
+        assert prunable(model) > (1 - sparsity - 0.15) * prunable(routed), "and little more"
+        assert bool(record["shapes"]) == (sparsity > 0)
         for module in model.modules():
             if isinstance(module, MaskedMultiHeadAttention):
                 each = [layer.out_features // module.num_heads for layer in (module.query, module.key, module.value)]
-                assert each[0] == each[1] and all(n % STEP == 0 or n == module.head_dim for n in each)
+                assert each[0] == each[1] and all(n % CHANNEL_MULTIPLE == 0 or n == module.head_dim for n in each)
                 assert module.out.in_features == module.value.out_features
         with torch.inference_mode():
-            answers[share] = model(make_batch(9)).head_outputs["answer"]
+            answers[sparsity] = model(make_batch(9)).head_outputs["answer"]
         again = copy.deepcopy(routed)
-        reapply_channel_pruning(again, json.loads(json.dumps(gone)))
+        reapply_channel_pruning(again, json.loads(json.dumps(record)))
         again.load_state_dict(model.state_dict())
         with torch.inference_mode():
-            assert torch.equal(again(make_batch(9)).head_outputs["answer"], answers[share])
+            assert torch.equal(again(make_batch(9)).head_outputs["answer"], answers[sparsity])
     assert torch.equal(answers[0.0], routed(make_batch(9)).head_outputs["answer"].detach())
-    error = {share: float((said - answers[0.0]).square().mean()) for share, said in answers.items()}
+    error = {sparsity: float((said - answers[0.0]).square().mean()) for sparsity, said in answers.items()}
     assert error[0.3] < error[0.6] < float(answers[0.0].var())
 
 
@@ -80,11 +80,11 @@ def test_what_no_input_reaches_goes_without_loss() -> None:
 
     whole = nn.ModuleDict({"attention": attention})
     expected = said(attention).detach()
-    for share in (0.5, 0.75):  # four directions need four of sixteen channels
+    for sparsity in (0.5, 0.75):  # four directions need four of sixteen channels
         smaller = copy.deepcopy(whole)
-        prune_channels(smaller, share, (said(smaller["attention"]) for _ in range(1)))
-        assert prunable(smaller) == (1 - share) * prunable(whole)
-        assert torch.allclose(said(smaller["attention"]), expected, atol=1e-3), share
+        prune_channels(smaller, sparsity, (said(smaller["attention"]) for _ in range(1)))
+        assert prunable(smaller) == (1 - sparsity) * prunable(whole)
+        assert torch.allclose(said(smaller["attention"]), expected, atol=1e-3), sparsity
 
 
 def test_units_that_others_can_replace_go_first() -> None:
@@ -121,7 +121,7 @@ def test_units_are_chosen_and_made_up_for_as_well_as_any(monkeypatch: pytest.Mon
         known = torch.cat([hidden[:, list(stay)], ones], 1)
         return float((known @ torch.linalg.lstsq(known, expected).solution - expected).square().sum())
 
-    monkeypatch.setattr("omni_lab.compression.channel_pruning.STEP", 1)
+    monkeypatch.setattr("omni_lab.compression.channel_pruning.CHANNEL_MULTIPLE", 1)
     smaller = nn.ModuleDict({"mlp": copy.deepcopy(network)})
     prune_channels(smaller, 0.16, (smaller["mlp"](x) for _ in range(1)))
     assert smaller["mlp"].fc1.out_features == 5
@@ -158,21 +158,21 @@ def test_narrow_paths_are_not_packed(routed: OmniModel, make_batch: MakeBatch, m
     )
 
 
-def test_parts_of_other_heads_are_of_another_make() -> None:
-    makes = []
+def test_parts_with_other_heads_have_another_graph_key() -> None:
+    keys = []
     for dim, heads in ((16, 2), (16, 4)):
         attention = nn.ModuleDict({"attention": MaskedMultiHeadAttention(dim=dim, num_heads=heads)})
-        makes.append(ModelPart("a", attention, None, (), (), ()).make)
-    assert makes[0] != makes[1], "the same shapes, but other graphs"
+        keys.append(ModelPart("a", attention, None, (), ()).graph_key)
+    assert keys[0] != keys[1], "the same shapes, but other graphs"
 
 
 def test_what_was_not_run_stays(routed: OmniModel, make_batch: MakeBatch) -> None:
     model, batch = copy.deepcopy(routed), make_batch(5)
     closed = model.space.dense(batch.present)
     closed.interaction_mask[:] = False
-    gone = prune_channels(model, 0.5, (model(batch, route=closed) for _ in range(2)))
-    assert gone["shapes"] and not any(".cross." in name for name in gone["shapes"])
-    with pytest.raises(ValueError, match="narrowing wants data"):
+    record = prune_channels(model, 0.5, (model(batch, route=closed) for _ in range(2)))
+    assert record["shapes"] and not any(".cross." in name for name in record["shapes"])
+    with pytest.raises(ValueError, match="channel pruning needs data"):
         prune_channels(model, 0.5, iter(()))
 
 
@@ -186,7 +186,7 @@ def test_hooks_are_gone_after_an_error(routed: OmniModel) -> None:
     assert not any(module._forward_hooks for module in routed.modules())
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
-def test_impossible_shares_are_refused(routed: OmniModel, share: float) -> None:
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, float("nan")])
+def test_impossible_sparsities_are_refused(routed: OmniModel, sparsity: float) -> None:
     with pytest.raises(ValueError, match=r"at least 0 and less than 1: got"):
-        prune_channels(routed, share, iter(()))
+        prune_channels(routed, sparsity, iter(()))

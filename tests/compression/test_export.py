@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from omni_lab.batch import Modality
-from omni_lab.compression.export import MANIFEST, WEIGHTS, ArtifactError, Exporter, read_manifest, size_of
+from omni_lab.compression.export import MANIFEST, WEIGHTS, ArtifactError, Exporter, read_manifest
 from omni_lab.compression.fake_quant import FakeQuantizer, calibrate
 from omni_lab.compression.graphs import ExportError
 from omni_lab.compression.parts import (
@@ -44,9 +44,9 @@ def routed(with_latents: OmniModel) -> OmniModel:
 
 
 @pytest.fixture(scope="session")
-def controller(routed: OmniModel) -> Router:
+def router(routed: OmniModel) -> Router:
     torch.manual_seed(1)
-    made = Router(routed.space, width=16, hidden=16, conditioned=True).eval()
+    made = Router(routed.space, dim=16, hidden_dim=16, penalty_conditioned=True).eval()
     nn.init.normal_(made.logit_head.weight, std=0.5)
     nn.init.normal_(made.penalty_gain.weight, std=0.5)
     made.costs.copy_(torch.linspace(0.9, 0.1, len(made.costs)))
@@ -54,8 +54,8 @@ def controller(routed: OmniModel) -> Router:
 
 
 @pytest.fixture(scope="session")
-def parts(routed: OmniModel, controller: Router, make_batch: MakeBatch) -> list[ModelPart]:
-    return [*split_model(routed, make_batch(2)), *split_router(controller)]
+def parts(routed: OmniModel, router: Router, make_batch: MakeBatch) -> list[ModelPart]:
+    return [*split_model(routed, make_batch(2)), *split_router(router)]
 
 
 @pytest.fixture(scope="session")
@@ -68,21 +68,21 @@ def written(
     exporter: Exporter,
     parts: list[ModelPart],
     routed: OmniModel,
-    controller: Router,
+    router: Router,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     folders = {}
     for policy in (FP32, FP16, INT8, INT4, PrecisionPolicy.mixed()):
-        folders[policy.name] = tmp_path_factory.mktemp("artefacts") / policy.name
-        frame = AssemblySpec.from_model(routed, controller)
-        exporter.write(folders[policy.name], parts, frame, policy=policy, source="abc")
+        folders[policy.name] = tmp_path_factory.mktemp("artifacts") / policy.name
+        spec = AssemblySpec.from_model(routed, router)
+        exporter.write(folders[policy.name], parts, spec, policy=policy, source="abc")
     return folders
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_in_floats_it_says_the_same(
-    routed: OmniModel, controller: Router, written: dict[str, Path], make_batch: MakeBatch, seed: int
+    routed: OmniModel, router: Router, written: dict[str, Path], make_batch: MakeBatch, seed: int
 ) -> None:
     exported = ExportedOmniModel(written["fp32"], source="abc", threads=1)
     batch = make_batch(9, seed=seed, share=seed % 2 == 1, missing=0.3 * (seed > 1), lengths=True)
@@ -90,7 +90,7 @@ def test_in_floats_it_says_the_same(
         for route in (None, routed.space.sample(batch.present, generator=torch.Generator().manual_seed(seed))):
             expected, found = routed(batch, route=route), exported(batch, route=route)
             assert torch.allclose(found.head_outputs["answer"], expected.head_outputs["answer"], atol=1e-4)
-        decided, question = routed.select_route(controller, batch, budget=0.5)
+        decided, question = routed.select_route(router, batch, budget=0.5)
         again, heard = exported.select_route(batch, budget=0.5)
         assert (decided.signature() == again.signature()).all()
         assert all(torch.allclose(heard[m].values, t.values, atol=1e-4) for m, t in question.items())
@@ -134,28 +134,28 @@ def test_rounding_while_training_is_rounding_once_exported(
     exporter: Exporter,
     parts: list[ModelPart],
     routed: OmniModel,
-    controller: Router,
+    router: Router,
     make_batch: MakeBatch,
     tmp_path: Path,
     ranges: str,
 ) -> None:
     fake = FakeQuantizer(parts, INT8, ranges=ranges).eval()
-    frame = AssemblySpec.from_model(routed, controller)
-    carried = assemble_model(frame, fake.run)
+    spec = AssemblySpec.from_model(routed, router)
+    carried = assemble_model(spec, fake.run)
     if ranges == "average":
         batches = [make_batch(12, seed=s, missing=0.4 * (s > 1), lengths=True) for s in range(8)]
-        assert calibrate(fake, carried, batches, controller=assemble_router(frame, fake.run)) == 8
-    exporter.write(tmp_path / "int8", parts, frame, policy=INT8, source="abc", ranges=fake.known_ranges())
+        assert calibrate(fake, carried, batches, router=assemble_router(spec, fake.run)) == 8
+    exporter.write(tmp_path / "int8", parts, spec, policy=INT8, source="abc", ranges=fake.quant_ranges())
     exported, batch = ExportedOmniModel(tmp_path / "int8", threads=1), make_batch(12, seed=9, lengths=True)
     with torch.inference_mode():
         exact, expected = routed(batch).head_outputs["answer"], carried(batch).head_outputs["answer"]
         found = exported(batch).head_outputs["answer"]
         summaries = torch.randn(5, 16)
-        decided = assemble_router(frame, fake.run).modality_logits(TEXT, summaries, torch.ones(5, 4), torch.rand(5, 9))
+        decided = assemble_router(spec, fake.run).modality_logits(TEXT, summaries, torch.ones(5, 4), torch.rand(5, 9))
     rounding = (expected - exact).abs().mean()
     assert rounding > 1e-3, "it does round"
     assert (found - expected).abs().mean() < 0.1 * rounding, "a value between two codes may fall either way"
-    assert decided.shape == (5, controller.logit_head.out_features)
+    assert decided.shape == (5, router.logit_head.out_features)
     fake.remove()
     with torch.inference_mode():
         assert torch.equal(routed(batch).head_outputs["answer"], exact), "the model itself is as before"
@@ -170,7 +170,7 @@ def test_what_is_broken_or_another_is_refused(written: dict[str, Path], tmp_path
     file = folder / "encoder.text.onnx"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ArtifactError, match=r"encoder\.text\.onnx: is not what was written .* export again"):
+    with pytest.raises(ArtifactError, match=r"encoder\.text\.onnx: changed after export .* export again"):
         ExportedOmniModel(folder)
     file.unlink()
     with pytest.raises(ArtifactError, match=r"encoder\.text\.onnx: missing"):
@@ -195,12 +195,13 @@ def test_int8_is_not_asked_of_a_provider_without_integers(
 def test_what_is_written_replaces_what_stood_there_at_once(
     exporter: Exporter, parts: list[ModelPart], routed: OmniModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, frame = parts[-1:], AssemblySpec.from_model(routed)
-    size = exporter.write(tmp_path / "m", chosen, frame, policy=FP32, source="one")
-    assert size == size_of(tmp_path / "m") and [*tmp_path.iterdir()] == [tmp_path / "m"]
+    chosen, spec = parts[-1:], AssemblySpec.from_model(routed)
+    size = exporter.write(tmp_path / "m", chosen, spec, policy=FP32, source="one")
+    assert size == sum(file.stat().st_size for file in (tmp_path / "m").iterdir())
+    assert [*tmp_path.iterdir()] == [tmp_path / "m"]
     monkeypatch.setattr("omni_lab.compression.export.ir.save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        exporter.write(tmp_path / "m", chosen, frame, policy=FP32, source="two")
+        exporter.write(tmp_path / "m", chosen, spec, policy=FP32, source="two")
     assert read_manifest(tmp_path / "m", source="one") and [*tmp_path.iterdir()] == [tmp_path / "m"]
 
 
@@ -218,23 +219,23 @@ def test_impossible_exports_are_refused(
     with pytest.raises(ExportError, match="opset must be from 18 to 23: got 9"):
         Exporter(opset=9).graph(parts[-1])
     odd = PrecisionPolicy("odd", {}, Precision.INT8, {"path.7.*": Precision.FP32})
-    with pytest.raises(ValueError, match=r"names 'path\.7\.\*': no part is called so"):
+    with pytest.raises(ValueError, match=r"no part matches 'path\.7\.\*'"):
         exporter.write(tmp_path / "m", parts[-1:], AssemblySpec.from_model(routed), policy=odd, source="")
-    with pytest.raises(ExportError, match="no range is known of what 'read' is given"):
+    with pytest.raises(ExportError, match="no input range is known for layer 'question_proj'"):
         exporter.write(tmp_path / "m", parts[-1:], AssemblySpec.from_model(routed), policy=INT8, source="", ranges={})
 
 
-def test_a_frame_outlives_json(routed: OmniModel, controller: Router) -> None:
+def test_a_spec_outlives_json(routed: OmniModel, router: Router) -> None:
 
-    frame = AssemblySpec.from_model(routed, controller)
-    again = AssemblySpec.from_dict(json.loads(json.dumps(frame.to_dict())))
-    assert again.space.to_dict() == frame.space.to_dict()
-    assert again.costs == frame.costs and again.penalty_conditioned and again.pool == frame.pool
+    spec = AssemblySpec.from_model(routed, router)
+    again = AssemblySpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert again.space.to_dict() == spec.space.to_dict()
+    assert again.costs == spec.costs and again.penalty_conditioned and again.pool == spec.pool
 
 
-def test_a_controller_that_chooses_among_plans_has_no_parts(routed: OmniModel) -> None:
-    with pytest.raises(ValueError, match="chooses among plans"):
-        split_router(Router(routed.space, width=16, plans=3))
+def test_a_router_that_chooses_among_static_routes_has_no_parts(routed: OmniModel) -> None:
+    with pytest.raises(ValueError, match="chooses among static routes"):
+        split_router(Router(routed.space, dim=16, num_choices=3))
 
 
 def test_policies_go_by_name() -> None:

@@ -58,7 +58,7 @@ def test_what_modalities_share_has_a_range_for_each(routed: OmniModel, make_batc
     fake = FakeQuantizer(split_model(routed, make_batch(2)), INT8).eval()
     model = assemble_model(AssemblySpec.from_model(routed), fake.run)
     calibrate(fake, model, [make_batch(8, seed=s) for s in range(2)])
-    ranges = fake.known_ranges()
+    ranges = fake.quant_ranges()
     assert ranges is not None
     layer = "swin.layers.0.blocks.0.mlp.fc2"
     seen, filmed = (ranges[f"encoder.{m}"][f"encoder.{n}"] for m, n in (("image", layer), ("video", f"vision.{layer}")))
@@ -68,10 +68,10 @@ def test_what_modalities_share_has_a_range_for_each(routed: OmniModel, make_batc
         and "encoder.early_exit" in ranges["encoder.image.early_exit"]
     )
     model(make_batch(8, seed=5))
-    assert fake.known_ranges() == ranges, "they stay once they are known"
+    assert fake.quant_ranges() == ranges, "they stay once they are known"
     fake.train()
     model(make_batch(8, seed=5))
-    assert fake.known_ranges() != ranges, "but move while training"
+    assert fake.quant_ranges() != ranges, "but move while training"
 
 
 def test_the_policy_decides_which_parts_round(routed: OmniModel, make_batch: MakeBatch) -> None:
@@ -92,7 +92,7 @@ def test_nonsense_is_refused(routed: OmniModel, make_batch: MakeBatch) -> None:
     with pytest.raises(ValueError, match="ranges must be one of .* got 'guessed'"):
         FakeQuantizer(parts, INT8, ranges="guessed")
     fake = FakeQuantizer(parts, INT8)
-    with pytest.raises(ValueError, match="calibration wants batches: got none"):
+    with pytest.raises(ValueError, match="calibration needs batches: got none"):
         calibrate(fake, assemble_model(AssemblySpec.from_model(routed), fake.run), [])
-    with pytest.raises(ValueError, match="no part is called so"):
+    with pytest.raises(ValueError, match=r"no part matches 'head\.\*'"):
         FakeQuantizer(parts, PrecisionPolicy("odd", {}, Precision.INT8, {"head.*": Precision.FP16}))

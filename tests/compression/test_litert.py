@@ -53,7 +53,7 @@ def test_a_file_says_what_the_part_says(parts: dict[str, ModelPart], tmp_path: P
 def test_other_shapes_are_refused(parts: dict[str, ModelPart], tmp_path: Path) -> None:
     part = parts["answer.classify"]
     export_litert(part, tmp_path / "a.tflite")
-    with pytest.raises(ExportError, match=r"input 0 must be of shape \[1, \d+\]: got \[2, \d+\]"):
+    with pytest.raises(ExportError, match=r"inputs must be of the shapes \[\[1, \d+\]\]: got \[\[2, \d+\]\]"):
         LiteRTPart(tmp_path / "a.tflite")(part.example[0][:2])
     (tmp_path / "b.tflite").write_bytes((tmp_path / "a.tflite").read_bytes()[:100])
     with pytest.raises(ExportError, match=r"b\.tflite: LiteRT cannot read it"):

@@ -36,12 +36,14 @@ def test_a_sample_carries_all_that_its_scene_has(store: Store) -> None:
     assert all(lengths[i] == len(dataset[i].inputs[TEXT]) for i in written)
 
 
-def test_a_control_lacks_a_modality(store: Store) -> None:
-    deaf = VQADataset(store, "train", modalities=[TEXT, IMAGE, VIDEO])
-    assert all(AUDIO not in deaf[i].inputs for i in range(len(deaf)))
-    assert collate([deaf[i] for i in range(5)]).inputs.keys() == {TEXT, IMAGE, VIDEO}
-    mute = VQADataset(store, "train", modalities=[IMAGE, AUDIO, VIDEO])
-    assert not mute.lengths().any() and all(TEXT not in mute[i].inputs for i in range(len(mute)))
+def test_modalities_can_be_left_out(store: Store) -> None:
+    without_audio = VQADataset(store, "train", modalities=[TEXT, IMAGE, VIDEO])
+    assert all(AUDIO not in without_audio[i].inputs for i in range(len(without_audio)))
+    assert collate([without_audio[i] for i in range(5)]).inputs.keys() == {TEXT, IMAGE, VIDEO}
+    without_text = VQADataset(store, "train", modalities=[IMAGE, AUDIO, VIDEO])
+    assert not without_text.lengths().any() and all(
+        TEXT not in without_text[i].inputs for i in range(len(without_text))
+    )
 
 
 def test_only_some_families_or_scenes(store: Store) -> None:
@@ -55,21 +57,21 @@ def test_only_some_families_or_scenes(store: Store) -> None:
     assert len(VQADataset(store, "train", max_scenes=3, families=["audio_voice"])) == 6, "two a scene"
 
 
-def test_only_what_is_needed(store: Store) -> None:
+def test_only_required_modalities(store: Store) -> None:
     lean = VQADataset(store, "train", required_modalities_only=True)
     for i, family in enumerate(lean.families):
         assert set(lean[i].inputs) == set(store.families[family].required_modalities)
     assert len(set(lean.combinations())) >= 6
 
 
-def test_what_only_needed_needs_is_named(tmp_path: Path) -> None:
+def test_a_family_without_requirements_is_named(tmp_path: Path) -> None:
     """One of its families is not described."""
     shades = ensure_store(ShadesOfGray(), tmp_path)
     with pytest.raises(ValueError, match="yes/no"):
         VQADataset(shades, "train", required_modalities_only=True)
 
 
-def test_any_question_can_be_asked_about_a_picture(store: Store) -> None:
+def test_any_question_can_be_asked_about_an_image(store: Store) -> None:
     dataset = VQADataset(store, "validation")
     for row in sorted(set(dataset.image_rows.tolist())):
         sample = dataset.make_sample("how many frogs are there?", row)
@@ -81,7 +83,7 @@ def test_any_question_can_be_asked_about_a_picture(store: Store) -> None:
     assert store.tokenizer.decode(unseen.inputs[TEXT].tolist()).strip() == "რა არის ეს?", "a script it never saw"
     with pytest.raises(ValueError, match="question: the text has no tokens"):
         dataset.make_sample("  ", row)
-    with pytest.raises(ValueError, match="must be that of a picture of this split: got 0"):
+    with pytest.raises(ValueError, match="must be that of an image of this split: got 0"):
         dataset.make_sample("what is it?", 0)
 
 
@@ -89,7 +91,7 @@ def test_batches_cost_what_they_carry(tmp_path: Path) -> None:
     data = OmniDataModule(WORLD, TINY_WORLD.data, root=tmp_path)
     for batch in data.train_dataloader():
         scenes = len(batch.inputs[IMAGE].values)
-        assert scenes <= TINY_WORLD.data.max_batch_cost / 0.98, "a scene's picture, sound and clip cost 0.98"
+        assert scenes <= TINY_WORLD.data.max_batch_cost / 0.98, "a scene's image, audio and video cost 0.98"
         assert len({tuple(row) for row in batch.present.tolist()}) == 1, "all carry the same modalities"
     ids = [i for batch in data.test_dataloader() for i in batch.ids]
     assert sorted(ids) == sorted(data.dataset("test").ids), "every question once"

@@ -19,7 +19,7 @@ def replica(rank: int, store: str) -> None:
     """Iterates its share, gathers everybody's, and prints [epoch][rank][step][index] as JSON."""
     spec = importlib.util.spec_from_file_location("sampler", ROOT / "omni_lab/data/sampler.py")  # no Lightning
     assert spec is not None and spec.loader is not None
-    sampling = importlib.util.module_from_spec(spec)
+    sampling = sys.modules["sampler"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sampling)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     sampler = sampling.OmniBatchSampler(

@@ -126,17 +126,17 @@ def test_files_are_read(tmp_path: Path, ending: str) -> None:
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(AudioError, match=r"nowhere\.wav: no such sound file"):
+    with pytest.raises(AudioError, match=r"nowhere\.wav: no such audio file"):
         read_audio(tmp_path / "nowhere.wav")
-    with pytest.raises(AudioError, match="not a readable sound file"):
+    with pytest.raises(AudioError, match="not a readable audio file"):
         read_audio(tmp_path)
     (tmp_path / "text.wav").write_text("not a sound")
-    with pytest.raises(AudioError, match=r"text\.wav: not a readable sound file"):
+    with pytest.raises(AudioError, match=r"text\.wav: not a readable audio file"):
         read_audio(tmp_path / "text.wav")
     cut = tmp_path / "cut.flac"
     soundfile.write(cut, sine(440, SAMPLE_RATE), SAMPLE_RATE)
     cut.write_bytes(cut.read_bytes()[:-1000])
-    with pytest.raises(AudioError, match=r"cut\.flac: not a readable sound file"):
+    with pytest.raises(AudioError, match=r"cut\.flac: not a readable audio file"):
         read_audio(cut)
 
 

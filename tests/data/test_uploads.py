@@ -56,16 +56,18 @@ def test_a_sound_is_brought_to_16_khz() -> None:
 
 
 def test_what_cannot_be_used_is_named() -> None:
-    with pytest.raises(UploadError, match=r"^notes.txt: not a readable sound file .* a picture, an animated GIF"):
+    with pytest.raises(
+        UploadError, match=r"^notes.txt: not a readable audio file .* expected an image, an animated GIF"
+    ):
         read_upload("notes.txt", b"nothing of the kind", SHAPES)
     with pytest.raises(UploadError, match=r"^big.png: 40.0 MB: expected at most 8 MB"):
         read_upload("big.png", bytes(5 * MAX_UPLOAD_BYTES), SHAPES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-        with pytest.raises(UploadError, match=r"^bomb.png: .*expected a picture that fits into memory"):
+        with pytest.raises(UploadError, match=r"^bomb.png: .*expected an image that fits into memory"):
             read_upload("bomb.png", saved(Image.new("1", (100, 100)), "PNG"), SHAPES)
     whole = saved(Image.effect_noise((100, 100), 90), "PNG")
-    with pytest.raises(UploadError, match=r"^cut.png: not a readable picture"):
+    with pytest.raises(UploadError, match=r"^cut.png: not a readable image"):
         read_upload("cut.png", whole[: len(whole) // 2], SHAPES)
     held = io.BytesIO()
     soundfile.write(held, np.zeros(16_000 * 11), 16_000, format="WAV")

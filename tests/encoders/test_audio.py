@@ -30,15 +30,15 @@ def chirp(seconds: float, rate: int = 16_000, start: float = 200.0) -> Tensor:
 
 
 @torch.no_grad()
-def listen(encoder: AudioEncoder, *waves: Tensor) -> Tokens:
+def encode(encoder: AudioEncoder, *waves: Tensor) -> Tokens:
     lengths = torch.tensor([len(wave) for wave in waves])
     padded = torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True)
     return encoder(padded, torch.arange(padded.shape[1]) < lengths[:, None])
 
 
 @pytest.mark.parametrize("front", FRONTS)
-def test_a_sound_becomes_a_token_every_so_often(front: str) -> None:
-    tokens = listen(audio(front), chirp(1.0), chirp(0.6))
+def test_tokens_cover_equal_spans_of_the_waveform(front: str) -> None:
+    tokens = encode(audio(front), chirp(1.0), chirp(0.6))
     assert tokens.values.shape == (2, 9, 24)
     assert tokens.mask.sum(dim=1).tolist() == [9, 5]
     assert tokens.times is not None
@@ -51,9 +51,9 @@ def test_a_sound_becomes_a_token_every_so_often(front: str) -> None:
 
 @pytest.mark.parametrize("front", FRONTS)
 @pytest.mark.parametrize("samples", [1700, 5000, 7777, 9600])
-def test_padding_does_not_change_what_is_heard(front: str, samples: int) -> None:
+def test_padding_does_not_change_real_tokens(front: str, samples: int) -> None:
     encoder, short = audio(front), chirp(1.0)[:samples]
-    alone, beside = listen(encoder, short), listen(encoder, short, chirp(1.3, start=500.0))
+    alone, beside = encode(encoder, short), encode(encoder, short, chirp(1.3, start=500.0))
     count = int(alone.mask.sum())
     assert beside.mask[0].sum() == count
     assert (alone.values[0, :count] - beside.values[0, :count]).abs().max() < 1e-4
@@ -61,7 +61,7 @@ def test_padding_does_not_change_what_is_heard(front: str, samples: int) -> None
 
 
 @pytest.mark.parametrize("front", FRONTS)
-def test_what_lies_behind_the_end_is_not_heard(front: str) -> None:
+def test_samples_after_the_end_change_nothing(front: str) -> None:
     encoder, wave = audio(front), chirp(1.0)[None]
     mask = torch.arange(16_000)[None] < 6000
     with torch.no_grad():
@@ -74,39 +74,50 @@ def test_what_lies_behind_the_end_is_not_heard(front: str) -> None:
 @pytest.mark.parametrize("wave", [torch.zeros(16_000), torch.ones(16_000), 1e-9 * chirp(1.0), 1e4 * chirp(1.0)])
 def test_silence_and_extremes_stay_finite(front: str, wave: Tensor) -> None:
     encoder = audio(front)
-    assert torch.isfinite(listen(encoder, wave).values).all()
-    assert torch.isfinite(listen(encoder, wave, chirp(0.4)).values).all()
+    assert torch.isfinite(encode(encoder, wave).values).all()
+    assert torch.isfinite(encode(encoder, wave, chirp(0.4)).values).all()
 
 
 @pytest.mark.parametrize("front", FRONTS)
 @pytest.mark.parametrize("samples", [1, 39, 400, 1599])
 def test_the_shortest_sound_is_one_token(front: str, samples: int) -> None:
-    tokens = listen(audio(front), chirp(1.0)[:samples])
+    tokens = encode(audio(front), chirp(1.0)[:samples])
     assert tokens.mask.sum() == 1 and torch.isfinite(tokens.values).all()
 
 
 @pytest.mark.parametrize("front", FRONTS)
 def test_loudness_does_not_matter(front: str) -> None:
     encoder = audio(front)
-    loud, soft, other = (listen(encoder, w).values for w in (chirp(1.0), 0.2 * chirp(1.0), chirp(1.0, start=2000.0)))
+    loud, soft, other = (encode(encoder, w).values for w in (chirp(1.0), 0.2 * chirp(1.0), chirp(1.0, start=2000.0)))
     assert (loud - soft).abs().mean() < 0.2 * (loud - other).abs().mean()
 
 
 @pytest.mark.parametrize("front", FRONTS)
-def test_another_rate_keeps_the_clock(front: str) -> None:
+def test_another_sample_rate_keeps_the_times(front: str) -> None:
     here, there = audio(front), audio(front, sample_rate=44_100)
-    ours = listen(here, chirp(0.7), chirp(0.4))
-    theirs = listen(there, chirp(0.7, rate=44_100), chirp(0.4, rate=44_100))
+    ours = encode(here, chirp(0.7), chirp(0.4))
+    theirs = encode(there, chirp(0.7, rate=44_100), chirp(0.4, rate=44_100))
     assert ours.times is not None and theirs.times is not None
     assert torch.allclose(ours.times, theirs.times) and torch.equal(ours.mask, theirs.mask)
     assert ours.mask.sum(dim=1).unique().numel() == 2
-    silent = listen(here, 0 * chirp(0.7), 0 * chirp(0.4))
+    silent = encode(here, 0 * chirp(0.7), 0 * chirp(0.4))
     off, far = ((ours.values - other.values)[ours.mask].abs().mean() for other in (theirs, silent))
     assert off < 0.1 < far
 
 
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100])
+def test_samples_per_token_counts_the_tokens_of_any_rate(rate: int) -> None:
+    encoder = audio(sample_rate=rate)
+    each = encoder.samples_per_token
+    assert each == SPAN * rate
+    lengths = torch.tensor([1, each - 1, each, each + 1, each + 2, 5 * each - 1, 5 * each, 5 * each + 1])
+    waves = [torch.ones(int(n)) for n in lengths]
+    assert encode(encoder, *waves).mask.sum(1).tolist() == (-(-lengths // each)).tolist()
+    assert [encode(encoder, wave).values.shape[1] for wave in waves] == (-(-lengths // each)).tolist()
+
+
 def test_a_longer_span_gives_fewer_tokens() -> None:
-    tokens = listen(audio(seconds_per_token=0.24), chirp(1.0))
+    tokens = encode(audio(seconds_per_token=0.24), chirp(1.0))
     assert tokens.values.shape[1] == 5
 
 
@@ -115,7 +126,7 @@ def test_a_sound_moves_only_the_tokens_of_its_time() -> None:
     encoder, silence = audio(), torch.zeros(16_000)
     clicked = silence.clone()
     clicked[8000:8800] = chirp(0.05)
-    moved = (listen(encoder, clicked).values - listen(encoder, chirp(1.0) * 0).values)[0].norm(dim=-1)
+    moved = (encode(encoder, clicked).values - encode(encoder, chirp(1.0) * 0).values)[0].norm(dim=-1)
     assert moved.argmax() == int(0.525 / SPAN)
 
 
@@ -129,7 +140,7 @@ def test_front_ends_are_known_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
             return audio("wav2vec2").front.model
 
     monkeypatch.setattr(torchaudio.pipelines, "TINY_BUNDLE", Bundle, raising=False)
-    assert listen(audio("TINY_BUNDLE"), chirp(1.0)).values.shape == (1, 9, 24)
+    assert encode(audio("TINY_BUNDLE"), chirp(1.0)).values.shape == (1, 9, 24)
 
 
 def test_equal_times_look_alike_and_others_do_not() -> None:

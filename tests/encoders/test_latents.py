@@ -16,7 +16,7 @@ from omni_lab.encoders.latents import (
     adaptive_quantize,
     fake_quantize_tokens,
     fixed_quantize,
-    merge_alike,
+    merge_similar,
     pack_bits,
     unpack_bits,
 )
@@ -64,18 +64,18 @@ def test_zeros_stay_zero_and_tokens_keep_to_themselves() -> None:
 
 
 def test_int8_latents_come_back_close() -> None:
-    given_tokens = tokens(draw(2, 4, DIM), [4, 2])
-    stored = Int8Latents.from_tokens(given_tokens)
+    original = tokens(draw(2, 4, DIM), [4, 2])
+    stored = Int8Latents.from_tokens(original)
     assert stored.codes.dtype == torch.int8 and stored.codes.shape == (2, 4, DIM)
     assert stored.scales.dtype == torch.float16 and stored.scales.shape == (2, 4, 1)
     assert stored.layout.values.numel() == 0, "the floats are not kept"
     back = stored.tokens()
-    largest = given_tokens.values.abs().amax(-1, keepdim=True)
-    assert ((back.values - given_tokens.values).abs() <= 0.51 * largest / 127).all()
-    assert torch.equal(back.mask, given_tokens.mask) and back.times is given_tokens.times
-    assert back.entry_index is given_tokens.entry_index
-    assert stored.bytes.tolist() == [4 * (DIM + SCALE_BYTES), 2 * (DIM + SCALE_BYTES)], "padding is not stored"
-    assert torch.allclose(fake_quantize_tokens(given_tokens.values, 8), back.values, atol=1e-6), "what training saw"
+    largest = original.values.abs().amax(-1, keepdim=True)
+    assert ((back.values - original.values).abs() <= 0.51 * largest / 127).all()
+    assert torch.equal(back.mask, original.mask) and back.times is original.times
+    assert back.entry_index is original.entry_index
+    assert stored.num_bytes.tolist() == [4 * (DIM + SCALE_BYTES), 2 * (DIM + SCALE_BYTES)], "padding is not stored"
+    assert torch.allclose(fake_quantize_tokens(original.values, 8), back.values, atol=1e-6), "as in training"
 
 
 def test_int8_latents_of_zeros_and_of_extremes() -> None:
@@ -87,46 +87,49 @@ def test_int8_latents_of_zeros_and_of_extremes() -> None:
 
 
 def test_the_fixed_grid_is_one_for_all_tokens() -> None:
-    given_tokens = tokens(torch.stack([draw(2, DIM), 0.001 * draw(2, DIM)]), [2, 1])
-    back, size = fixed_quantize(given_tokens, largest=4.0)
-    assert (back.values[0] - given_tokens.values[0]).abs().max() <= 2.001 / 127
+    original = tokens(torch.stack([draw(2, DIM), 0.001 * draw(2, DIM)]), [2, 1])
+    back, size = fixed_quantize(original, max_abs=4.0)
+    assert (back.values[0] - original.values[0]).abs().max() <= 2.001 / 127
     assert (back.values[1] == 0).all(), "too small for the grid"
     assert size.tolist() == [2 * DIM, DIM]
-    assert fixed_quantize(tokens(100 * draw(1, 2, DIM)), largest=4.0)[0].values.abs().max() <= 4.0 + 1e-5
+    assert fixed_quantize(tokens(100 * draw(1, 2, DIM)), max_abs=4.0)[0].values.abs().max() <= 4.0 + 1e-5
 
 
 @pytest.mark.parametrize("error", [0.3, 0.1, 0.01, 0.001])
-def test_adaptive_bits_keep_the_error_below_what_was_asked(error: float) -> None:
-    given_tokens = tokens(draw(2, 6, DIM) ** 3, [6, 3])
-    back, size = adaptive_quantize(given_tokens, alike=1.1, error=error)
-    off = (back.values - given_tokens.values).square().sum(-1) / given_tokens.values.square().sum(-1)
-    assert (off[given_tokens.mask] <= error).all()
+def test_adaptive_bits_keep_the_error_below_max_error(error: float) -> None:
+    original = tokens(draw(2, 6, DIM) ** 3, [6, 3])
+    back, size = adaptive_quantize(original, min_similarity=1.1, max_error=error)
+    off = (back.values - original.values).square().sum(-1) / original.values.square().sum(-1)
+    assert (off[original.mask] <= error).all()
     assert size[0] > size[1] > 0
     most = 6 * (DIM + SCALE_BYTES + HEADER_BYTES)
     assert size[0] < most if error > 0.001 else size[0] <= most
 
 
 def test_a_coarser_error_costs_fewer_bytes() -> None:
-    given_tokens = tokens(draw(1, 12, DIM))
-    sizes = [int(adaptive_quantize(given_tokens, alike=1.1, error=error)[1]) for error in (1e-9, 1e-3, 1e-2, 0.1, 1.0)]
+    original = tokens(draw(1, 12, DIM))
+    sizes = [
+        int(adaptive_quantize(original, min_similarity=1.1, max_error=error)[1])
+        for error in (1e-9, 1e-3, 1e-2, 0.1, 1.0)
+    ]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
     assert sizes[0] == 12 * (DIM + SCALE_BYTES + HEADER_BYTES), "eight bits each"
     assert sizes[-1] == 12 * (DIM // 4 + SCALE_BYTES + HEADER_BYTES), "two bits each"
 
 
-def test_like_neighbours_are_stored_once() -> None:
+def test_similar_neighbours_are_merged() -> None:
     one = draw(1, 1, DIM)
     still, moving = tokens(one + 0.01 * draw(1, 8, DIM)), tokens(draw(1, 8, DIM))
-    sizes = [int(adaptive_quantize(t, alike=0.9, error=0.01)[1]) for t in (still, moving)]
+    sizes = [int(adaptive_quantize(t, min_similarity=0.9, max_error=0.01)[1]) for t in (still, moving)]
     assert sizes[0] * 6 < sizes[1]
-    merged = merge_alike(still, 0.9)
+    merged = merge_similar(still, 0.9)
     assert merged.mask.tolist() == [[True]]
     assert torch.allclose(merged.values[0, 0], still.values[0].mean(0), atol=1e-6)
     assert merged.times is not None and merged.times.tolist() == [[3.5]]
     halves = tokens(torch.cat([one.expand(1, 3, -1), draw(1, 1, DIM, seed=7).expand(1, 5, -1)], dim=1))
-    both = merge_alike(halves, 0.9)
+    both = merge_similar(halves, 0.9)
     assert both.times is not None and both.times.tolist() == [[1.0, 5.0]]
-    unmerged = merge_alike(moving, 1.1)
+    unmerged = merge_similar(moving, 1.1)
     assert torch.equal(unmerged.mask, moving.mask) and torch.allclose(unmerged.values, moving.values)
 
 
@@ -134,15 +137,15 @@ def test_padding_is_neither_merged_nor_paid_for() -> None:
     values = draw(1, 1, DIM).expand(2, 6, -1).clone()
     values[1, 3:] = 100 * draw(3, DIM, seed=9)
     padded = tokens(values, [6, 3])
-    back, size = adaptive_quantize(padded, alike=0.9, error=0.01)
+    back, size = adaptive_quantize(padded, min_similarity=0.9, max_error=0.01)
     assert back.mask.tolist() == [[True], [True]]
     assert torch.allclose(back.values[0], back.values[1], atol=1e-5), "what stands behind the end is not in the mean"
     assert size[0] == size[1]
     gap = replace(padded, mask=torch.tensor([[True, False, True, True, False, False]] * 2))
-    merged = merge_alike(gap, 0.9)
+    merged = merge_similar(gap, 0.9)
     assert merged.mask.sum(dim=1).tolist() == [2, 3], "a run does not cross a gap, and none behind it is lost"
     assert merged.times is not None and merged.times[0][merged.mask[0]].tolist() == [0.0, 2.5]
-    _, none = adaptive_quantize(tokens(values, [6, 0]), alike=0.9, error=0.01)
+    _, none = adaptive_quantize(tokens(values, [6, 0]), min_similarity=0.9, max_error=0.01)
     assert none[1] == 0, "an entry without a real token costs nothing"
 
 
@@ -167,6 +170,6 @@ def test_a_token_gets_the_fewest_bits_that_will_do() -> None:
     codes = torch.randint(-3, 4, (DIM,), generator=torch.Generator().manual_seed(0)).to(torch.int8)
     codes[0] = 3
     assert len(codes.unique()) == 7
-    back, size = adaptive_quantize(tokens(codes.float().view(1, 1, -1)), alike=1.1, error=1e-4)
+    back, size = adaptive_quantize(tokens(codes.float().view(1, 1, -1)), min_similarity=1.1, max_error=1e-4)
     assert int(size) == len(pack_bits(codes, 3)) + SCALE_BYTES + HEADER_BYTES
     assert torch.allclose(back.values.flatten(), codes.float(), atol=0.01)

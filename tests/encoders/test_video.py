@@ -69,7 +69,7 @@ def test_one_frame_is_a_clip() -> None:
 
 def test_frames_of_the_wrong_size_are_named() -> None:
     encoder, vision = video()
-    with pytest.raises(ValueError, match=r"clips must be \[U, F, 3, 32, 32\]: got \[1, 2, 3, 16, 32\]"):
+    with pytest.raises(ValueError, match=r"video must be \[U, F, 3, 32, 32\]: got \[1, 2, 3, 16, 32\]"):
         encoder(torch.zeros(1, 2, 3, 16, 32, dtype=torch.uint8), torch.ones(1, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="frame_size must be a multiple of 16 x 2: got 48"):
         VideoEncoder(VideoConfig(frame_size=48, dim=16, num_heads=2), vision=vision, out_dim=24)

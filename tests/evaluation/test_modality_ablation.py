@@ -50,7 +50,7 @@ def test_a_row_says_how_good_the_blind_are_at_best() -> None:
         "absent": QuestionFamily((TEXT,), chance=0.5),
     }
     (row,) = modality_ablation_table(given, families, resamples=200)
-    assert (row.family, row.chance, row.questions, row.lost) == ("where", 0.25, 4, IMAGE), "the sound is not needed"
+    assert (row.family, row.chance, row.questions, row.removed) == ("where", 0.25, 4, IMAGE), "the sound is not needed"
     assert row.dense == 0.75 and row.blind == 0.5
     assert row.dense_interval[0] <= row.dense <= row.dense_interval[1]
     assert row.blind_interval[0] <= row.blind <= row.blind_interval[1]

@@ -1,4 +1,4 @@
-"""What heads say of the examples of a task: by a model that has learned nothing, or that knows all."""
+"""Predictions of the task heads, by an untrained model or by one that returns the targets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from omni_lab.evaluation.multitask import (
 from omni_lab.heads.text import GenerationConfig
 from omni_lab.heads.tts import GriffinLimVocoder
 from omni_lab.model import OmniModel
-from omni_lab.worlds.tasks import TASKS, TaskBatch, TaskDataset, valid_captions
+from omni_lab.worlds.scene import valid_captions
+from omni_lab.worlds.tasks import TASKS, TaskBatch, TaskDataset
 from tests.lightning_modules.test_multitask import tiny_recipe
 
 IMAGE = Modality.IMAGE
@@ -46,7 +47,7 @@ class Setting(NamedTuple):
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
-    """A model that has learned nothing, and ten examples of each task in batches of four."""
+    """An untrained model, and ten examples of each task in batches of four."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMNI_LAB_ROOT", str(tmp_path_factory.mktemp("heads")))
         recipe = tiny_recipe()
@@ -57,8 +58,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         yield Setting(model, data.dataset("test"), data.tokenizer)
 
 
-class Known(OmniModel):
-    """Says what it is told: the right texts, in order."""
+class Oracle(OmniModel):
+    """Generates the target texts, in order."""
 
     def __init__(self, batches: list[TaskBatch]) -> None:
         nn.Module.__init__(self)
@@ -69,7 +70,7 @@ class Known(OmniModel):
 
 
 class Change:
-    """Turns the pictures of a batch around, and counts how often."""
+    """Reverses the images of a batch, and records the batches."""
 
     def __init__(self) -> None:
         self.seen: list[OmniBatch] = []
@@ -94,35 +95,35 @@ def test_examples_cover_all_once_and_in_order(setting: Setting) -> None:
 
 
 @pytest.mark.parametrize("task", ["describe", "translate", "transcribe", "answer"])
-def test_who_writes_what_is_right_is_right(setting: Setting, task: str) -> None:
+def test_target_texts_match_exactly(setting: Setting, task: str) -> None:
     batches = list(iter_examples(setting.tasks, task))
-    said = generate_texts(Known(batches), setting.codec, batches)
+    said = generate_texts(Oracle(batches), setting.codec, batches)
     assert len(said.predictions) == len(said.references) == len(said.kinds) == 10
-    assert said.right == [True] * 10
+    assert said.exact_match == [True] * 10
     assert said.kinds == [kind for batch in batches for kind in batch.kinds]
-    others = generate_texts(Known(batches[::-1]), setting.codec, batches)
-    assert not all(others.right)
+    others = generate_texts(Oracle(batches[::-1]), setting.codec, batches)
+    assert not all(others.exact_match)
 
 
-def test_full_width_marks_are_those_that_a_codec_writes(setting: Setting) -> None:
+def test_references_are_normalised_as_the_tokenizer_decodes(setting: Setting) -> None:
     texts = ["你好，老师！", "How are you?", "３ Äpfel…"]
     given = next(iter_examples(setting.tasks, "translate", 3))
     targets = {**given.batch.targets, "target": setting.codec.encode_targets(texts)}
     given = replace(given, batch=replace(given.batch, targets=targets), references=[[t, "？"] for t in texts])
-    said = generate_texts(Known([given]), setting.codec, [given])
+    said = generate_texts(Oracle([given]), setting.codec, [given])
     assert said.references == [["你好,老师!", "?"], ["how are you?", "?"], ["3 äpfel...", "?"]]
-    assert said.right == [True] * 3
+    assert said.exact_match == [True] * 3
 
 
-def test_texts_are_chosen_by_their_kind() -> None:
+def test_texts_are_selected_by_kind() -> None:
     texts = TextPredictions(["a", "b", "c"], [["a"], ["c", "b"], ["d"]], ["en", "zh", "en, begun"])
     assert texts.select("en") == TextPredictions(["a"], [["a"]], ["en"])
     assert texts.select("zh", "en, begun") == TextPredictions(["b", "c"], [["c", "b"], ["d"]], ["zh", "en, begun"])
     assert texts.select("hsk").predictions == [] == texts.select().predictions
-    assert texts.right == [True, True, False]
+    assert texts.exact_match == [True, True, False]
 
 
-def test_which_sense_was_written_is_seen_in_the_words() -> None:
+def test_senses_are_read_from_the_words() -> None:
     texts = TextPredictions(
         ["a mouse", "eine maus und ein frosch", "eine computermaus", "ein frosch", "a violin", "an accordion"],
         [["ein frosch"], ["eine maus"], ["eine maus"], ["eine computermaus"], ["a violin"], ["a violin"]],
@@ -130,7 +131,7 @@ def test_which_sense_was_written_is_seen_in_the_words() -> None:
     )
     ambiguous = texts.select("en-de, ambiguous", "zh-en, ambiguous")
     found = senses(ambiguous)
-    assert [(sense.said, sense.meant) for sense in found] == [
+    assert [(sense.predicted, sense.reference) for sense in found] == [
         ("maus", "maus"),
         ("computermaus", "maus"),
         (None, "computermaus"),
@@ -142,11 +143,11 @@ def test_which_sense_was_written_is_seen_in_the_words() -> None:
     kinds = ["zh-en, ambiguous", "zh-de, ambiguous"]
     inside = TextPredictions(["a penguin", "ziegelstein"], [["a pen"], ["eine ziege"]], kinds)
     assert [sense[:2] for sense in senses(inside)] == [(None, "pen"), (None, "ziege")], "no part of another word"
-    with pytest.raises(ValueError, match="no word of 'ein frosch' is one of two: en-de, plain"):
+    with pytest.raises(ValueError, match="no word of 'ein frosch' is a sense of an ambiguous word: en-de, plain"):
         senses(TextPredictions(["ein frosch"], [["ein frosch"]], ["en-de, plain"]))
 
 
-def test_who_may_not_see_has_the_same_samples_without_pictures(setting: Setting) -> None:
+def test_without_images_keeps_the_samples(setting: Setting) -> None:
     given = next(iter_examples(setting.tasks, "answer")).batch
     blind = without_images(given)
     assert blind.present[:, IMAGE.column].tolist() == [False] * 4
@@ -159,9 +160,9 @@ def test_who_may_not_see_has_the_same_samples_without_pictures(setting: Setting)
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_has_a_number_of_its_own(setting: Setting, task: str) -> None:
+def test_every_task_has_a_score(setting: Setting, task: str) -> None:
     score = task_score(setting.model, setting.tasks, task)
-    assert math.isfinite(score.value) and score.value >= 0 and score.what
+    assert math.isfinite(score.value) and score.value >= 0 and score.metric
     assert score.higher_is_better is (task not in ("transcribe", "speak"))
     if task == "answer":
         assert score.value == pytest.approx(
@@ -169,7 +170,7 @@ def test_every_task_has_a_number_of_its_own(setting: Setting, task: str) -> None
         )
 
 
-def test_what_is_known_already_is_scored_as_it_is(setting: Setting) -> None:
+def test_given_predictions_are_scored(setting: Setting) -> None:
     holes = restore_images(setting.model, iter_examples(setting.tasks, "restore", damage="hole", hint="untold"))
     assert task_score(setting.model, setting.tasks, "restore", holes) == task_score(
         setting.model, setting.tasks, "restore"
@@ -181,11 +182,11 @@ def test_what_is_known_already_is_scored_as_it_is(setting: Setting) -> None:
     assert said.value == pytest.approx(0.5, abs=0.01), "1 in English, 0 in German; what was begun does not count"
 
 
-def test_an_untrained_model_writes_something_of_everything(setting: Setting) -> None:
+def test_an_untrained_model_generates_texts(setting: Setting) -> None:
     batches = list(iter_examples(setting.tasks, "describe"))
     decoding = GenerationConfig(max_new_tokens=5)
     said = generate_texts(setting.model, setting.codec, batches, decoding=decoding)
-    assert len(said.predictions) == 10 and not any(said.right)
+    assert len(said.predictions) == 10 and not any(said.exact_match)
     torch.manual_seed(7)
     assert generate_texts(setting.model, setting.codec, batches, decoding=decoding) == said
     change = Change()
@@ -198,33 +199,33 @@ def test_an_untrained_model_writes_something_of_everything(setting: Setting) -> 
     assert [b.ids for b in blind.seen] == [b.batch.ids for b in batches]
 
 
-def test_what_is_found_lies_beside_what_is_there(setting: Setting) -> None:
+def test_detections_come_with_targets(setting: Setting) -> None:
     batches = list(iter_examples(setting.tasks, "find"))
     found = detect(setting.model, batches)
-    assert len(found.found) == 10 and found.labels.shape == (10, 4) and found.boxes.shape == (10, 4, 4)
+    assert len(found.detections) == 10 and found.labels.shape == (10, 4) and found.boxes.shape == (10, 4, 4)
     assert torch.equal(found.labels, torch.cat([b.targets["labels"] for b in batches]))
     assert torch.equal(found.boxes, torch.cat([b.targets["boxes"] for b in batches]))
-    for objects in found.found:
+    for objects in found.detections:
         assert objects.boxes.shape == (8, 4) and (objects.scores.diff() <= 0).all()
         assert (objects.labels < 8).all(), "a thing, not nothing"
-    alone = detect(setting.model, batches[1:2]).found
-    assert torch.allclose(alone[0].boxes, found.found[4].boxes, atol=1e-5)
+    alone = detect(setting.model, batches[1:2]).detections
+    assert torch.allclose(alone[0].boxes, found.detections[4].boxes, atol=1e-5)
 
 
 @pytest.mark.parametrize("damage", ["hole", "noise"])
-def test_restored_pictures_lie_beside_whole_ones(setting: Setting, damage: str) -> None:
+def test_restored_images_come_with_originals(setting: Setting, damage: str) -> None:
     batches = list(iter_examples(setting.tasks, "restore", damage=damage))
     pictures = restore_images(setting.model, batches)
-    assert pictures.restored.shape == pictures.whole.shape == pictures.damaged.shape == (10, 3, 64, 64)
+    assert pictures.restored.shape == pictures.original.shape == pictures.damaged.shape == (10, 3, 64, 64)
     whole = torch.cat([batch.targets["picture"] for batch in batches])
-    assert torch.equal((255 * pictures.whole).round().to(torch.uint8), whole)
+    assert torch.equal((255 * pictures.original).round().to(torch.uint8), whole)
     assert torch.equal(pictures.damaged, torch.cat([batch.targets["damaged"] for batch in batches]))
-    assert (pictures.kept is None) is (damage == "noise")
+    assert (pictures.keep_mask is None) is (damage == "noise")
     assert (pictures.restored >= 0).all() and (pictures.restored <= 1).all()
     missing = torch.ones(10, 64, 64, dtype=torch.bool)
-    if pictures.kept is not None:
-        missing = ~pictures.kept
-        assert torch.equal(*(p.permute(0, 2, 3, 1)[pictures.kept] for p in (pictures.restored, pictures.whole)))
+    if pictures.keep_mask is not None:
+        missing = ~pictures.keep_mask
+        assert torch.equal(*(p.permute(0, 2, 3, 1)[pictures.keep_mask] for p in (pictures.restored, pictures.original)))
     change = Change()
     other = restore_images(setting.model, batches, change=change)
     assert [b.ids for b in change.seen] == [b.batch.ids for b in batches]
@@ -234,7 +235,7 @@ def test_restored_pictures_lie_beside_whole_ones(setting: Setting, damage: str) 
     assert not off[~missing].any()
 
 
-def test_no_guess_is_nearer_on_average_than_the_best(setting: Setting) -> None:
+def test_the_posterior_mean_has_the_lowest_expected_error(setting: Setting) -> None:
     """In squared error, under the chances themselves."""
     best = posterior_mean_fill(setting.tasks, 3)
     assert best.shape == (3, 3, 64, 64) and best.min() >= 0 and best.max() <= 1
@@ -246,7 +247,7 @@ def test_no_guess_is_nearer_on_average_than_the_best(setting: Setting) -> None:
             assert off < ((pictures.float() / 255 - other).square().mean((1, 2, 3)) * chances).sum()
 
 
-def test_answers_are_right_or_wrong(setting: Setting) -> None:
+def test_answer_hits(setting: Setting) -> None:
     batches = list(iter_examples(setting.tasks, "answer"))
     scores = torch.cat([batch.targets["answer_scores"] for batch in batches])
 
@@ -274,20 +275,20 @@ def one_hot(batch: TaskBatch, setting: Setting) -> Tensor:
     return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).float()
 
 
-def test_both_voices_say_the_same_text(setting: Setting) -> None:
+def test_synthesized_and_reference_speech_of_the_same_texts(setting: Setting) -> None:
     tasks = setting.tasks
     said = synthesize_speech(setting.model, tasks, iter_examples(tasks, "speak"), vocoder=GriffinLimVocoder(n_iter=1))
     lines = tasks.tts_utterances.lines
     assert said.texts == [line.text for line in lines] and len(lines) == 10
     assert said.voices == [line.voice.variant for line in lines]
-    for i, (ours, reference) in enumerate(zip(said.ours, said.reference, strict=True)):
-        assert torch.equal(reference, torch.from_numpy(tasks.tts_utterances.sound(i)))
+    for i, (ours, reference) in enumerate(zip(said.synthesized, said.reference, strict=True)):
+        assert torch.equal(reference, torch.from_numpy(tasks.tts_utterances.waveform(i)))
         assert ours.ndim == 1 and len(ours) >= 160 * len(said.texts[i]) and len(ours) % 160 == 0
         assert ours.isfinite().all()
 
 
 @pytest.mark.parametrize("language", ["en", "de", "zh"])
-def test_the_nearest_picture_of_all_is_the_picture_itself(setting: Setting, language: str) -> None:
+def test_the_nearest_image_is_the_image_itself(setting: Setting, language: str) -> None:
     gallery = [setting.tasks.caption_scene(k) for k in range(7)]
     samples = [Sample(str(k), "describe", f"{language}, begun", {IMAGE: shown}) for k, (_, shown) in enumerate(gallery)]
     asked = [TaskBatch("describe", collate(samples[:2])), TaskBatch("describe", collate(samples[2:]))]
@@ -298,7 +299,7 @@ def test_the_nearest_picture_of_all_is_the_picture_itself(setting: Setting, lang
     assert fewer[:3] == expected[:3] and {*fewer} <= {*expected[:3]}
 
 
-def test_a_gallery_holds_the_things_of_its_examples(setting: Setting) -> None:
+def test_gallery_scenes_match_the_examples(setting: Setting) -> None:
     for k, given in enumerate(setting.tasks.batch("describe", [k]) for k in range(6)):
         placed, shown = setting.tasks.caption_scene(k)
         language, *begun = given.kinds[0].split(", ")

@@ -49,7 +49,7 @@ def test_policies_are_carried_out_question_by_question(world_recipe: Recipe, mon
     assert charged.correct.tolist() == only.correct.tolist()
     assert np.allclose(charged.flops - only.flops, 1000.0)
 
-    controller = Router(model.space, width=16)
+    controller = Router(model.space, dim=16)
     route = bench.collect_routes(lambda batch: model.select_route(controller, batch)[0])
     assert len(route) == len(dataset)
     with pytest.raises(ValueError, match=f"a route for each of the {len(dataset)} questions: got 1"):

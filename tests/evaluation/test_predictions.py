@@ -8,7 +8,7 @@ import torch
 
 from omni_lab.evaluation.predictions import majority_by_question, predict
 from omni_lab.evaluation.profiling import time_interleaved, time_ratio
-from omni_lab.metrics.bootstrap import bootstrap_interval, proportion_interval
+from omni_lab.metrics.bootstrap import bootstrap_interval, proportion
 from omni_lab.training.recipes import Recipe
 
 
@@ -54,7 +54,7 @@ def test_predictions_line_up_with_the_dataset(recipe: Recipe) -> None:
         predict(model, data.val_dataloader(), data.dataset("train"))
 
 
-def test_the_majority_control_never_looks(recipe: Recipe) -> None:
+def test_the_majority_baseline_uses_the_question_alone(recipe: Recipe) -> None:
     data = recipe.data_module()
     result = majority_by_question(data.dataset("train"), data.dataset("test"))
     texts = np.array(data.dataset("test").texts)
@@ -79,10 +79,10 @@ def test_times_are_measured_in_turn() -> None:
     assert 1.5 < slower.low <= slower.value <= slower.high
 
 
-def test_a_share_of_all_or_nothing_is_not_certain() -> None:
+def test_a_proportion_of_all_or_none_is_not_certain() -> None:
     groups = np.repeat(np.arange(30), 2)
-    low, high = proportion_interval(np.ones(60), groups, resamples=100)
+    low, high = proportion(np.ones(60), groups, resamples=100).interval
     assert high == 1.0 and low == pytest.approx(0.025 ** (1 / 30))  # so likely is it that thirty hit
-    assert proportion_interval(np.zeros(60), groups, resamples=100) == pytest.approx((0.0, 1 - low))
+    assert proportion(np.zeros(60), groups, resamples=100).interval == pytest.approx((0.0, 1 - low))
     some = np.tile([1.0, 1.0, 1.0, 0.0], 15)
-    assert proportion_interval(some, groups, resamples=100) == bootstrap_interval(some, groups, resamples=100)
+    assert proportion(some, groups, resamples=100).interval == bootstrap_interval(some, groups, resamples=100)

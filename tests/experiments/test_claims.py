@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from omni_lab.experiments.claims import Claim, Verdict, load_claims, score_claims
+from omni_lab.experiments.jobs import list_notebooks
 from omni_lab.experiments.results import read_results
-from omni_lab.experiments.runner import list_notebooks
 from omni_lab.utils.env import project_root
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from omni_lab.experiments import runner as runs
+from omni_lab.experiments.jobs import list_notebooks, plan_jobs, read_notebook
+from omni_lab.experiments.runner import JobResult, run_jobs
 from omni_lab.utils.env import RETRAIN_SINCE_ENV_VAR
 
-NOTEBOOKS = [notebook.path for notebook in runs.list_notebooks()]
+NOTEBOOKS = [notebook.path for notebook in list_notebooks()]
 IDS = [path.stem for path in NOTEBOOKS]
 EXPECTED = {
     "00_tour": {"tour/validation_accuracy", "tour/parameters"},
@@ -134,17 +135,17 @@ BOUNDS = {
 
 
 @pytest.fixture(scope="session")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, runs.JobResult]:
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, JobResult]:
     output = tmp_path_factory.mktemp("reports")
-    jobs = runs.plan_jobs(runs.list_notebooks(), output=output, parameters={"profile": "smoke"})
+    jobs = plan_jobs(list_notebooks(), output=output, parameters={"profile": "smoke"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(RETRAIN_SINCE_ENV_VAR, str(time.time()))  # models of an earlier test run do not count
-        return {outcome.job.name: outcome for outcome in runs.run_jobs(jobs, workers=min(2, os.cpu_count() or 1))}
+        return {outcome.job.notebook.name: outcome for outcome in run_jobs(jobs, workers=min(2, os.cpu_count() or 1))}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
-def test_it_runs_and_records(path: Path, outcomes: dict[str, runs.JobResult]) -> None:
+def test_it_runs_and_records(path: Path, outcomes: dict[str, JobResult]) -> None:
     outcome = outcomes[path.stem]
     assert outcome.error is None, outcome.error
     metrics = {m["name"]: m for m in json.loads((outcome.job.folder / "metrics.json").read_text())["metrics"]}
@@ -170,7 +171,7 @@ def test_it_is_written_as_the_series_demands(path: Path) -> None:
     first = content.cells[0].source
     assert first.startswith("# ") and "**The question.**" in first and "*Measured*" in first
     assert re.search(r"\bminutes?\b", first), "says how long it takes"
-    for name, parameter in runs.read_notebook(path).parameters.items():
+    for name, parameter in read_notebook(path).parameters.items():
         assert parameter.help, f"{name} needs a comment"
     assert content.metadata.kernelspec.name == "omni-lab"
     if path.stem != "90_solutions":

@@ -14,7 +14,7 @@ from IPython.display import Audio
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from omni_lab.experiments.pages import WIDGET, html_page, notebook_page, to_webp
+from omni_lab.experiments.pages import WIDGET, notebook_page, render_template, to_webp
 
 CODE = 'figure = draw()\nrun.save_figure(figure, "two_dots");'
 FORMULAS = "Where $x_1 < y$ holds:\n\n$$\\frac{a}{b} = \\mathbb{E}[R]$$"
@@ -88,5 +88,5 @@ def test_sounds_stay_what_they_were(tmp_path: Path) -> None:
 
 
 def test_a_page_escapes_its_title_only() -> None:
-    text = html_page("a < b", "<p>a</p>", "p { color: red }")
-    assert "<title>a &lt; b</title>" in text and "<p>a</p>" in text and "p { color: red }" in text
+    text = render_template("notebook.html.j2", title="a < b", body="<p>a</p>", highlight="p > a { color: red }")
+    assert "<title>a &lt; b</title>" in text and "<p>a</p>" in text and "p > a { color: red }" in text

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
@@ -10,14 +9,12 @@ from PIL import Image
 from omni_lab.experiments.claims import Claim, load_claims, score_claims
 from omni_lab.experiments.cli import main
 from omni_lab.experiments.report import print_results, print_scorecard, publish_run, scorecard_markdown, write_index
-from omni_lab.experiments.results import RunRecorder, read_results
+from omni_lab.experiments.results import RunRecorder, read_results, start_run
 from omni_lab.utils.env import project_root
 
 
-def new_run(folder: Path, **changes: Any) -> RunRecorder:
-    return RunRecorder(
-        **{"notebook": "nn", "profile": "smoke", "seed": 0, "folder": folder, "parameters": {}} | changes
-    )
+def new_run(folder: Path) -> RunRecorder:
+    return start_run("nn", profile="smoke", seed=0, output_dir=str(folder))
 
 
 CLAIMS = [

@@ -11,9 +11,7 @@ from omni_lab.experiments.results import RunRecorder, read_results, start_run
 
 
 def new_run(folder: Path, **changes: Any) -> RunRecorder:
-    return RunRecorder(
-        **{"notebook": "nn", "profile": "smoke", "seed": 3, "folder": folder, "parameters": {"a": 1}} | changes
-    )
+    return start_run(**{"notebook": "nn", "profile": "smoke", "seed": 3, "output_dir": str(folder), "a": 1} | changes)
 
 
 def test_every_record_is_on_disk_at_once(tmp_path: Path) -> None:
@@ -44,7 +42,7 @@ def test_every_record_is_on_disk_at_once(tmp_path: Path) -> None:
     [
         ("nowhere", 1.0, None, "must look like room/what"),
         ("Room/what", 1.0, None, "must look like room/what"),
-        ("room/what", float("nan"), None, "must be finite: got nan"),
+        ("room/what", float("nan"), None, "must be finite: got nan and None"),
         ("room/what", 1.0, (2.0, 1.0), r"must be \(low, high\)"),
         ("room/what", 1.0, (1.0,), r"must be \(low, high\)"),
     ],
@@ -106,6 +104,6 @@ def test_a_broken_metrics_file_is_named(tmp_path: Path, content: bytes, message:
     (tmp_path / "metrics.json").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_results(tmp_path)
-    told: list[str] = []
-    assert [r["folder"].name for r in read_results(tmp_path, broken=told.append)] == ["whole"], "the rest stands"
-    assert len(told) == 1 and re.search(message, told[0])
+    messages: list[str] = []
+    assert [r["folder"].name for r in read_results(tmp_path, broken=messages.append)] == ["whole"], "the rest stands"
+    assert len(messages) == 1 and re.search(message, messages[0])

@@ -61,14 +61,14 @@ def test_recorded_weights_are_those_of_the_forward(routed: OmniModel, make_batch
             assert torch.allclose(found, expected[runs] if len(found) < len(expected) else expected, atol=1e-5)
 
 
-def test_what_is_observed_is_the_models_own_answer(routed: OmniModel, make_batch: MakeBatch) -> None:
+def test_a_trace_is_of_the_models_own_answer(routed: OmniModel, make_batch: MakeBatch) -> None:
     batch = make_batch(1)
     seen = trace_attention(routed, batch)
     with torch.no_grad():
         output = routed(batch, need_weights=True)
     assert (seen.logits - output.head_outputs["answer"][0]).abs().max() < 1e-5
     assert seen.answer == int(seen.logits.argmax()) and trace_attention(routed, batch, 3).answer == 3
-    assert len(seen.layers) == 2 and seen.layers[0].cross.keys() == output.fusion.attention[0].keys()
+    assert len(seen.layers) == 2 and seen.layers[0].cross_attention.keys() == output.fusion.attention[0].keys()
     weights = [w[TI][0].mean((0, 1)) for w in output.fusion.attention]
     assert torch.allclose(attention_map(seen, IMAGE), torch.stack(weights).mean(0), atol=1e-6)
     assert torch.allclose(attention_map(seen, IMAGE, layer=0), weights[0], atol=1e-6)
@@ -82,11 +82,15 @@ def test_gradients_are_those_of_the_weights_that_were_used(
     """A little more weight on one key changes the logit by the gradient."""
     batch = make_batch(1)
     seen = trace_attention(routed, batch)
-    path = next(path for path in seen.layers[1].cross if path.query is TEXT)
-    weights, slope = seen.layers[1].cross[path]
+    path = next(path for path in seen.layers[1].cross_attention if path.query is TEXT)
+    weights, slope = seen.layers[1].cross_attention[path]
     place = tuple(int(i) for i in np.unravel_index(int(slope.abs().argmax()), slope.shape))
     assert abs(float(slope[place])) > 0
-    assert all(s.abs().sum() > 0 for one in seen.layers for _, s in (*one.cross.values(), *one.own.values()))
+    assert all(
+        s.abs().sum() > 0
+        for one in seen.layers
+        for _, s in (*one.cross_attention.values(), *one.self_attention.values())
+    )
     attention = routed.get_submodule(f"fusion.layers.1.cross.{path}.attention")
     softmax, step = Tensor.softmax, 1e-2
 
@@ -110,7 +114,7 @@ def test_gradients_are_those_of_the_weights_that_were_used(
     assert change == pytest.approx(step * float(slope[place]), rel=0.1)
 
 
-def test_rollout_shares_out_one_whole(routed: OmniModel, make_batch: MakeBatch) -> None:
+def test_rollout_distributes_a_mass_of_one(routed: OmniModel, make_batch: MakeBatch) -> None:
     seen = trace_attention(routed, make_batch(1))
     assert sum(float(rollout_map(seen, m).sum()) for m in Modality) == pytest.approx(1, abs=1e-5)
     words, cells = torch.tensor([[[0.5, 0.5], [0.2, 0.8]]]), torch.tensor([[[1.0, 0.0], [0.25, 0.75]]])
@@ -127,7 +131,7 @@ def test_rollout_shares_out_one_whole(routed: OmniModel, make_batch: MakeBatch) 
 
 
 def test_relevance_follows_the_rules_of_the_paper() -> None:
-    """Two layers of text that listens to a picture, by hand, matrix by matrix."""
+    """Two layers of text that attends to an image, by hand, matrix by matrix."""
     torch.manual_seed(0)
     n, k = 3, 4
 
@@ -137,19 +141,19 @@ def test_relevance_follows_the_rules_of_the_paper() -> None:
     layers = [LayerAttention({TI: both(n, k)}, {TEXT: both(n, n)}) for _ in range(2)]
     tt, ti, ii = torch.eye(n), torch.zeros(n, k), torch.eye(k)
     for layer in layers:
-        (a, g), (b, h) = layer.cross[TI], layer.own[TEXT]
+        (a, g), (b, h) = layer.cross_attention[TI], layer.self_attention[TEXT]
         cross, own = (a * g).clamp(min=0).mean(0), (b * h).clamp(min=0).mean(0)
         added = tt - torch.eye(n)
         normed = added / added.sum(1, keepdim=True).clamp(min=1e-12) + torch.eye(n)  # eq. 8 and 9
-        ti = ti + normed.T @ cross @ ii  # eq. 10; eq. 11 adds nothing, as no picture listens to text
+        ti = ti + normed.T @ cross @ ii  # eq. 10; eq. 11 adds nothing, as no image attends to text
         tt, ti = tt + own @ tt, ti + own @ ti  # eq. 6 and 7
     seen = AttentionTrace(torch.zeros(2), 0, TEXT, layers, {TEXT: n, IMAGE: k})
     assert torch.allclose(relevance_map(seen, IMAGE), ti.mean(0))
     assert torch.allclose(relevance_map(seen, TEXT), tt.mean(0))
 
 
-def test_relevance_is_handed_on_between_three() -> None:
-    """A question that listens to a sound that listened to a picture; and two that listen to each other."""
+def test_relevance_passes_through_a_third_modality() -> None:
+    """A question that attends to audio that attended to an image; and two that attend to each other."""
     torch.manual_seed(0)
     ta, ai, at = CrossModalPath(TEXT, AUDIO), CrossModalPath(AUDIO, IMAGE), CrossModalPath(AUDIO, TEXT)
     sizes = {TEXT: 2, AUDIO: 3, IMAGE: 4}
@@ -169,12 +173,12 @@ def test_relevance_is_handed_on_between_three() -> None:
     assert torch.allclose(relevance_map(seen, TEXT), expected.mean(0))
 
 
-def test_maps_of_what_is_not_there_are_refused(routed: OmniModel, make_batch: MakeBatch) -> None:
+def test_maps_of_absent_modalities_are_refused(routed: OmniModel, make_batch: MakeBatch) -> None:
     seen = trace_attention(routed, make_batch(1).without(VIDEO))
     for draw in (attention_map, rollout_map, relevance_map):
         with pytest.raises(ExplanationError, match="there is no video in this question: it has"):
             draw(seen, VIDEO)
-    with pytest.raises(ExplanationError, match=r"the question \(text\) does not listen to text"):
+    with pytest.raises(ExplanationError, match=r"the question \(text\) does not attend to text"):
         attention_map(seen, TEXT)
     for wrong in (-1, 10_000):
         with pytest.raises(ExplanationError, match=f"answer must be from 0 to .* got {wrong}"):
@@ -198,14 +202,14 @@ def test_every_method_gives_a_value_to_every_token(routed: OmniModel, make_batch
 
 
 class Needle(OmniModel):
-    """Answers by one cell of the picture, or one span of the sound, alone."""
+    """Answers by one cell of the image, or one span of audio, alone."""
 
     def __init__(self, place: int) -> None:
         nn.Module.__init__(self)
         self.place = place
         self.encoders: Any = {
             "image": SimpleNamespace(grid=(4, 4), stride=8),
-            "audio": SimpleNamespace(seconds_per_token=0.01, sample_rate=1000),
+            "audio": SimpleNamespace(samples_per_token=10),
         }
 
     def forward(self, batch: OmniBatch, heads: Any = None) -> Any:  # type: ignore[override]
@@ -222,7 +226,7 @@ def one_input(modality: Modality, values: Tensor) -> OmniBatch:
 
 
 @pytest.mark.parametrize("modality", [IMAGE, AUDIO])
-def test_the_needle_is_found_and_its_map_is_judged_true(modality: Modality) -> None:
+def test_occlusion_finds_the_needle_and_scores_as_faithful(modality: Modality) -> None:
     model: Any = Needle(9)
     picture = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     picture[:, :, 16:24, 8:16] = 255  # the tenth cell
@@ -233,12 +237,13 @@ def test_the_needle_is_found_and_its_map_is_judged_true(modality: Modality) -> N
     assert len(found) == (16 if modality is IMAGE else 13), "the last span is shorter"
     assert int(found.argmax()) == 9 and float(found[:9].abs().max()) < 1e-6
     truth = torch.arange(len(found)) == 9
-    judged = score_faithfulness(model, batch, modality, truth, methods=["occlusion"], rng=np.random.default_rng(1))
-    assert judged["occlusion"].hit == 1 and judged["random"].hit == 0
-    assert judged["occlusion"].deletion < judged["random"].deletion
-    assert judged["occlusion"].insertion > judged["random"].insertion
-    gone, back = deletion_insertion_curves(PerturbedModel(model, batch, modality), found, 0, steps=4)
-    assert gone[0] == back[-1] > 0.98 and gone[-1] == back[0] < 0.9 and len(gone) == len(back) == 5
+    scores = score_faithfulness(model, batch, modality, truth, methods=["occlusion"], rng=np.random.default_rng(1))
+    assert scores["occlusion"].hit == 1 and scores["random"].hit == 0
+    assert scores["occlusion"].deletion < scores["random"].deletion
+    assert scores["occlusion"].insertion > scores["random"].insertion
+    deletion, insertion = deletion_insertion_curves(PerturbedModel(model, batch, modality), found, 0, steps=4)
+    assert deletion[0] == insertion[-1] > 0.98 and deletion[-1] == insertion[0] < 0.9
+    assert len(deletion) == len(insertion) == 5
 
 
 def test_bad_requests_are_named(routed: OmniModel, make_batch: MakeBatch) -> None:
@@ -252,9 +257,9 @@ def test_bad_requests_are_named(routed: OmniModel, make_batch: MakeBatch) -> Non
         attention_map(trace_attention(routed, batch), IMAGE, layer=2)
     with pytest.raises(ExplanationError, match="one question is explained at a time: got 2"):
         explain(routed, make_batch(2), IMAGE, "attention")
-    with pytest.raises(ExplanationError, match="windows are known of pictures and sounds: got video"):
+    with pytest.raises(ExplanationError, match="modality must be image or audio: got video"):
         explain(routed, batch, VIDEO, "occlusion")
-    with pytest.raises(ExplanationError, match="class activation maps are of pictures: got audio"):
+    with pytest.raises(ExplanationError, match="class activation maps are of images: got audio"):
         explain(routed, batch, AUDIO, "Grad-CAM")
 
 

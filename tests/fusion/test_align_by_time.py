@@ -13,7 +13,7 @@ NAN = float("nan")
 
 
 def stream(times: list[list[float]], mask: list[list[bool]] | None = None) -> Tokens:
-    """Tokens that say their own time and its double; what is masked says nonsense."""
+    """Tokens whose values are their own time and its double; masked ones hold NaN."""
     clock = torch.tensor(times)  # [B, N]
     real = torch.ones_like(clock, dtype=torch.bool) if mask is None else torch.tensor(mask)
     values = torch.stack([clock, 2 * clock], dim=-1).masked_fill(~real.unsqueeze(-1), NAN)
@@ -25,7 +25,7 @@ def ask(source: Tokens, times: Tensor, tolerance: float, mask: Tensor | None = N
 
 
 def says(source: Tokens, times: list[float], tolerance: float) -> list[float | None]:
-    """What a stream of one sample says at each time, None where it says nothing."""
+    """The value of a one-sample stream at each time, None where it is masked."""
     aligned = ask(source, torch.tensor([times]), tolerance)
     assert (aligned.values[~aligned.mask] == 0).all()
     return [
@@ -47,29 +47,29 @@ def test_video_at_25_hz_follows_speech_at_50_hz() -> None:
     assert not aligned.mask[(speech < offsets - 0.05) | (speech > offsets + 1.05)].any()
 
 
-def test_a_gap_in_the_middle_is_silent() -> None:
+def test_a_gap_in_the_middle_is_masked() -> None:
     source = stream([[0.0, 1.0, 2.0, 3.0, 4.0]], [[True, True, False, True, True]])
     assert says(source, [0.5, 1.0, 1.9, 2.0, 2.2, 3.5], 1.0) == [0.5, 1.0, 1.0, 2.0, 3.0, 3.5]
     assert says(source, [1.0, 1.3, 2.0, 2.7, 3.0], 0.5) == [1.0, 1.0, None, 3.0, 3.0]
 
 
-def test_a_stream_that_ends_early_falls_silent() -> None:
+def test_a_stream_that_ends_early_is_masked_after_it() -> None:
     source = stream([[0.0, 1.0, 9.0, 9.0]], [[True, True, False, False]])
     assert says(source, [-2.0, -0.5, 0.25, 1.0, 1.5, 2.0, 9.0], 1.0) == [None, 0.0, 0.25, 1.0, 1.0, 1.0, None]
 
 
-def test_of_two_neighbours_the_one_within_reach_speaks() -> None:
+def test_of_two_neighbours_the_one_within_tolerance_counts() -> None:
     source = stream([[0.0, 10.0]])
     assert says(source, [3.0, 5.0, 8.0], 4.0) == [0.0, None, 10.0]
     assert says(source, [3.0, 5.0, 8.0], 8.0) == [3.0, 5.0, 8.0]
 
 
-def test_one_token_speaks_around_its_time() -> None:
+def test_one_token_counts_around_its_time() -> None:
     assert says(stream([[5.0]]), [3.9, 4.0, 5.0, 6.0, 6.1], 1.0) == [None, 5.0, 5.0, 5.0, None]
     assert says(stream([[5.0]]), [4.9, 5.0], 0.0) == [None, 5.0]
 
 
-def test_a_sample_without_tokens_says_nothing() -> None:
+def test_a_sample_without_tokens_is_masked() -> None:
     source = stream([[0.0, 1.0], [0.0, 1.0]], [[True, True], [False, False]])
     aligned = ask(source, torch.tensor([[0.5, 0.0]] * 2), 1.0)
     assert aligned.mask.tolist() == [[True, True], [False, False]]
@@ -94,7 +94,7 @@ def test_the_gradient_reaches_only_what_was_used() -> None:
     assert source.values.grad[0].tolist() == [[0.75, 0.75], [0.25, 0.25], [0, 0], [0, 0], [1, 1]]
 
 
-def test_shared_entries_are_dealt_out() -> None:
+def test_shared_entries_are_expanded() -> None:
     source = stream([[0.0, 1.0], [2.0, 3.0]])
     shared = Tokens(source.values, source.mask, source.times, entry_index=torch.tensor([1, -1, 0, 1]))
     aligned = ask(shared, torch.tensor([[2.5], [2.5], [0.5], [3.0]]), 1.0)
@@ -159,7 +159,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="source must have times: got None"):
         ask(Tokens(good.values, good.mask), query, 1.0)
     for times in ([0.0, 2.0, 1.0], [0.0, 1.0, 1.0], [0.0, NAN, 1.0]):
-        with pytest.raises(ValueError, match="ascend strictly .* those of sample 1 do not"):
+        with pytest.raises(ValueError, match="increase strictly .* those of sample 1 do not"):
             ask(stream([[0.0, 1.0, 2.0], times]), query, 1.0)
     ask(stream([[0.0, 2.0, 1.0]] * 2, [[True, True, False]] * 2), query, 1.0)  # out of order, but padded
     with pytest.raises(ValueError, match="tolerance must be at least 0 seconds: got -1"):

@@ -40,7 +40,7 @@ def test_an_absent_key_modality_adds_nothing() -> None:
     assert (network(streams).tokens[TEXT].values - missing).abs().max() > 1e-3
 
 
-def test_one_sample_without_a_picture_leaves_the_others_alone() -> None:
+def test_one_sample_without_an_image_leaves_the_others_alone() -> None:
     network = fusion(*all_cross_modal_paths([TEXT, IMAGE]))
     text, image = tokens(3, 3, 1), tokens(3, 4, 2)
     mask = image.mask.clone()
@@ -51,7 +51,7 @@ def test_one_sample_without_a_picture_leaves_the_others_alone() -> None:
     assert (whole[1] - partly[1]).abs().max() > 1e-3
 
 
-def test_a_stream_that_listens_to_nobody_passes_through() -> None:
+def test_a_stream_without_incoming_paths_passes_through() -> None:
     streams = {TEXT: tokens(2, 3, 1), IMAGE: tokens(2, 4, 2)}
     fused = fusion(CrossModalPath(TEXT, IMAGE))(streams).tokens
     assert fused[IMAGE] is streams[IMAGE]
@@ -59,7 +59,7 @@ def test_a_stream_that_listens_to_nobody_passes_through() -> None:
 
 
 @pytest.mark.parametrize("paths", [[CrossModalPath(TEXT, IMAGE)], all_cross_modal_paths([TEXT, IMAGE])])
-def test_shared_pictures_equal_expanded_ones(paths: list[CrossModalPath]) -> None:
+def test_shared_images_equal_expanded_ones(paths: list[CrossModalPath]) -> None:
     rows = torch.tensor([0, 1, 1, 0])
     shared = Tokens(tokens(2, 4, 2).values, torch.ones(2, 4, dtype=torch.bool), entry_index=rows)
     network, text = fusion(*paths), tokens(4, 3, 1)

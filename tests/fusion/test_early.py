@@ -1,4 +1,4 @@
-"""Clips and sounds joined below the upper layers."""
+"""Video and audio joined below the upper layers of their encoders."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_nothing_joined_is_each_encoder_alone() -> None:
         assert torch.allclose(tokens.expand_entries().values, alone[modality].expand_entries().values, atol=1e-5)
 
 
-def test_samples_that_share_clips_are_as_if_alone() -> None:
+def test_samples_that_share_videos_are_as_if_alone() -> None:
     model, sounds, clips = joined_model(), [0, 1, 0, 2, -1, 1], [0, 0, 1, -1, 2, 0]
     together = model(batch_of(sounds, clips)).head_outputs["answer"]
     for i, pair in enumerate(zip(sounds, clips, strict=True)):
@@ -63,7 +63,7 @@ def test_samples_that_share_clips_are_as_if_alone() -> None:
     assert len(encoded.values) == 4  # clip 0 with two sounds, clips 1 and 2 once each
 
 
-def test_a_clip_without_a_sound_is_as_if_alone() -> None:
+def test_a_video_without_audio_is_as_if_alone() -> None:
     batch = batch_of([-1, 0], [1, 1])
     heard = joined_model().encode(batch)[VIDEO].expand_entries().values
     alone = joined_model(FusionConfig(early=False, paths=())).encode(batch)[VIDEO].expand_entries().values
@@ -71,7 +71,7 @@ def test_a_clip_without_a_sound_is_as_if_alone() -> None:
     assert not torch.allclose(heard[1], alone[1], atol=1e-2)
 
 
-def test_when_something_is_heard_matters() -> None:
+def test_the_time_of_audio_matters() -> None:
     model = joined_model()
     now, later = (model.encode(batch_of([0], [0], shift=s))[VIDEO].values for s in (0, 4000))
     assert (now - later).abs().mean() > 0.01
@@ -88,12 +88,12 @@ def test_gradients_reach_both_encoders() -> None:
 def test_what_cannot_be_joined_is_refused() -> None:
     model, batch = joined_model(), batch_of([0], [0])
     latents = ModalityInput(torch.zeros(1, 8, 16), torch.ones(1, 8).bool(), torch.zeros(1).long())
-    with pytest.raises(ValueError, match="what was encoded beforehand cannot be joined early"):
+    with pytest.raises(ValueError, match="early fusion needs video and waveforms: got precomputed tokens"):
         model(replace(batch, inputs={**batch.inputs, VIDEO: latents}))
-    with pytest.raises(ValueError, match="takes no routes"):
+    with pytest.raises(ValueError, match="takes no route"):
         model(batch, route=model.space.dense(batch.present))
     config = replace(TINY_WORLD.model, modalities=(VIDEO,), fusion=FusionConfig(early=True))
-    with pytest.raises(ValueError, match="joins clips and sounds: it wants both"):
+    with pytest.raises(ValueError, match="early fusion needs video, and audio"):
         build_model(config, vocab_size=9, answers=2)
     wave = AudioConfig(front_end="wav2vec2", dim=16, depth=1, num_heads=2)
     with pytest.raises(ValueError, match="the mel front end"):

@@ -1,4 +1,4 @@
-"""How strongly modalities are associated, and where they meet therefore."""
+"""How strongly modalities are associated, and where they meet because of it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def faces() -> tuple[list[Sample], list[Sample]]:
     media: dict[Modality, dict[int, torch.Tensor]] = {
         m: {x.key: torch.from_numpy(np.asarray(x.values)) for x in source.media(m)} for m in (AUDIO, VIDEO)
     }
-    keys = [pair.key for pair in source.pairs("train") if pair.kind == "matched"]
+    keys = [pair.key for pair in source.split_clips("train") if pair.kind == "matched"]
 
     def samples(clips: list[int]) -> list[Sample]:
         heard = [media[AUDIO][k].float() / 32768 for k in keys]
@@ -55,7 +55,7 @@ def test_lips_and_speech_rank_above_strangers(faces: tuple[list[Sample], list[Sa
 
 
 def test_too_few_samples_are_refused() -> None:
-    with pytest.raises(ValueError, match="ten samples or more that have text and audio: got 0"):
+    with pytest.raises(ValueError, match="at least ten samples with text and audio: got 0"):
         canonical_correlation(written(), (TEXT, AUDIO))
 
 
@@ -71,9 +71,9 @@ def test_plans_follow_association() -> None:
     }  # fmt: skip
     late = FusionPlan(dict.fromkeys(measured, FusionStage.LATE)).config(FusionConfig())
     assert not late.early and late.paths == ()
-    assert FusionPlan.from_association(measured, early=0.8).stages[AUDIO, VIDEO] is FusionStage.MID
+    assert FusionPlan.from_association(measured, early_threshold=0.8).stages[AUDIO, VIDEO] is FusionStage.MID
 
 
-def test_only_pairs_with_a_clock_meet_early() -> None:
-    with pytest.raises(ValueError, match="can meet early, as both have a clock"):
+def test_only_audio_and_video_meet_early() -> None:
+    with pytest.raises(ValueError, match="can meet early, as both have times"):
         FusionPlan({(TEXT, IMAGE): FusionStage.EARLY})

@@ -1,4 +1,4 @@
-"""The switch: the heads that are asked for run, and no others."""
+"""The requested heads run, and no others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def model(routed: OmniModel) -> OmniModel:
     return model.eval()
 
 
-def asked(model: OmniModel, batch: OmniBatch) -> dict[str, dict[str, Any]]:
+def requests_of(model: OmniModel, batch: OmniBatch) -> dict[str, dict[str, Any]]:
     pictures = torch.zeros(len(batch), 3, 32, 32, dtype=torch.uint8)
     prompt = torch.full((len(batch), 1), 51)
     return {
@@ -47,31 +47,31 @@ def asked(model: OmniModel, batch: OmniBatch) -> dict[str, dict[str, Any]]:
 @torch.no_grad()
 def test_several_results_at_once_are_those_of_each_alone(model: OmniModel, make_batch: MakeBatch) -> None:
     batch = make_batch(3)
-    told = asked(model, batch)
+    requests = requests_of(model, batch)
     calls: list[int] = []
     assert model.context_encoder is not None
     model.context_encoder.register_forward_hook(lambda *_: calls.append(1))
-    together = model(batch, heads=told).head_outputs
-    assert list(together) == list(told) and len(calls) == 1, "the memory is made once, whoever reads it"
+    together = model(batch, heads=requests).head_outputs
+    assert list(together) == list(requests) and len(calls) == 1, "the context is computed once for all heads"
     assert isinstance(together["text"], GenerationOutput) and isinstance(together["detection"], DetectionOutput)
-    for name, want in told.items():
+    for name, want in requests.items():
         alone = model(batch, heads={name: want}).head_outputs
         assert list(alone) == [name]
         for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (alone[name], together[name])), strict=True):
             assert torch.equal(a, b)
     assert isinstance(model(batch, heads=["answer", "detection"]).head_outputs["detection"], DetectionOutput), (
-        "by name where nothing is told"
+        "by name where nothing is requests"
     )
     assert len(calls) == 1 + 3 + 1, "the answer reads the streams themselves"
 
 
-def test_a_head_that_is_not_asked_for_costs_nothing(model: OmniModel, make_batch: MakeBatch) -> None:
+def test_a_head_that_is_not_requested_costs_nothing(model: OmniModel, make_batch: MakeBatch) -> None:
     batch = make_batch(2)
-    told = asked(model, batch)
-    counted = head_flops(model, batch, told)
-    assert all(counted[name] > 0 for name in (*told, "context"))
-    assert count_flops(lambda: model(batch, heads=told)) == sum(counted.values())
-    lone = {"answer": told["answer"]}
+    requests = requests_of(model, batch)
+    counted = head_flops(model, batch, requests)
+    assert all(counted[name] > 0 for name in (*requests, "context"))
+    assert count_flops(lambda: model(batch, heads=requests)) == sum(counted.values())
+    lone = {"answer": requests["answer"]}
     both = head_flops(model, batch, lone)
     assert set(both) == {"encoders and fusion", "answer"}
     assert unused_flops(model, batch, lone) == 0
@@ -88,7 +88,7 @@ def test_a_head_that_is_not_asked_for_costs_nothing(model: OmniModel, make_batch
     assert sum(both.values()) == count_flops(lambda: model(batch, heads=lone)), "as if there were no others"
 
 
-def test_gradients_reach_what_is_asked_for_and_nothing_else(model: OmniModel, make_batch: MakeBatch) -> None:
+def test_gradients_reach_what_is_requested_and_nothing_else(model: OmniModel, make_batch: MakeBatch) -> None:
     batch = make_batch(2)
     found: DetectionOutput = model(batch, heads=["detection"]).head_outputs["detection"]
     (found.logits.sum() + found.boxes.sum()).backward()
@@ -99,26 +99,26 @@ def test_gradients_reach_what_is_asked_for_and_nothing_else(model: OmniModel, ma
     )
 
 
-def test_what_cannot_be_is_said(model: OmniModel, make_batch: MakeBatch) -> None:
+def test_invalid_requests_are_errors(model: OmniModel, make_batch: MakeBatch) -> None:
     batch = make_batch(2)
     with pytest.raises(
         HeadError, match=r"no head named 'smell': this model has \['answer', 'text', 'detection', 'restoration'\]"
     ):
         model(batch, heads=["smell"])
-    with pytest.raises(HeadError, match="no picture to find things in"):
+    with pytest.raises(HeadError, match="detection: every sample needs image"):
         model(batch.without(Modality.IMAGE), heads=["detection"])
     model.context_encoder = None
-    with pytest.raises(HeadError, match=r"the heads \['detection'\] want a model with a memory"):
+    with pytest.raises(HeadError, match=r"the heads \['detection'\] need a model with a context encoder"):
         model(batch, heads=["answer", "detection"])
 
 
-def test_a_head_that_says_nothing_finite_is_named(
+def test_a_head_with_no_finite_output_is_named(
     model: OmniModel, make_batch: MakeBatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pixels: Any = model.heads["restoration"]
     with torch.no_grad():
         pixels.paint.bias.fill_(float("nan"))
     restored: Tensor = model(
-        make_batch(2), heads={"restoration": asked(model, make_batch(2))["restoration"]}
+        make_batch(2), heads={"restoration": requests_of(model, make_batch(2))["restoration"]}
     ).head_outputs["restoration"]
-    assert restored.isnan().all() and "the restoration head says nothing finite" in caplog.text
+    assert restored.isnan().all() and "non-finite output of the restoration head" in caplog.text

@@ -1,4 +1,4 @@
-"""The pixels head: what is kept stays, what is gone comes back, as far as anything says what it was."""
+"""The restoration head: kept pixels stay, missing ones come back as far as anything says what they were."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omni_lab.heads.context import FusedContext, HeadError
 from omni_lab.heads.restoration import RestorationHead, hole_coordinates
 
 
-def memory_of(values: Tensor) -> FusedContext:
+def context_of(values: Tensor) -> FusedContext:
     """values: [B, N, D]."""
     mask = torch.ones(values.shape[:2], dtype=torch.bool)
     return FusedContext(Tokens(values, mask), {Modality.TEXT: slice(0, values.shape[1])})
@@ -24,7 +24,7 @@ def head() -> RestorationHead:
 
 
 @pytest.fixture
-def picture() -> Tensor:
+def image() -> Tensor:
     torch.manual_seed(1)
     return torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
 
@@ -35,23 +35,23 @@ def holes() -> Tensor:
     return kept
 
 
-def test_what_is_kept_stays_to_the_last_bit(head: RestorationHead, picture: Tensor) -> None:
+def test_kept_pixels_stay_to_the_last_bit(head: RestorationHead, image: Tensor) -> None:
     kept = holes()
-    restored = head(memory_of(torch.randn(3, 4, 16)), image=picture, keep_mask=kept)
+    restored = head(context_of(torch.randn(3, 4, 16)), image=image, keep_mask=kept)
     assert restored.shape == (3, 3, 16, 16) and (restored >= 0).all() and (restored <= 1).all()
     where = kept[:, None].expand_as(restored)
-    assert torch.equal((restored[where] * 255).round().to(torch.uint8), picture[where])
-    assert not torch.equal(restored[~where], picture[~where] / 255)
+    assert torch.equal((restored[where] * 255).round().to(torch.uint8), image[where])
+    assert not torch.equal(restored[~where], image[~where] / 255)
 
 
-def test_what_stands_in_a_hole_is_not_looked_at(head: RestorationHead, picture: Tensor) -> None:
+def test_the_content_of_a_hole_is_not_used(head: RestorationHead, image: Tensor) -> None:
     torch.nn.init.normal_(head.paint.weight)  # else it adds nothing yet
-    memory, kept = memory_of(torch.randn(3, 4, 16)), holes()
-    other = torch.where(kept[:, None], picture, 255 - picture)
-    assert torch.equal(head(memory, image=picture, keep_mask=kept), head(memory, image=other, keep_mask=kept))
-    free = head(memory, image=picture)
-    assert not torch.allclose(free, head(memory, image=other), atol=1e-4), "without a mask all of it is"
-    assert not torch.allclose(free, picture / 255), "and nothing is certain"
+    context, kept = context_of(torch.randn(3, 4, 16)), holes()
+    other = torch.where(kept[:, None], image, 255 - image)
+    assert torch.equal(head(context, image=image, keep_mask=kept), head(context, image=other, keep_mask=kept))
+    free = head(context, image=image)
+    assert not torch.allclose(free, head(context, image=other), atol=1e-4), "without a mask all of it is"
+    assert not torch.allclose(free, image / 255), "and nothing is certain"
 
 
 def test_a_pixel_knows_where_in_its_hole_it_lies() -> None:
@@ -67,41 +67,41 @@ def test_a_pixel_knows_where_in_its_hole_it_lies() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_at_first_it_leaves_a_picture_as_it_is(head: RestorationHead, picture: Tensor, training: bool) -> None:
+def test_at_first_it_leaves_an_image_as_it_is(head: RestorationHead, image: Tensor, training: bool) -> None:
     """A hole is gray."""
     head.train(training)
-    middle, kept = 96 + picture // 4, holes()
-    restored = head(memory_of(torch.randn(3, 4, 16)), image=middle)
+    middle, kept = 96 + image // 4, holes()
+    restored = head(context_of(torch.randn(3, 4, 16)), image=middle)
     assert torch.allclose(restored, middle / 255, atol=1e-6)
-    filled = head(memory_of(torch.randn(3, 4, 16)), image=middle, keep_mask=kept)
+    filled = head(context_of(torch.randn(3, 4, 16)), image=middle, keep_mask=kept)
     assert torch.allclose(filled, torch.where(kept[:, None], middle / 255, 0.5), atol=1e-6)
 
 
-def test_colours_that_there_are_not_are_cut_off_but_in_training(head: RestorationHead, picture: Tensor) -> None:
+def test_colours_are_clamped_except_in_training(head: RestorationHead, image: Tensor) -> None:
     with torch.no_grad():
         head.paint.bias.copy_(torch.tensor([2.0, -2.0, 0.0, 0.0]).repeat_interleave(head.patch**2))
-    memory, kept = memory_of(torch.randn(3, 4, 16)), holes()
-    beyond = head.train()(memory, image=picture)
+    context, kept = context_of(torch.randn(3, 4, 16)), holes()
+    beyond = head.train()(context, image=image)
     assert (beyond[:, 0] >= 2).all() and (beyond[:, 1] <= -1).all(), "so that their loss has a gradient"
-    restored = head.eval()(memory, image=picture)
+    restored = head.eval()(context, image=image)
     assert (restored[:, 0] == 1).all() and (restored[:, 1] == 0).all()
-    assert torch.allclose(restored[:, 2], picture[:, 2] / 255)
-    filled = head(memory, image=picture, keep_mask=kept)
-    assert torch.equal(filled, torch.where(kept[:, None], picture / 255, filled)) and (filled[:, 0][~kept] == 1).all()
+    assert torch.allclose(restored[:, 2], image[:, 2] / 255)
+    filled = head(context, image=image, keep_mask=kept)
+    assert torch.equal(filled, torch.where(kept[:, None], image / 255, filled)) and (filled[:, 0][~kept] == 1).all()
 
 
-def test_what_is_doubted_is_drawn_towards_gray(head: RestorationHead, picture: Tensor) -> None:
+def test_doubt_pulls_pixels_towards_gray(head: RestorationHead, image: Tensor) -> None:
     """So noise is taken away though no channel could hold what it is at each pixel."""
     with torch.no_grad():
         head.paint.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.75]).repeat_interleave(head.patch**2))
-    memory, kept = memory_of(torch.randn(3, 4, 16)), holes()
-    assert torch.allclose(head(memory, image=picture), 0.375 + 0.25 * picture / 255, atol=1e-6)
-    filled = head(memory, image=picture, keep_mask=kept)
-    assert torch.equal(filled, torch.where(kept[:, None], picture / 255, 0.5)), "what is kept is not doubted"
+    context, kept = context_of(torch.randn(3, 4, 16)), holes()
+    assert torch.allclose(head(context, image=image), 0.375 + 0.25 * image / 255, atol=1e-6)
+    filled = head(context, image=image, keep_mask=kept)
+    assert torch.equal(filled, torch.where(kept[:, None], image / 255, 0.5)), "what is kept is not doubted"
 
 
 def test_a_hint_decides_what_no_pixel_can(head: RestorationHead) -> None:
-    """The hole is black or white, and only the memory says which."""
+    """The hole is black or white, and only the context says which."""
     torch.manual_seed(2)
     hints = torch.randn(2, 3, 16)
     gray = torch.full((2, 3, 16, 16), 128, dtype=torch.uint8)
@@ -109,25 +109,25 @@ def test_a_hint_decides_what_no_pixel_can(head: RestorationHead) -> None:
     wanted = torch.tensor([0.0, 1.0])[:, None, None, None]
     optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
     for _ in range(120):
-        restored = head(memory_of(hints), image=gray, keep_mask=kept)
+        restored = head(context_of(hints), image=gray, keep_mask=kept)
         loss = ((restored - wanted).abs() * ~kept[:, None]).sum() / (~kept).sum() / 3
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert loss < 0.1
-    blind = head(memory_of(hints.mean(0, keepdim=True).expand(2, -1, -1)), image=gray, keep_mask=kept)
+    blind = head(context_of(hints.mean(0, keepdim=True).expand(2, -1, -1)), image=gray, keep_mask=kept)
     assert torch.equal(blind[0], blind[1])
 
 
-def test_what_cannot_be_is_said(head: RestorationHead, picture: Tensor) -> None:
-    memory, kept = memory_of(torch.randn(3, 4, 16)), holes()
+def test_invalid_requests_are_errors(head: RestorationHead, image: Tensor) -> None:
+    context, kept = context_of(torch.randn(3, 4, 16)), holes()
     kept[1] = True
     with pytest.raises(HeadError, match=r"the mask of samples \[1\] keeps every pixel: there is nothing to restore"):
-        head(memory, image=picture, keep_mask=kept)
+        head(context, image=image, keep_mask=kept)
     kept[1], kept[2] = holes()[1], False
     with pytest.raises(HeadError, match=r"the mask of samples \[2\] keeps no pixel"):
-        head(memory, image=picture, keep_mask=kept)
-    with pytest.raises(HeadError, match=r"expected pictures of 16 x 16: got \[3, 3, 8, 8\]"):
-        head(memory, image=picture[..., :8, :8])
+        head(context, image=image, keep_mask=kept)
+    with pytest.raises(HeadError, match=r"expected images of 16 x 16: got \[3, 3, 8, 8\]"):
+        head(context, image=image[..., :8, :8])
     with pytest.raises(HeadError, match="must be a multiple of 8: got 20"):
         RestorationHead(dim=16, size=20)

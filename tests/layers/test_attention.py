@@ -76,7 +76,7 @@ def test_padding_content_changes_nothing() -> None:
 
 
 def test_bad_shapes_are_named() -> None:
-    with pytest.raises(ValueError, match="heads must divide dim: got dim=16, heads=3"):
+    with pytest.raises(ValueError, match="num_heads must divide dim: got dim=16, num_heads=3"):
         MaskedMultiHeadAttention(dim=16, num_heads=3)
     attention = MaskedMultiHeadAttention(dim=DIM, num_heads=HEADS)
     context = Tokens(torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool))

@@ -21,7 +21,7 @@ from omni_lab.lightning_modules.contrastive import (
     positive_pairs,
 )
 from omni_lab.model import encode_inputs
-from omni_lab.training.fit import initial_model, load_or_train, train
+from omni_lab.training.fit import initial_model, load_or_train
 from omni_lab.training.recipes import ContrastiveRecipe, get_recipe
 from omni_lab.worlds import datamodules as module_of_data
 from omni_lab.worlds.contrastive_views import UNNAMED, UNWRITTEN
@@ -125,7 +125,7 @@ def test_late_interaction_against_a_loop_over_tokens() -> None:
 def test_every_gallery_holds_each_thing_once(alignment: ContrastiveRecipe) -> None:
     data = alignment.data_module()
     found, again = list(data.loader("test")), list(data.loader("test"))
-    assert len(found) == module_of_data.GALLERIES and len(data.loader("train")) == 2
+    assert len(found) == module_of_data.NUM_EVAL_BATCHES and len(data.loader("train")) == 2
     for batch, same in zip(found, again, strict=True):
         assert sorted(batch.targets["thing"].tolist()) == list(range(8))
         assert set(batch.inputs) == set(Modality) and bool(batch.present.all())
@@ -160,9 +160,9 @@ def test_the_temperature_is_bounded(alignment: ContrastiveRecipe) -> None:
     }
     with torch.no_grad():
         model.log_scales.fill_(math.log(100.0))
-        at_most = module._contrast(streams, TARGETS)
+        at_most = module._contrastive_loss(streams, TARGETS)
         model.log_scales.fill_(20.0)
-        assert torch.equal(module._contrast(streams, TARGETS), at_most)
+        assert torch.equal(module._contrastive_loss(streams, TARGETS), at_most)
 
 
 @pytest.mark.parametrize("stop_after", [3, 4, 6])
@@ -171,7 +171,7 @@ def test_an_alignment_stopped_and_resumed_ends_with_the_same_bits(
     alignment: ContrastiveRecipe, tmp_path: Path, stop_after: int, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four batches an epoch, for two epochs, all views different."""
-    monkeypatch.setattr(module_of_data, "GALLERIES", 1)
+    monkeypatch.setattr(module_of_data, "NUM_EVAL_BATCHES", 1)
     model = replace(alignment.model, text=replace(alignment.model.text, dropout=dropout))
     alignment = replace(alignment, model=model, views=32)
     assert_a_stop_changes_nothing(alignment, tmp_path, stop_after=stop_after)
@@ -220,7 +220,7 @@ def test_a_training_begins_with_the_aligned_encoders(alignment: ContrastiveRecip
 
 
 def test_the_whole_series_trains(tiny_profile: Profile, alignment: ContrastiveRecipe) -> None:
-    trained = train(get_recipe("emoji_world", tiny_profile))
+    trained = load_or_train(get_recipe("emoji_world", tiny_profile))
     assert trained.metadata["history"][-1]["train loss"] > 0
     assert trained.metadata["command"] == "omni-lab train emoji_world --profile tiny --seed 0"
     assert load_or_train(alignment).origin.startswith("trained here earlier")

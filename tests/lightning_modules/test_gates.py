@@ -15,7 +15,7 @@ from omni_lab.routing.baselines import StaticRoute
 from omni_lab.routing.route import CrossModalPath, RouteSpace
 from omni_lab.routing.router import Router
 from omni_lab.training.fit import build_trainer
-from omni_lab.training.latent_cache import cache_latents
+from omni_lab.training.frozen_encoders import cache_latents
 from omni_lab.training.recipes import Recipe
 from tests.lightning_modules.test_router import MEDIA, routed_recipe
 
@@ -35,7 +35,7 @@ def test_straight_through_is_hard_going_forward_and_soft_going_back() -> None:
     assert many.mean().item() == pytest.approx(torch.tensor(0.8).sigmoid().item(), abs=0.01)
 
 
-def test_only_what_some_open_path_leads_to_is_used() -> None:
+def test_modalities_without_an_open_path_are_skipped() -> None:
     paths = (CrossModalPath(TEXT, IMAGE), CrossModalPath(TEXT, AUDIO), CrossModalPath(AUDIO, VIDEO))
     space = RouteSpace(tuple(Modality), paths, 2)
     written = torch.tensor([[True, False, False, False]])
@@ -48,7 +48,7 @@ def test_only_what_some_open_path_leads_to_is_used() -> None:
 
     assert modalities() == [True, False, False, False]
     assert modalities((1, 0)) == [True, True, False, False]
-    assert modalities((0, 2)) == [True, False, False, False], "nobody listens to the sound"
+    assert modalities((0, 2)) == [True, False, False, False], "no open path leads from the question to audio"
     assert modalities((0, 2), (1, 1)) == [True, False, True, True]
 
 
@@ -57,18 +57,18 @@ def test_hard_gates_pay_while_training_what_they_run_later(routed_recipe: Recipe
     model, dataset = routed_recipe.build_model(data).eval(), data.dataset("train")
     batch = collate([dataset[i] for i in range(16)])
     torch.manual_seed(0)
-    controller = Router(model.space, width=16)
-    torch.nn.init.normal_(controller.logit_head.weight, std=300.0)  # so sure of itself that no noise changes its mind
+    router = Router(model.space, dim=16)
+    torch.nn.init.normal_(router.logit_head.weight, std=300.0)  # so sure of itself that no noise changes its mind
     module = LitGates(
         model,
-        controller,
+        router,
         replace(CONFIG, estimator="gumbel"),
-        costs=build_cost_model(model, router_flops=controller.flops),
+        costs=build_cost_model(model, router_flops=router.flops),
     )
     route = module.route(batch)
-    assert route.distinct > 2 and (route.encoder_levels == 0).any()
+    assert route.num_distinct > 2 and (route.encoder_levels == 0).any()
     with torch.no_grad():
-        cost = module.gated(batch)[1]
+        cost = module.forward_gated(batch)[1]
     counts = module.costs.count_tokens(batch)
     dense = module.costs(model.space, model.space.dense(batch.present), counts)
     expected = module.costs(model.space, route, counts).total / (dense.total - dense.router)
@@ -82,12 +82,12 @@ def test_gates_learn_that_nothing_is_worth_its_cost(routed_recipe: Recipe, tmp_p
     for split in ("train", "validation"):
         cache_latents(model, data.dataset(split), MEDIA)
     space = model.space
-    plans = [StaticRoute.unimodal(space, TEXT), StaticRoute.dense(space)] if kind == "choice" else []
-    controller = Router(space, width=16, plans=len(plans))
-    with torch.no_grad():  # everything is open at first, and the dearer of two plans chosen
-        controller.logit_head.bias += torch.tensor([0.0, 1.0]) if plans else 1.0
+    static_routes = [StaticRoute.unimodal(space, TEXT), StaticRoute.dense(space)] if kind == "choice" else []
+    router = Router(space, dim=16, num_choices=len(static_routes))
+    with torch.no_grad():  # everything is open at first, and the more expensive of two static routes is chosen
+        router.logit_head.bias += torch.tensor([0.0, 1.0]) if static_routes else 1.0
     config = replace(CONFIG, estimator=kind)
-    module = LitGates(model, controller, config, costs=build_cost_model(model), plans=plans)
+    module = LitGates(model, router, config, costs=build_cost_model(model), static_routes=static_routes)
     trainer = build_trainer(config, tmp_path, callbacks=[], accelerator="cpu")
     batch = collate([data.dataset("validation")[i] for i in range(12)])
     before = module.costs(space, module.route(batch), module.costs.count_tokens(batch)).total.mean()
@@ -106,15 +106,15 @@ def test_gates_learn_that_nothing_is_worth_its_cost(routed_recipe: Recipe, tmp_p
 
 def test_what_does_not_go_together_is_refused(routed_recipe: Recipe) -> None:
     model = routed_recipe.build_model(routed_recipe.data_module())
-    controller, costs = Router(model.space, width=16), build_cost_model(model)
+    router, costs = Router(model.space, dim=16), build_cost_model(model)
 
-    def gates(kind: str, plans: int) -> None:
-        many = [StaticRoute.dense(model.space)] * plans
-        LitGates(model, controller, replace(CONFIG, estimator=kind), costs=costs, plans=many)
+    def gates(kind: str, static_routes: int) -> None:
+        many = [StaticRoute.dense(model.space)] * static_routes
+        LitGates(model, router, replace(CONFIG, estimator=kind), costs=costs, static_routes=many)
 
     with pytest.raises(ValueError, match="estimator must be one of .*'choice'.*: got 'hard'"):
         gates("hard", 0)
-    with pytest.raises(ValueError, match="wants two plans or more: got 'choice' with 1"):
+    with pytest.raises(ValueError, match="at least two static routes.*: got 'choice' with 1"):
         gates("choice", 1)
-    with pytest.raises(ValueError, match="only it, wants"):
+    with pytest.raises(ValueError, match="the other estimators none: got 'soft' with 2"):
         gates("soft", 2)

@@ -17,7 +17,7 @@ from omni_lab.config.schema import DataConfig, MultitaskConfig, Profile, Trainin
 from omni_lab.lightning_modules.multitask import MIN_LOG_VARIANCE, LitMultitask
 from omni_lab.model import OmniModel
 from omni_lab.training.checkpoint import CheckpointError, load_model
-from omni_lab.training.fit import load_or_train, train
+from omni_lab.training.fit import load_or_train
 from omni_lab.training.recipes import MultitaskRecipe, TrainedModel, get_recipe
 from omni_lab.worlds.datamodules import MultitaskDataModule
 from omni_lab.worlds.tasks import RULES_VERSION, TASKS, TaskBatch
@@ -51,7 +51,7 @@ ASKED = {
 
 
 def tiny_recipe(name: str = "heads", **changes: Any) -> MultitaskRecipe:
-    """Its batches are drawn in this process."""
+    """Batches are sampled in this process."""
     recipe = get_recipe(name, TINY)
     assert isinstance(recipe, MultitaskRecipe)
     return replace(recipe, data=DataConfig(), **changes)
@@ -75,7 +75,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def made(root: Path) -> Made:
     recipe = tiny_recipe()
-    return Made(recipe, recipe.data_module(), train(recipe))
+    return Made(recipe, recipe.data_module(), load_or_train(recipe))
 
 
 @pytest.fixture
@@ -109,13 +109,13 @@ def test_a_loss_reaches_the_heads_that_it_asks_for_and_no_others(made: Made, mod
         assert touched(model.context_encoder) is True
 
 
-def test_what_is_heard_and_what_is_written_count_alike(made: Made, model: OmniModel) -> None:
+def test_transcription_weighs_decoder_and_ctc_losses_equally(made: Made, model: OmniModel) -> None:
     module = made.recipe.lightning_module(model, made.data).eval()
     given = a_batch(made, "transcribe")
     output = model.eval()(given.batch, heads=module.head_requests(given))
     text, target = model.heads["text"], given.targets["target"]
-    written, heard = text.loss(output.head_outputs["text"], target), text.ctc_loss(output.context, target)
-    assert torch.allclose(module.loss(given), (written + heard) / 2, rtol=1e-5)
+    decoder, ctc = text.loss(output.head_outputs["text"], target), text.ctc_loss(output.context, target)
+    assert torch.allclose(module.loss(given), (decoder + ctc) / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("damage", ["hole", "noise"])
@@ -231,18 +231,18 @@ def test_it_learns_to_describe_a_few_pictures(made: Made, model: OmniModel) -> N
 def test_recipes_are_known_by_name(root: Path) -> None:
     whole, fixed = tiny_recipe(), tiny_recipe("heads_fixed")
     assert (
-        whole.config.uncertainty_weighting
-        and not fixed.config.uncertainty_weighting
+        whole.multitask.uncertainty_weighting
+        and not fixed.multitask.uncertainty_weighting
         and whole.task is fixed.task is None
     )
     assert [tiny_recipe(f"heads_{task}").task for task in TASKS] == [*TASKS]
-    assert get_recipe("heads", TINY).data.num_workers == 1, "batches are drawn beside the training"
+    assert get_recipe("heads", TINY).data.num_workers == 1, "batches are sampled in a process of their own"
     made = [whole, fixed, tiny_recipe("heads_find"), tiny_recipe("heads_speak"), replace(whole, seed=1)]
     folders = {recipe.work_folder(recipe.data_module()) for recipe in made}
     assert len(folders) == 5 and all(str(folder).startswith(str(root)) for folder in folders)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("omni_lab.training.recipes.RULES_VERSION", RULES_VERSION + 1)
-        assert whole.work_folder(whole.data_module()) not in folders, "drawn by other rules, it is another model"
+        assert whole.work_folder(whole.data_module()) not in folders, "with other sampling rules, it is another model"
     with pytest.raises(ValueError, match="unknown recipe 'heads_sing'; the nearest of .* is 'heads_"):
         get_recipe("heads_sing", TINY)
 

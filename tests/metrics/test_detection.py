@@ -10,10 +10,10 @@ from torch import Tensor
 from omni_lab.heads.detection import Detections
 from omni_lab.metrics.detection import mean_average_precision
 
-THERE = [[0.1, 0.1, 0.5, 0.5], [0.5, 0.5, 0.9, 0.9]]
+BOXES = [[0.1, 0.1, 0.5, 0.5], [0.5, 0.5, 0.9, 0.9]]
 
 
-def objects(*found: tuple[int, float, Sequence[float]]) -> Detections:
+def detections(*found: tuple[int, float, Sequence[float]]) -> Detections:
     labels, scores, boxes = zip(*found, strict=True) if found else ((), (), ())
     return Detections(
         torch.tensor(labels, dtype=torch.long), torch.tensor(scores), torch.tensor(boxes).reshape(len(found), 4)
@@ -21,8 +21,7 @@ def objects(*found: tuple[int, float, Sequence[float]]) -> Detections:
 
 
 def scenes(count: int, *, seed: int) -> tuple[list[Detections], Tensor, Tensor]:
-    """Pictures of up to three things of four kinds, of which most are found, but not quite where they are, amid false
-    alarms."""
+    """Images of up to three objects of four classes; most are detected, with inexact boxes, among false positives."""
     g = torch.Generator().manual_seed(seed)
     labels, boxes, found = torch.full((count, 3), -1), torch.zeros(count, 3, 4), []
     for i in range(count):
@@ -41,39 +40,39 @@ def scenes(count: int, *, seed: int) -> tuple[list[Detections], Tensor, Tensor]:
 
 
 def test_precision_by_hand() -> None:
-    """Of two things the surest is there, the next is a false alarm, the third is the other one: precision is 1 up to a
-    recall of a half (51 of the 101 points), two thirds from there on."""
-    labels, boxes = torch.tensor([[0, 0, -1]]), torch.tensor([[*THERE, [0.0] * 4]])
-    found = [objects((0, 0.9, THERE[0]), (0, 0.8, [0.0, 0.6, 0.2, 0.8]), (0, 0.7, THERE[1]))]
+    """The detections by falling score: one object, a false positive, the other object. Precision is 1 up to a recall of
+    a half (51 of the 101 points), two thirds from there on."""
+    labels, boxes = torch.tensor([[0, 0, -1]]), torch.tensor([[*BOXES, [0.0] * 4]])
+    found = [detections((0, 0.9, BOXES[0]), (0, 0.8, [0.0, 0.6, 0.2, 0.8]), (0, 0.7, BOXES[1]))]
     precision = mean_average_precision(found, labels, boxes, resamples=5)
     assert precision.map50.value == pytest.approx((51 + 50 * 2 / 3) / 101)
-    assert precision.map.value == pytest.approx(precision.map50.value), "boxes are exact, so at every overlap"
-    assert precision.map50.interval == pytest.approx((precision.map50.value,) * 2), "one picture: no spread"
+    assert precision.map.value == pytest.approx(precision.map50.value), "boxes are exact, so at every threshold"
+    assert precision.map50.interval == pytest.approx((precision.map50.value,) * 2), "one image: no spread"
 
 
-def test_a_box_that_overlaps_by_two_thirds_counts_up_to_there() -> None:
+def test_a_box_of_iou_two_thirds_counts_up_to_that_threshold() -> None:
     wide = [0.1, 0.1, 0.5, 0.7]  # 0.16 of 0.24
     precision = mean_average_precision(
-        [objects((2, 0.9, wide))], torch.tensor([[2]]), torch.tensor([[THERE[0]]]), resamples=5
+        [detections((2, 0.9, wide))], torch.tensor([[2]]), torch.tensor([[BOXES[0]]]), resamples=5
     )
     assert precision.map50.value == pytest.approx(1.0)
     assert precision.map.value == pytest.approx(0.4), "0.5, 0.55, 0.6, 0.65 of ten"
     assert precision.map.interval == pytest.approx((0.4, 0.4))
 
 
-def test_twice_found_is_once_right_and_other_kinds_do_not_count() -> None:
-    labels, boxes = torch.tensor([[0], [1]]), torch.tensor([[THERE[0]], [THERE[1]]])
-    found = [objects((0, 0.9, THERE[0]), (0, 0.8, THERE[0])), objects((0, 0.7, THERE[1]))]
+def test_a_second_detection_of_one_object_is_false_and_classes_are_averaged() -> None:
+    labels, boxes = torch.tensor([[0], [1]]), torch.tensor([[BOXES[0]], [BOXES[1]]])
+    found = [detections((0, 0.9, BOXES[0]), (0, 0.8, BOXES[0])), detections((0, 0.7, BOXES[1]))]
     precision = mean_average_precision(found, labels, boxes, resamples=5)
-    assert precision.map50.value == pytest.approx(0.5), "kind 0 is all found, kind 1 not at all"
-    many = [objects(*[(0, 0.9, THERE[0])] * 120), found[1]]
+    assert precision.map50.value == pytest.approx(0.5), "class 0 is all detected, class 1 not at all"
+    many = [detections(*[(0, 0.9, BOXES[0])] * 120), found[1]]
     assert mean_average_precision(many, labels, boxes, resamples=5).map50.value == pytest.approx(0.5), (
         "more than COCO counts"
     )
-    nothing = mean_average_precision([objects(), objects()], labels, boxes, resamples=20)
+    nothing = mean_average_precision([detections(), detections()], labels, boxes, resamples=20)
     assert nothing.map50 == (0.0, 0.0, 0.0)
     low, high = mean_average_precision(found, labels, boxes, resamples=50).map.interval
-    assert low < 0.1 and high > 0.9, "draws that lack one kind say nothing of it"
+    assert low < 0.1 and high > 0.9, "resamples without a class leave it out"
 
 
 def test_precision_is_that_of_torchmetrics() -> None:
@@ -92,32 +91,32 @@ def test_precision_is_that_of_torchmetrics() -> None:
         assert ours.value == pytest.approx(float(expected[name]), abs=5e-3), "thresholds are rounded there"
 
 
-def test_a_resample_is_what_the_pictures_drawn_would_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weighing pictures by how often they are drawn must be the same as evaluating the pictures drawn."""
+def test_a_resample_equals_an_evaluation_of_the_drawn_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weighting images by how often they are drawn must equal evaluating the drawn images."""
     import omni_lab.metrics.detection as module
 
     found, labels, boxes = scenes(30, seed=1)
-    weighed, inner = [], module._precision
+    weighed, inner = [], module._mean_precision
 
-    def watched(kinds: Sequence[module._Kind], counts: np.ndarray) -> tuple[float, float]:
-        weighed.append((counts, inner(kinds, counts)))
+    def watched(classes: Sequence[module._Matches], weights: np.ndarray) -> tuple[float, float]:
+        weighed.append((weights, inner(classes, weights)))
         return weighed[-1][1]
 
-    monkeypatch.setattr(module, "_precision", watched)
+    monkeypatch.setattr(module, "_mean_precision", watched)
     mean_average_precision(found, labels, boxes, resamples=2)
-    for counts, precision in weighed[:2]:
-        drawn = np.repeat(np.arange(30), counts)
+    for weights, precision in weighed[:2]:
+        drawn = np.repeat(np.arange(30), weights)
         again = mean_average_precision([found[i] for i in drawn], labels[drawn], boxes[drawn], resamples=1)
         assert precision == pytest.approx((again.map50.value, again.map.value), abs=1e-6)
 
 
-def test_what_cannot_be_measured_is_named() -> None:
-    labels, boxes = torch.tensor([[0]]), torch.tensor([[THERE[0]]])
-    with pytest.raises(ValueError, match=r"of the same pictures, at least one: got 2, \[1, 1\] and \[1, 1, 4\]"):
-        mean_average_precision([objects(), objects()], labels, boxes, resamples=5)
+def test_wrong_input_is_named() -> None:
+    labels, boxes = torch.tensor([[0]]), torch.tensor([[BOXES[0]]])
+    with pytest.raises(ValueError, match=r"of the same images, at least one: got 2, \[1, 1\] and \[1, 1, 4\]"):
+        mean_average_precision([detections(), detections()], labels, boxes, resamples=5)
     with pytest.raises(ValueError, match=r"at least one: got 0, \[0, 1\]"):
         mean_average_precision([], labels[:0], boxes[:0], resamples=5)
-    with pytest.raises(ValueError, match="all 1 say that nothing is there"):
-        mean_average_precision([objects()], labels - 1, boxes, resamples=5)
+    with pytest.raises(ValueError, match="all 1 are padding"):
+        mean_average_precision([detections()], labels - 1, boxes, resamples=5)
     with pytest.raises(ValueError, match="resamples must be at least 1: got 0"):
-        mean_average_precision([objects()], labels, boxes, resamples=0)
+        mean_average_precision([detections()], labels, boxes, resamples=0)

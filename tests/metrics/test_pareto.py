@@ -13,7 +13,7 @@ from omni_lab.metrics.pareto import (
 )
 
 
-def test_the_front_holds_what_nothing_beats() -> None:
+def test_the_front_holds_the_points_that_no_point_dominates() -> None:
     points = [(0.5, 0.8), (0.2, 0.6), (0.3, 0.5), (0.5, 0.7), (1.0, 0.8), (0.9, 0.95)]
     assert pareto_front(points) == [(0.2, 0.6), (0.5, 0.8), (0.9, 0.95)]
     assert pareto_front([]) == []
@@ -59,13 +59,13 @@ def test_the_interval_covers_the_truth() -> None:
     assert hits >= 34
 
 
-def test_needs_leave_the_question_out() -> None:
-    carriers = np.array([[True, False, False, False]] * 3)
-    needed = np.array([[True, True, False, False], [True, False, True, False], [True, False, False, False]])
+def test_required_modalities_without_that_of_the_question() -> None:
+    question_mask = np.array([[True, False, False, False]] * 3)
+    required = np.array([[True, True, False, False], [True, False, True, False], [True, False, False, False]])
     encoded = np.array([[True, True, True, False], [True, False, False, False], [True, False, False, False]])
-    score = required_modality_score(encoded, needed, carriers)
+    score = required_modality_score(encoded, required, question_mask)
     assert score == pytest.approx((1 / 2, 1 / 2, 1 / 2))
-    assert required_modality_score(needed, needed, carriers) == pytest.approx((1.0, 1.0, 1.0))
+    assert required_modality_score(required, required, question_mask) == pytest.approx((1.0, 1.0, 1.0))
 
 
 def test_fronts_are_compared_seed_by_seed() -> None:

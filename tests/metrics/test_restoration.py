@@ -48,11 +48,11 @@ def test_ssim_is_that_of_scikit_image() -> None:
     assert float(psnr_ssim(restored, whole).ssim) == pytest.approx(everywhere.mean(), abs=1e-3)
 
 
-@pytest.mark.parametrize("how", INPAINT_BASELINES)
-def test_fills_keep_what_is_kept_and_never_look_into_the_hole(how: str) -> None:
+@pytest.mark.parametrize("method", INPAINT_BASELINES)
+def test_inpainting_leaves_kept_pixels_and_never_reads_the_hole(method: str) -> None:
     picture, kept = slope()
     other, whole = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8), torch.ones(32, 32, dtype=torch.bool)
-    filled = inpaint_baseline(torch.stack([picture, picture * kept, other]), torch.stack([kept, kept, whole]), how)
+    filled = inpaint_baseline(torch.stack([picture, picture * kept, other]), torch.stack([kept, kept, whole]), method)
     assert filled.shape == (3, 3, 32, 32) and filled.dtype == torch.float32
     assert filled.min() >= 0 and filled.max() <= 1
     assert torch.equal(filled[0], filled[1]), "what stands in the hole does not matter"
@@ -60,11 +60,11 @@ def test_fills_keep_what_is_kept_and_never_look_into_the_hole(how: str) -> None:
     assert torch.equal(filled[2], other.float() / 255), "nothing to fill"
 
 
-def test_fills_by_hand() -> None:
+def test_inpainting_by_hand() -> None:
     picture, kept = slope()
     errors = {
-        how: (inpaint_baseline(picture[None], kept[None], how)[0] - picture.float() / 255)[:, ~kept].abs()
-        for how in INPAINT_BASELINES
+        method: (inpaint_baseline(picture[None], kept[None], method)[0] - picture.float() / 255)[:, ~kept].abs()
+        for method in INPAINT_BASELINES
     }
     assert errors["biharmonic"].max() < 1e-3, "a plane is its own smoothest continuation"
     assert errors["biharmonic"].mean() < errors["telea"].mean() < errors["mean"].mean()
@@ -74,61 +74,63 @@ def test_fills_by_hand() -> None:
     assert inpaint_baseline(two, middle, "mean")[0, :, ~middle[0]].unique().item() == pytest.approx(50 / 255)
 
 
-def test_what_cannot_be_restored_is_named() -> None:
+def test_wrong_input_is_named() -> None:
     picture, kept = slope()
-    with pytest.raises(ValueError, match=r"how must be one of \('mean', 'biharmonic', 'telea'\): got 'magic'"):
+    with pytest.raises(ValueError, match=r"method must be one of \('mean', 'biharmonic', 'telea'\): got 'magic'"):
         inpaint_baseline(picture[None], kept[None], "magic")
     with pytest.raises(ValueError, match=r"got torch.uint8 \[1, 3, 32, 32\] and \[2, 32, 32\]"):
         inpaint_baseline(picture[None], torch.stack([kept, kept]), "mean")
-    with pytest.raises(ValueError, match=r"nothing is left of \[1\]"):
+    with pytest.raises(ValueError, match=r"it keeps none of \[1\]"):
         inpaint_baseline(torch.stack([picture, picture]), torch.stack([kept, torch.zeros_like(kept)]), "mean")
     whole = torch.rand(2, 3, 16, 16)
     with pytest.raises(ValueError, match=r"got \[1, 3, 16, 16\] and \[2, 3, 16, 16\]"):
         psnr_ssim(whole[:1], whole)
-    with pytest.raises(ValueError, match=r"H and W at least 11: got \[2, 3, 8, 8\]"):
+    with pytest.raises(ValueError, match=r"sides at least 11: got \[2, 3, 8, 8\]"):
         psnr_ssim(whole[..., :8, :8], whole[..., :8, :8])
     with pytest.raises(ValueError, match=r"restored must be in \[0, 1\]: got 0 to 255"):
         psnr_ssim(torch.tensor([0.0, 255.0]).repeat(1, 3, 16, 8), whole[:1])
 
 
-@pytest.mark.parametrize("how", DENOISE_BASELINES)
-def test_smoothing_takes_noise_away_and_leaves_what_is_flat(how: str) -> None:
+@pytest.mark.parametrize("method", DENOISE_BASELINES)
+def test_denoising_removes_noise_and_leaves_flat_images(method: str) -> None:
     torch.manual_seed(0)
     flat = torch.full((2, 3, 32, 32), 120, dtype=torch.uint8)
     flat[1, 0] = 40
     noisy = (flat + 30 * torch.randn(2, 3, 32, 32)).clamp(0, 255).to(torch.uint8)
-    for strength in DENOISE_BASELINES[how]:
-        kept = denoise_baseline(flat, how, strength)
+    for strength in DENOISE_BASELINES[method]:
+        kept = denoise_baseline(flat, method, strength)
         assert kept.shape == (2, 3, 32, 32) and kept.dtype == torch.float32
         assert torch.allclose(kept, flat / 255, atol=1e-3)
-        assert denoise_baseline(torch.full_like(flat, 255), how, strength).max() <= 1, "white stays white"
-        found = denoise_baseline(noisy, how, strength)
+        assert denoise_baseline(torch.full_like(flat, 255), method, strength).max() <= 1, "white stays white"
+        found = denoise_baseline(noisy, method, strength)
         assert found.min() >= 0 and found.max() <= 1
-        assert torch.allclose(found[1], denoise_baseline(noisy[1:], how, strength)[0], atol=1e-6), (
-            "each picture by itself"
+        assert torch.allclose(found[1], denoise_baseline(noisy[1:], method, strength)[0], atol=1e-6), (
+            "each image by itself"
         )
-    strongest = psnr_ssim(denoise_baseline(noisy, how, DENOISE_BASELINES[how][-1]), flat / 255).psnr
+    strongest = psnr_ssim(denoise_baseline(noisy, method, DENOISE_BASELINES[method][-1]), flat / 255).psnr
     assert (strongest > psnr_ssim(noisy / 255, flat / 255).psnr + 6).all()
 
 
-def test_the_best_smoothing_is_the_best_of_all() -> None:
+def test_tuning_finds_the_best_denoising() -> None:
     slope_ = (torch.arange(32) * 8).to(torch.uint8).expand(2, 3, 32, 32)
     blocks = torch.nn.functional.avg_pool2d(slope_.float(), 4)
     coarse = blocks.repeat_interleave(4, 2).repeat_interleave(4, 3).to(torch.uint8)
     chosen = tune_denoise_baseline(coarse, slope_ / 255)
     best = psnr_ssim(denoise_baseline(coarse, *chosen), slope_ / 255).psnr.mean()
-    for how, strengths in DENOISE_BASELINES.items():
+    for method, strengths in DENOISE_BASELINES.items():
         for strength in strengths:
-            assert psnr_ssim(denoise_baseline(coarse, how, strength), slope_ / 255).psnr.mean() <= best
+            assert psnr_ssim(denoise_baseline(coarse, method, strength), slope_ / 255).psnr.mean() <= best
     assert best > psnr_ssim(coarse / 255, slope_ / 255).psnr.mean() + 3
     gradual = denoise_baseline(coarse, "bicubic", 4)[0, 0, 16, 8:24]
     assert (gradual.diff() > 0).all(), "no steps are left"
 
 
-def test_what_cannot_be_smoothed_is_named() -> None:
+def test_wrong_denoising_is_named() -> None:
     picture = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    for how, strength in (("median", 1.0), ("gaussian", 0.0)):
-        with pytest.raises(ValueError, match=rf"how must be one of .*'bicubic'\], strength above 0: got '{how}' and"):
-            denoise_baseline(picture, how, strength)
-    with pytest.raises(ValueError, match=r"blocks that \[32, 32\] pixels are made of: got 5"):
+    for method, strength in (("median", 1.0), ("gaussian", 0.0)):
+        with pytest.raises(
+            ValueError, match=rf"method must be one of .*'bicubic'\], strength above 0: got '{method}', "
+        ):
+            denoise_baseline(picture, method, strength)
+    with pytest.raises(ValueError, match=r"blocks that divide \[32, 32\] pixels: got 5"):
         denoise_baseline(picture, "bicubic", 5)

@@ -49,12 +49,12 @@ def test_prototypes_are_the_normalised_means_in_label_order() -> None:
 def test_consistency_of_equal_of_noisy_and_of_shuffled_views() -> None:
     known = torch.eye(6, 8)
     perfect = cross_modal_consistency(views(0.0, TEXT, IMAGE, AUDIO), known)
-    assert perfect == (1.0, pytest.approx(1.0), 0.0)
+    assert perfect == (1.0, 0.0)
     noisy = cross_modal_consistency(views(0.6, TEXT, IMAGE, AUDIO), known)
-    assert 0 < noisy.predictions < 1 and 0 < noisy.embeddings < 1
+    assert 0 < noisy.predictions < 1
     given = views(0.0, TEXT, IMAGE)
     shuffled = cross_modal_consistency({TEXT: given[TEXT], IMAGE: given[IMAGE].roll(1, 0)}, known)
-    assert shuffled.predictions == 0 and shuffled.embeddings == pytest.approx(0.0)
+    assert shuffled.predictions == 0
 
 
 def test_consistency_asks_for_agreement_and_not_for_truth() -> None:

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from omni_lab.metrics.bootstrap import bootstrap_interval, proportion, proportion_interval
+from omni_lab.metrics.bootstrap import bootstrap_interval, proportion
 from omni_lab.metrics.text import bleu, bleu_gain, chrf, error_rate, error_ratio
 
-WRITTEN = ["a frog left of a key", "two frogs and a bus", "a red rose", "a key"]
-KNOWN = [
+PREDICTIONS = ["a frog left of a key", "two frogs and a bus", "a red rose", "a key"]
+REFERENCES = [
     ["a frog left of a key", "a key right of a frog"],
     ["a bus and two frogs", "two frogs and one bus"],
     ["a red rose above a bus", "a bus below a red rose"],
@@ -33,8 +33,8 @@ def test_bleu_by_hand() -> None:
 def test_bleu_is_that_of_torchmetrics_and_of_sacrebleu() -> None:
     from torchmetrics.text import SacreBLEUScore
 
-    expected = float(SacreBLEUScore(tokenize="13a", lowercase=True)(WRITTEN, KNOWN))
-    found = bleu(WRITTEN, KNOWN, "en", resamples=500)
+    expected = float(SacreBLEUScore(tokenize="13a", lowercase=True)(PREDICTIONS, REFERENCES))
+    found = bleu(PREDICTIONS, REFERENCES, "en", resamples=500)
     assert found.value == pytest.approx(expected) and 0 <= found.low < found.value < found.high <= 1
     # of references as near in length the shorter one counts, wherever it stands
     for known in (["a b c d", "a b c d e f"], ["a b c d e f", "a b c d"]):
@@ -42,21 +42,23 @@ def test_bleu_is_that_of_torchmetrics_and_of_sacrebleu() -> None:
 
 
 def test_the_interval_of_bleu_follows_groups() -> None:
-    alone = bleu(WRITTEN, KNOWN, "en", resamples=500)
-    copies = bleu(WRITTEN * 5, KNOWN * 5, "en", groups=np.tile(np.arange(4), 5), resamples=500)
+    alone = bleu(PREDICTIONS, REFERENCES, "en", resamples=500)
+    copies = bleu(PREDICTIONS * 5, REFERENCES * 5, "en", groups=np.tile(np.arange(4), 5), resamples=500)
     assert copies == pytest.approx(alone), "five copies of four texts are still four"
-    careless = bleu(WRITTEN * 5, KNOWN * 5, "en", resamples=500)
+    careless = bleu(PREDICTIONS * 5, REFERENCES * 5, "en", resamples=500)
     assert careless.value == pytest.approx(alone.value) and careless.low > alone.low + 0.05
 
 
-def test_gain_is_paired() -> None:
-    others = ["a frog right of a key", *WRITTEN[1:]]
-    same = bleu_gain(WRITTEN, WRITTEN, KNOWN, "en", resamples=100)
+def test_the_gain_is_paired() -> None:
+    others = ["a frog right of a key", *PREDICTIONS[1:]]
+    same = bleu_gain(PREDICTIONS, PREDICTIONS, REFERENCES, "en", resamples=100)
     assert same == (0.0, 0.0, 0.0), "the same texts gain nothing, in any draw"
-    better = bleu_gain(WRITTEN, others, KNOWN, "en", resamples=500)
-    expected = bleu(WRITTEN, KNOWN, "en", resamples=1).value - bleu(others, KNOWN, "en", resamples=1).value
+    better = bleu_gain(PREDICTIONS, others, REFERENCES, "en", resamples=500)
+    expected = (
+        bleu(PREDICTIONS, REFERENCES, "en", resamples=1).value - bleu(others, REFERENCES, "en", resamples=1).value
+    )
     assert better.value == pytest.approx(expected) and better.value > 0 and better.low <= better.value <= better.high
-    worse = bleu_gain(others, WRITTEN, KNOWN, "en", resamples=500)
+    worse = bleu_gain(others, PREDICTIONS, REFERENCES, "en", resamples=500)
     assert worse.value == -better.value and worse.interval == pytest.approx((-better.high, -better.low))
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice([*"abcde"], 8)) for _ in range(40)]
@@ -79,10 +81,12 @@ def test_chrf_is_that_of_torchmetrics_where_it_counts_what_was_missed() -> None:
     from torchmetrics.text import CHRFScore
 
     metric = CHRFScore(n_word_order=0, lowercase=True)
-    found = chrf(WRITTEN, KNOWN, resamples=300)
-    assert found.value == pytest.approx(float(metric(WRITTEN, KNOWN))) and found.low < found.value < found.high
-    missed = chrf(["", *WRITTEN[1:]], KNOWN, resamples=10)
-    assert missed.value < chrf(WRITTEN[1:], KNOWN[1:], resamples=10).value - 0.05, "to write nothing is not free"
+    found = chrf(PREDICTIONS, REFERENCES, resamples=300)
+    assert found.value == pytest.approx(float(metric(PREDICTIONS, REFERENCES))) and found.low < found.value < found.high
+    missed = chrf(["", *PREDICTIONS[1:]], REFERENCES, resamples=10)
+    assert missed.value < chrf(PREDICTIONS[1:], REFERENCES[1:], resamples=10).value - 0.05, (
+        "to write nothing is not free"
+    )
 
 
 def test_error_rates_by_hand() -> None:
@@ -96,7 +100,7 @@ def test_error_rates_by_hand() -> None:
     assert error_rate(["a b c d"], ["a"], unit="word", resamples=1).value == 3.0, "more can be wrong than there is"
     assert error_rate(["x", "a"], ["", "a"], unit="word", resamples=1).value == 1.0, "of nothing, something"
     none = error_rate(["a b"] * 30, ["a b"] * 30, unit="word", resamples=10)
-    assert none.value == none.low == 0 and none.high == pytest.approx(1 - 0.025 ** (1 / 30)), "as in `share`"
+    assert none.value == none.low == 0 and none.high == pytest.approx(1 - 0.025 ** (1 / 30)), "as in `proportion`"
     errors, lengths = np.array([1.0, 0.0, 2.0]), np.array([2, 2, 2])
     three = error_rate(["a x", "a b", "x y"], ["a b"] * 3, unit="word", resamples=200)
     assert three.interval == pytest.approx(bootstrap_interval(errors / lengths, np.arange(3), resamples=200))
@@ -115,17 +119,17 @@ def test_the_ratio_of_errors_is_paired() -> None:
     assert none.value == 2.0 and none.interval == (0.0, 4.0), "one against half an error; at most two"
 
 
-def test_shares() -> None:
+def test_proportions() -> None:
     hits, groups = np.array([1.0, 1.0, 0.0, 1.0]), np.array([0, 0, 1, 1])
     found = proportion(hits, groups, resamples=100)
-    assert found.value == 0.75 and found.interval == proportion_interval(hits, groups, resamples=100)
-    assert proportion(hits, resamples=100).interval == proportion_interval(hits, np.arange(4), resamples=100)
+    assert found.value == 0.75 and found.interval == bootstrap_interval(hits, groups, resamples=100)
+    assert proportion(hits, resamples=100).interval == bootstrap_interval(hits, np.arange(4), resamples=100)
     assert proportion(np.ones(30), resamples=10).low == pytest.approx(0.025 ** (1 / 30))
     with pytest.raises(ValueError, match="hits must not be empty"):
         proportion(np.array([]), resamples=10)
 
 
-def test_what_cannot_be_measured_is_named() -> None:
+def test_wrong_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"language must be one of \['en', 'de', 'zh'\]: got 'fr'"):
         bleu(["a"], [["a"]], "fr", resamples=10)
     with pytest.raises(ValueError, match="equally many texts, at least one: got 2 and 1"):
@@ -134,7 +138,7 @@ def test_what_cannot_be_measured_is_named() -> None:
         bleu_gain(["a", "b"], ["a"], [["a"], ["b"]], "en", resamples=10)
     with pytest.raises(ValueError, match="equally many texts, at least one: got 0 and 0"):
         chrf([], [], resamples=10)
-    with pytest.raises(ValueError, match=r"one or more texts for each text written: not so at \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"one or more texts for each prediction: not so at \[1, 2\]"):
         chrf(["a", "b", "c"], [["a"], "b", []], resamples=10)
     with pytest.raises(ValueError, match=r"unit must be one of \('character', 'word'\): got 'letter'"):
         error_rate(["a"], ["a"], unit="letter", resamples=10)

@@ -20,7 +20,7 @@ MakeBatch = Callable[..., OmniBatch]
 
 @pytest.fixture(scope="session")
 def routed() -> OmniModel:
-    """Two layers, gates that are not at rest, early exits for pictures, clips and sounds."""
+    """Two layers, random gates, early exits for image, audio and video."""
     tiny = TINY_WORLD.model
     config = replace(
         tiny,
@@ -41,15 +41,15 @@ def make_batch() -> MakeBatch:
     def make(
         size: int, *, seed: int = 0, share: bool = False, missing: float = 0.0, lengths: bool = False
     ) -> OmniBatch:
-        """missing: the chance of each modality to be absent from a sample. share: half as many entries as samples, of
-        all but the text. lengths: texts and sounds of different lengths."""
+        """missing: probability of each modality to be absent from a sample. share: half as many entries as samples,
+        but for text. lengths: texts and waveforms of different lengths."""
         rng = torch.Generator().manual_seed(seed)
         present = torch.rand(size, 4, generator=rng) >= missing
         present[~present.any(dim=1), 0] = True
         rows = torch.arange(size)
         entries = {TEXT: size} | {m: max(1, size // 2) if share else size for m in (IMAGE, AUDIO, VIDEO)}
         words = torch.randint(2, 7, (size,), generator=rng) if lengths else torch.full((size,), 6)
-        sound = torch.randint(1, 7, (entries[AUDIO],), generator=rng) if lengths else torch.full((entries[AUDIO],), 6)
+        waves = torch.randint(1, 7, (entries[AUDIO],), generator=rng) if lengths else torch.full((entries[AUDIO],), 6)
         values = {
             TEXT: torch.randint(50, (size, 6), generator=rng),
             IMAGE: torch.randint(256, (entries[IMAGE], 3, 64, 64), generator=rng).to(torch.uint8),
@@ -59,7 +59,7 @@ def make_batch() -> MakeBatch:
         masks = {
             TEXT: torch.arange(6) < words[:, None],
             IMAGE: torch.ones(entries[IMAGE], 1).bool(),
-            AUDIO: torch.arange(6 * 1920) < 1920 * sound[:, None],
+            AUDIO: torch.arange(6 * 1920) < 1920 * waves[:, None],
             VIDEO: torch.ones(entries[VIDEO], 4).bool(),
         }
         inputs = {

@@ -6,8 +6,8 @@ import torch
 from omni_lab.batch import Modality
 from omni_lab.evaluation.flops import build_cost_model, count_flops
 from omni_lab.model import OmniModel
-from omni_lab.routing.cost import CostModel, block_flops, path_flops
-from omni_lab.routing.route import ComputeLevel
+from omni_lab.routing.cost import CostModel
+from omni_lab.routing.route import ComputeLevel, CrossModalPath, RouteSpace
 from tests.routing.conftest import MakeBatch
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
@@ -18,12 +18,16 @@ def costs(routed: OmniModel) -> CostModel:
     return build_cost_model(routed, frames=4)
 
 
-def test_a_path_by_hand() -> None:
-    q, k, d = torch.tensor([3.0]), torch.tensor([5.0]), 16
+def test_a_path_and_a_block_by_hand() -> None:
+    tokens, d = torch.tensor([[3, 5, 0, 0]]), 16
+    space = RouteSpace((TEXT, IMAGE), (CrossModalPath(TEXT, IMAGE),), depth=2)
+    plain, gated = (CostModel(torch.zeros(4, 3, 3), d, 8, 2, gated, {}, 1) for gated in (False, True))
     macs = 3 * d * d + 2 * 5 * d * d + 2 * 3 * 5 * d + 3 * d * d
-    assert path_flops(q, k, d).item() == 2 * macs
-    assert path_flops(q, k, d, gated=True).item() == 2 * (macs + 2 * d)
-    assert block_flops(q, d, 8).item() == 2 * (4 * 3 * d * d + 2 * 9 * d + 2 * 3 * d * 8)
+    assert plain.path_flops(space, tokens).tolist() == [[2 * macs]]
+    assert gated.path_flops(space, tokens).tolist() == [[2 * (macs + 2 * d)]]
+    block = 2 * (4 * 3 * d * d + 2 * 9 * d + 2 * 3 * d * 8)
+    assert plain.block_flops(space, TEXT, tokens[:, 0]).item() == 2 * block, "two layers"
+    assert plain.block_flops(space, IMAGE, tokens[:, 1]).item() == 0, "it attends to nothing"
 
 
 def test_every_single_path_costs_what_it_executes(routed: OmniModel, make_batch: MakeBatch, costs: CostModel) -> None:
@@ -66,11 +70,11 @@ def test_the_length_of_each_sample_counts(routed: OmniModel, make_batch: MakeBat
     assert flops[order[0]] < flops[order[-1]]
 
 
-def test_a_controller_adds_its_own_cost(routed: OmniModel, make_batch: MakeBatch) -> None:
+def test_a_router_adds_its_own_cost(routed: OmniModel, make_batch: MakeBatch) -> None:
     batch = make_batch(2)
     route = routed.space.dense(batch.present)
-    plain, watched = (build_cost_model(routed, frames=4, router_flops=flops) for flops in (0.0, 500.0))
-    without, with_it = (c(routed.space, route, c.count_tokens(batch)) for c in (plain, watched))
+    plain, routed_costs = (build_cost_model(routed, frames=4, router_flops=flops) for flops in (0.0, 500.0))
+    without, with_it = (c(routed.space, route, c.count_tokens(batch)) for c in (plain, routed_costs))
     assert (with_it.total - without.total).tolist() == pytest.approx([500.0, 500.0])
     assert with_it.router.tolist() == [500.0, 500.0]
 
@@ -78,5 +82,5 @@ def test_a_controller_adds_its_own_cost(routed: OmniModel, make_batch: MakeBatch
 def test_skipping_saves_and_an_early_exit_saves_less(costs: CostModel) -> None:
     n = torch.tensor([6])
     for modality in (IMAGE, AUDIO, VIDEO):
-        skip, light, full = (costs.encoder_flops(modality, level, n).item() for level in ComputeLevel)
-        assert 0 == skip < light < full, modality
+        skip, early, full = (costs.encoder_flops(modality, level, n).item() for level in ComputeLevel)
+        assert 0 == skip < early < full, modality

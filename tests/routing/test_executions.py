@@ -1,5 +1,4 @@
-"""masked, gathered and packed agree, whatever the route, whoever is present, however long; and what is closed costs
-nothing."""
+"""masked, gathered and packed agree for any route, presence and lengths; and what a route skips costs nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from omni_lab.routing.router import Router
 from tests.routing.conftest import MakeBatch
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
-WORKS = packed.is_packed_supported
+IS_SUPPORTED = packed.is_packed_supported
 
 
 def padded_kernel(
@@ -102,7 +101,7 @@ def test_each_sample_gets_its_own_route(routed: OmniModel, make_batch: MakeBatch
     batch = make_batch(12, missing=0.2)
     rng = torch.Generator().manual_seed(3)
     route = routed.space.sample(batch.present, generator=rng)
-    assert route.distinct >= 10
+    assert route.num_distinct >= 10
     together = routed(batch, route=route).head_outputs["answer"]
     for i in range(len(batch)):
         lone = batch
@@ -127,7 +126,7 @@ def counted(module: nn.Module, name: str = "forward") -> list[int]:
 
 
 @pytest.mark.parametrize("execution", ["gathered", "packed"])
-def test_what_is_closed_is_not_called(make_batch: MakeBatch, routed: OmniModel, execution: str) -> None:
+def test_what_a_route_skips_is_not_called(make_batch: MakeBatch, routed: OmniModel, execution: str) -> None:
     import copy
 
     model = copy.deepcopy(routed)
@@ -136,40 +135,40 @@ def test_what_is_closed_is_not_called(make_batch: MakeBatch, routed: OmniModel, 
     levels[0, IMAGE.column] = ComputeLevel.SKIP
     levels[1, IMAGE.column] = ComputeLevel.EARLY_EXIT
     levels[:, VIDEO.column] = ComputeLevel.SKIP
-    opened = torch.zeros(4, 2, len(model.space.paths), dtype=torch.bool)
-    listens = [str(path) for path in model.space.paths].index("text_from_image")
-    opened[2:, 0, listens] = True
-    full, light = counted(model.encoders["image"]), counted(model.encoders["image"], "forward_early_exit")
+    path_mask = torch.zeros(4, 2, len(model.space.paths), dtype=torch.bool)
+    from_image = [str(path) for path in model.space.paths].index("text_from_image")
+    path_mask[2:, 0, from_image] = True
+    full, early = counted(model.encoders["image"]), counted(model.encoders["image"], "forward_early_exit")
     video = counted(model.encoders["video"])
     layers = model.fusion.layers
     first, second = (counted(layer.cross["text_from_image"].attention.query) for layer in layers)  # type: ignore[union-attr]
     keys = counted(layers[0].cross["text_from_image"].attention.key)  # type: ignore[index,union-attr]
-    model(batch, route=model.space.project(levels, opened, batch.present), execution=execution)
-    assert (full, light, video) == ([2], [1], [])
+    model(batch, route=model.space.project(levels, path_mask, batch.present), execution=execution)
+    assert (full, early, video) == ([2], [1], [])
     tokens = {"gathered": [2], "packed": [2 * 6]}[execution]
     assert first == tokens and second == []
     assert keys == {"gathered": [2], "packed": [2 * 16]}[execution]
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_question_is_heard_once(routed: OmniModel, make_batch: MakeBatch, seed: int) -> None:
-    """What the controller had to hear is not encoded again; only then does the cost model tell what was executed."""
+def test_a_question_is_encoded_once(routed: OmniModel, make_batch: MakeBatch, seed: int) -> None:
+    """What the router read is not encoded again; only then does the cost model tell what was executed."""
     batch = make_batch(5, seed=seed, missing=0.4, share=seed % 2 == 0)
-    controller = Router(routed.space, width=16, hidden=8)
+    router = Router(routed.space, dim=16, hidden_dim=8)
     torch.manual_seed(seed)
-    nn.init.normal_(controller.logit_head.weight, std=2.0)
-    route, question = routed.select_route(controller, batch)
+    nn.init.normal_(router.logit_head.weight, std=2.0)
+    route, question = routed.select_route(router, batch)
     assert question.keys() == {m for m in Modality if routed.space.question_mask(batch.present)[:, m.column].any()}
     plain = routed(batch, route=route).head_outputs["answer"]
     assert torch.allclose(routed(batch, route=route, precomputed=question).head_outputs["answer"], plain, atol=1e-5)
-    costs = build_cost_model(routed, frames=4, router_flops=controller.flops)
+    costs = build_cost_model(routed, frames=4, router_flops=router.flops)
     alone = make_batch(1, seed=seed, missing=0.4)
 
     def whole() -> None:
-        route, question = routed.select_route(controller, alone)
+        route, question = routed.select_route(router, alone)
         routed(alone, route=route, precomputed=question)
 
-    expected = costs(routed.space, routed.select_route(controller, alone)[0], costs.count_tokens(alone)).total.item()
+    expected = costs(routed.space, routed.select_route(router, alone)[0], costs.count_tokens(alone)).total.item()
     assert count_flops(whole) == pytest.approx(expected, rel=0.01)
 
 
@@ -182,7 +181,7 @@ def test_a_broken_sample_does_not_disturb_the_rest(
     answers = routed(batch, route=route).head_outputs["answer"]
     assert torch.isnan(answers[1]).any()
     assert torch.isfinite(answers[[0, 2, 3]]).all()
-    assert [r.message for r in caplog.records] == ["the answer head says nothing finite of 1 ('1')"]
+    assert [r.message for r in caplog.records] == ["non-finite output of the answer head for 1 ('1')"]
 
 
 def test_a_route_to_an_absent_modality_is_named(routed: OmniModel, make_batch: MakeBatch) -> None:
@@ -195,24 +194,22 @@ def test_a_route_to_an_absent_modality_is_named(routed: OmniModel, make_batch: M
     with pytest.raises(RouteError, match="sample '2' opens text_from_video in layer 1"):
         routed(batch, route=route)
     short = routed.space.dense(batch.present).select(torch.tensor([0, 1]))
-    with pytest.raises(RouteError, match="route for 2 samples and 2 layers: expected 3 samples and 2 layers"):
+    with pytest.raises(RouteError, match="route for 2 samples, 2 layers: expected 3 and 2"):
         routed(batch, route=short)
 
 
-def test_without_a_kernel_packed_says_so_once_and_gathers(
+def test_without_a_kernel_packed_warns_once_and_gathers(
     routed: OmniModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cross_modal, "is_packed_supported", WORKS)
+    monkeypatch.setattr(cross_modal, "is_packed_supported", IS_SUPPORTED)
     monkeypatch.setattr(cross_modal, "packed_layer", lambda *a: pytest.fail("packed without a kernel"))
-    packed._say_once.cache_clear()
+    packed._warn_once.cache_clear()
     batch = make_batch(3)
     route = routed.space.sample(batch.present, generator=torch.Generator().manual_seed(0))
     gathered = routed(batch, route=route).head_outputs["answer"]
     for _ in range(2):
         assert torch.equal(routed(batch, route=route, execution="packed").head_outputs["answer"], gathered)
-    assert [r.message for r in caplog.records] == [
-        "packed execution wants variable-length attention, and that a CUDA device: gathering instead"
-    ]
+    assert [r.message for r in caplog.records] == ["packed execution needs a CUDA device: running gathered instead"]
 
 
 def test_an_unknown_execution_is_an_error(routed: OmniModel, make_batch: MakeBatch) -> None:

@@ -20,35 +20,35 @@ SMALL = RouteSpace(
 BOTH = torch.tensor([[True, True, False, False]])
 
 
-def wishes(levels: list[float], opened: list[float]) -> RouterLogits:
-    """Logits for the levels of the picture, and for the two paths."""
+def logits_of(levels: list[float], paths: list[float]) -> RouterLogits:
+    """Logits for the levels of the image, and for the two paths."""
     table = torch.zeros(1, 4, 3)
     table[0, IMAGE.column] = torch.tensor(levels)
-    return RouterLogits(table, torch.tensor(opened)[None, None])
+    return RouterLogits(table, torch.tensor(paths)[None, None])
 
 
 def test_all_routes_add_up_to_one() -> None:
-    """Every combination of decisions, with the probability the controller gives it."""
-    controller = Router(SMALL, width=4)
-    wished = wishes([0.3, -0.2, 1.0], [0.5, -1.0])
+    """Every combination of decisions, with the probability that the router gives it."""
+    router = Router(SMALL, dim=4)
+    logits = logits_of([0.3, -0.2, 1.0], [0.5, -1.0])
     totals: dict[tuple[int, ...], float] = {}
     for level in ComputeLevel:
         for bits in itertools.product([False, True], repeat=2):
             levels = torch.tensor([[2, int(level), 0, 0]])
-            out = controller.evaluate_actions(wished, levels, torch.tensor(bits)[None, None], BOTH)
+            out = router.evaluate_actions(logits, levels, torch.tensor(bits)[None, None], BOTH)
             key = tuple(out.route.signature()[0].tolist())
             chance = math.exp(out.log_prob.item())
             assert totals.setdefault(key, chance) == pytest.approx(chance), "a route has one probability"
-    assert len(totals) == 1 + 2 * 4, "without the picture no path is a decision"
+    assert len(totals) == 1 + 2 * 4, "without the image no path is a decision"
     assert sum(totals.values()) == pytest.approx(1.0)
 
 
-def test_draws_are_as_likely_as_they_say() -> None:
-    controller = Router(SMALL, width=4)
-    single = wishes([0.3, -0.2, 1.0], [0.5, -1.0])
+def test_samples_are_as_likely_as_they_say() -> None:
+    router = Router(SMALL, dim=4)
+    single = logits_of([0.3, -0.2, 1.0], [0.5, -1.0])
     many = RouterLogits(single.level_logits.expand(20_000, -1, -1), single.path_logits.expand(20_000, -1, -1))
     present = BOTH.expand(20_000, -1)
-    out = controller.sample(many, present, generator=torch.Generator().manual_seed(0))
+    out = router.sample(many, present, generator=torch.Generator().manual_seed(0))
     keys, index, counts = out.route.signature().unique(dim=0, return_inverse=True, return_counts=True)
     for i in range(len(keys)):
         expected = out.log_prob[index == i][0].exp().item()
@@ -56,8 +56,8 @@ def test_draws_are_as_likely_as_they_say() -> None:
 
 
 def test_the_likeliest_is_chosen_greedily() -> None:
-    controller = Router(SMALL, width=4)
-    route = controller.greedy(wishes([0.0, 2.0, 1.0], [0.1, -0.1]), BOTH)
+    router = Router(SMALL, dim=4)
+    route = router.greedy(logits_of([0.0, 2.0, 1.0], [0.1, -0.1]), BOTH)
     assert route.encoder_levels[0].tolist() == [
         ComputeLevel.FULL,
         ComputeLevel.EARLY_EXIT,
@@ -67,16 +67,16 @@ def test_the_likeliest_is_chosen_greedily() -> None:
     assert SMALL.path_mask(route)[0, 0].tolist() == [True, False]
 
 
-def test_the_question_is_always_heard_in_full(routed: OmniModel, make_batch: MakeBatch) -> None:
+def test_the_question_is_always_encoded_in_full(routed: OmniModel, make_batch: MakeBatch) -> None:
     batch = make_batch(40, missing=0.5)
     present, space = batch.present, routed.space
     route = space.sample(present, generator=torch.Generator().manual_seed(0))
-    carriers = space.question_mask(present)
-    assert (carriers.sum(1) == 1).all() and (carriers <= present).all()
-    assert (route.encoder_levels[carriers] == ComputeLevel.FULL).all()
-    assert (carriers[present[:, TEXT.column], TEXT.column]).all(), "a text, where there is one"
+    question_mask = space.question_mask(present)
+    assert (question_mask.sum(1) == 1).all() and (question_mask <= present).all()
+    assert (route.encoder_levels[question_mask] == ComputeLevel.FULL).all()
+    assert (question_mask[present[:, TEXT.column], TEXT.column]).all(), "a text, where there is one"
     spoken = ~present[:, TEXT.column] & present[:, AUDIO.column]
-    assert spoken.any() and carriers[spoken, AUDIO.column].all()
+    assert spoken.any() and question_mask[spoken, AUDIO.column].all()
     space.check(route, present, batch.ids)
 
 
@@ -85,55 +85,55 @@ def test_a_sample_with_one_modality_has_one_route(routed: OmniModel) -> None:
     routes = [routed.space.sample(alone, generator=torch.Generator().manual_seed(s)) for s in range(20)]
     assert len({tuple(r.signature()[0].tolist()) for r in routes}) == 1
     assert not routed.space.path_mask(routes[0]).any()
-    controller = Router(routed.space, width=16)
-    decided = controller.sample(controller({IMAGE: torch.randn(1, 16)}, alone), alone)
+    router = Router(routed.space, dim=16)
+    decided = router.sample(router({IMAGE: torch.randn(1, 16)}, alone), alone)
     assert decided.log_prob.item() == decided.entropy.item() == 0.0
 
 
-def test_a_penalty_belongs_to_a_conditioned_controller(routed: OmniModel) -> None:
+def test_a_penalty_belongs_to_a_conditioned_router(routed: OmniModel) -> None:
     question, present, penalty = {TEXT: torch.randn(2, 16)}, torch.ones(2, 4, dtype=torch.bool), torch.rand(2)
-    plain, conditioned = Router(routed.space, width=16), Router(routed.space, width=16, conditioned=True)
-    with pytest.raises(ValueError, match="trained under one penalty"):
+    plain, conditioned = Router(routed.space, dim=16), Router(routed.space, dim=16, penalty_conditioned=True)
+    with pytest.raises(ValueError, match="trained with one penalty"):
         plain(question, present, penalty)
-    with pytest.raises(ValueError, match="trained under one penalty: it cannot follow .* a budget"):
+    with pytest.raises(ValueError, match="trained with one penalty: it takes neither .* a budget"):
         plain.penalty_for_budget(0.5)
-    with pytest.raises(ValueError, match="it wants a penalty"):
+    with pytest.raises(ValueError, match="conditioned on a penalty: pass one"):
         conditioned(question, present)
-    with pytest.raises(ValueError, match="not known yet: train it"):
+    with pytest.raises(ValueError, match="not measured yet: train it"):
         conditioned.penalty_for_budget(0.5)
 
 
 def test_a_budget_finds_its_penalty(routed: OmniModel) -> None:
-    controller = Router(routed.space, width=16, conditioned=True)
-    controller.costs.copy_(torch.tensor([0.9, 0.8, 0.82, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]))
-    known = penalty_knots()
-    assert known[[0, -1]].tolist() == pytest.approx([0.0125, 3.2])
-    assert controller.penalty_for_budget(0.5) == pytest.approx(known[4].item(), rel=1e-4)
-    assert controller.penalty_for_budget(0.1) == pytest.approx(3.2, rel=1e-4)
-    between = controller.penalty_for_budget(0.35)
-    assert between == pytest.approx((known[5] * known[6]).sqrt().item(), rel=1e-4), "half-way, on a logarithmic scale"
-    assert controller.penalty_for_budget(1.0) == pytest.approx(0.0125, rel=1e-4), "it never spends that much"
+    router = Router(routed.space, dim=16, penalty_conditioned=True)
+    router.costs.copy_(torch.tensor([0.9, 0.8, 0.82, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]))
+    knots = penalty_knots()
+    assert knots[[0, -1]].tolist() == pytest.approx([0.0125, 3.2])
+    assert router.penalty_for_budget(0.5) == pytest.approx(knots[4].item(), rel=1e-4)
+    assert router.penalty_for_budget(0.1) == pytest.approx(3.2, rel=1e-4)
+    between = router.penalty_for_budget(0.35)
+    assert between == pytest.approx((knots[5] * knots[6]).sqrt().item(), rel=1e-4), "half-way, on a logarithmic scale"
+    assert router.penalty_for_budget(1.0) == pytest.approx(0.0125, rel=1e-4), "it never spends that much"
     for unmet in (0.05, math.nan):
         with pytest.raises(ValueError, match=f"no penalty meets a budget of {unmet} .*: the least is 0.100"):
-            controller.penalty_for_budget(unmet)
+            router.penalty_for_budget(unmet)
 
 
-def test_a_conditioned_controller_hears_its_penalty(routed: OmniModel) -> None:
-    """A knot has weights of its own; between two, both count by how near they are; beyond the ends nothing changes."""
-    controller = Router(routed.space, width=16, conditioned=True)
-    torch.nn.init.normal_(controller.logit_head.weight)
+def test_a_conditioned_router_reads_its_penalty(routed: OmniModel) -> None:
+    """A knot has weights of its own; between two they are interpolated; beyond the ends nothing changes."""
+    router = Router(routed.space, dim=16, penalty_conditioned=True)
+    torch.nn.init.normal_(router.logit_head.weight)
     question, present = {TEXT: torch.randn(1, 16)}, torch.ones(1, 4, dtype=torch.bool)
 
     def hidden(penalty: torch.Tensor) -> torch.Tensor:
         inputs = []
-        hook = controller.penalty_gain.register_forward_hook(lambda _, given, out: inputs.append(given[0]))
-        controller(question, present, penalty[None])
+        hook = router.penalty_gain.register_forward_hook(lambda _, args, output: inputs.append(args[0]))
+        router(question, present, penalty[None])
         hook.remove()
         return inputs[0][0]
 
-    known = penalty_knots()
-    assert torch.allclose(hidden(known[3]), torch.eye(9)[3], atol=1e-5)
-    assert torch.allclose(hidden((known[3] * known[4]).sqrt()), (torch.eye(9)[3] + torch.eye(9)[4]) / 2, atol=1e-5)
+    knots = penalty_knots()
+    assert torch.allclose(hidden(knots[3]), torch.eye(9)[3], atol=1e-5)
+    assert torch.allclose(hidden((knots[3] * knots[4]).sqrt()), (torch.eye(9)[3] + torch.eye(9)[4]) / 2, atol=1e-5)
     assert torch.equal(hidden(torch.tensor(100.0)), torch.eye(9)[8])
 
 
@@ -149,12 +149,12 @@ def test_advantages_by_hand() -> None:
 
 
 def test_the_gradient_is_that_of_the_expected_reward() -> None:
-    """Two paths; what a route is worth is known. The mean of many draws' gradients against the exact one."""
-    controller = Router(SMALL, width=4)
-    worth = torch.tensor([0.2, -0.7])  # of each open path
+    """Two paths whose rewards are known. The mean gradient of many samples against the exact one."""
+    router = Router(SMALL, dim=4)
+    value = torch.tensor([0.2, -0.7])  # of each path that runs
 
-    def expected(opened: torch.Tensor) -> torch.Tensor:
-        return (opened.sigmoid() * worth).sum()
+    def expected(logits: torch.Tensor) -> torch.Tensor:
+        return (logits.sigmoid() * value).sum()
 
     logits = torch.tensor([0.4, -0.3], requires_grad=True)
     (exact,) = torch.autograd.grad(expected(logits), logits)
@@ -162,22 +162,20 @@ def test_the_gradient_is_that_of_the_expected_reward() -> None:
     table[:, IMAGE.column] = torch.tensor([-50.0, -50.0, 50.0])
     present = BOTH.expand(4000, -1)
     rng = torch.Generator().manual_seed(0)
-    tried = [
-        controller.sample(RouterLogits(table, logits.expand(4000, 1, 2)), present, generator=rng) for _ in range(8)
-    ]
-    rewards = torch.stack([(SMALL.path_mask(t.route)[:, 0].float() * worth).sum(1) for t in tried])
+    sampled = [router.sample(RouterLogits(table, logits.expand(4000, 1, 2)), present, generator=rng) for _ in range(8)]
+    rewards = torch.stack([(SMALL.path_mask(t.route)[:, 0].float() * value).sum(1) for t in sampled])
     advantages = (rewards - rewards.mean(0)) * 8 / 7  # a baseline that holds the sample itself shrinks the gradient
-    log_probability = torch.stack([t.log_prob for t in tried])
-    loss = policy_loss(log_probability, advantages, torch.zeros_like(rewards), entropy_coef=0.0)
+    log_prob = torch.stack([t.log_prob for t in sampled])
+    loss = policy_loss(log_prob, advantages, torch.zeros_like(rewards), entropy_coef=0.0)
     (found,) = torch.autograd.grad(loss, logits)
     assert torch.allclose(-found, exact, atol=0.006)
 
 
 def test_a_penalty_finds_the_budget() -> None:
-    """Against a world in which the cost falls as the penalty rises."""
+    """The cost falls as the penalty rises."""
     penalty = CostPenalty(weight=0.0, anneal=1, budget=0.3, dual_lr=0.2)
-    for update in range(400):
-        penalty.observe(math.exp(-penalty.at(update)))
+    for step in range(400):
+        penalty.observe(math.exp(-penalty.at(step)))
     assert math.exp(-penalty.weight) == pytest.approx(0.3, abs=0.01)
     growing = CostPenalty(weight=0.5, anneal=10)
     assert [growing.at(u) for u in (0, 4, 9, 99)] == pytest.approx([0.05, 0.25, 0.5, 0.5])

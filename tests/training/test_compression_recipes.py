@@ -17,10 +17,12 @@ from omni_lab.data.collate import collate
 from omni_lab.lightning_modules.qat import LitQAT
 from omni_lab.model import OmniModel
 from omni_lab.routing.router import Router
-from omni_lab.training import compression_recipes as rooms
+from omni_lab.training import compression_recipes as recipes
+from omni_lab.training import fit as fitting
+from omni_lab.training.callbacks import ProgressTable
 from omni_lab.training.checkpoint import weights_digest
 from omni_lab.training.compression_recipes import (
-    PRUNED,
+    GRANULARITIES,
     CompressionRecipe,
     PruningSpec,
     compress,
@@ -43,7 +45,7 @@ FLOAT, INT8 = (PrecisionPolicy.uniform(p) for p in (Precision.FP32, Precision.IN
 
 @pytest.fixture
 def made(world_recipe: Recipe) -> Made:
-    """A routed network that knows nothing yet, its controller, and examples of every modality."""
+    """An untrained network, its router, and examples of every modality."""
     tiny = world_recipe.model
     model = replace(
         tiny,
@@ -58,7 +60,7 @@ def made(world_recipe: Recipe) -> Made:
     chosen = [i for i in range(len(questions)) if questions.present[i].sum() >= 3][:6]
     batch = collate([questions[i] for i in [*chosen, *range(6)]])
     assert {*batch.inputs} == {*Modality}
-    return network, Router(network.model.space, width=model.dim, hidden=8).eval(), batch
+    return network, Router(network.model.space, dim=model.dim, hidden_dim=8).eval(), batch
 
 
 def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
@@ -66,39 +68,39 @@ def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def weights(result: rooms.CompressedModel) -> dict[str, torch.Tensor]:
+def weights(result: recipes.CompressedModel) -> dict[str, torch.Tensor]:
     return {f"{p.name}.{n}": w.detach() for p in result.parts for n, w in p.module.named_parameters()}
 
 
 @pytest.mark.parametrize("ranges", ["average", "learned"])
 def test_a_training_happens_once(made: Made, monkeypatch: pytest.MonkeyPatch, ranges: str) -> None:
-    network, controller, batch = made
+    network, router, batch = made
     before = weights_digest(network.model)
     recipe = CompressionRecipe("int8", INT8, ranges, True, CONFIG)
-    first = compress(recipe, network, controller, batch)
+    first = compress(recipe, network, router, batch)
     assert weights_digest(network.model) == before, "a copy is trained"
-    calibrated = compress(replace(recipe, trained=False), network, controller, batch)
+    calibrated = compress(replace(recipe, trained=False), network, router, batch)
     trained, untrained = weights(first), weights(calibrated)
     changed = {name for name, w in trained.items() if not torch.equal(w, untrained[name])}
     assert first.ranges != calibrated.ranges, "ranges move with the weights, averages as well"
     assert any(n.startswith("encoder.image") for n in changed) and any(n.startswith("path.0") for n in changed)
-    assert not any(n.startswith("controller") for n in changed), "the controller stays"
-    monkeypatch.setattr(rooms._CompressionRun, "round", lambda *args, **kwargs: pytest.fail("trained again"))
-    again = compress(recipe, network, controller, batch)
+    assert not any(n.startswith("router") for n in changed), "the router is frozen"
+    monkeypatch.setattr(recipes._Compressor, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+    again = compress(recipe, network, router, batch)
     assert all(torch.equal(w, trained[n]) for n, w in weights(again).items()) and again.ranges == first.ranges
 
 
 def test_encoders_are_trained_whatever_was_encoded_before(made: Made) -> None:
-    network, controller, batch = made
-    cache_latents_for_routing(network)  # as training a controller does
-    trained = weights(compress(CompressionRecipe("int8", INT8, "average", True, CONFIG), network, controller, batch))
+    network, router, batch = made
+    cache_latents_for_routing(network)  # as training a router does
+    trained = weights(compress(CompressionRecipe("int8", INT8, "average", True, CONFIG), network, router, batch))
     before = dict(network.model.named_parameters())["encoders.image.project.weight"]
     assert not torch.equal(trained["encoder.image.encoder.project.weight"], before)
 
 
 def test_calibration_alone_changes_no_weight(made: Made) -> None:
-    network, controller, batch = made
-    result = compress(CompressionRecipe("int8", INT8, "average", False, CONFIG), network, controller, batch)
+    network, router, batch = made
+    result = compress(CompressionRecipe("int8", INT8, "average", False, CONFIG), network, router, batch)
     expected = {id(w) for w in network.model.parameters()}
     assert result.ranges and all(id(w) not in expected for w in weights(result).values())
     model = dict(network.model.named_parameters())
@@ -106,31 +108,31 @@ def test_calibration_alone_changes_no_weight(made: Made) -> None:
 
 
 def test_an_interrupted_training_ends_alike(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, controller, batch = made
+    network, router, batch = made
     recipe = CompressionRecipe("int8", INT8, "average", True, CONFIG)
-    whole = weights(compress(recipe, network, controller, batch))
+    whole = weights(compress(recipe, network, router, batch))
 
-    class Stop(rooms.ThroughputMeter):
+    class Stop(ProgressTable):
         def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
             super().on_train_batch_end(trainer, *args)
             if trainer.global_step == 2:
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(rooms, "ThroughputMeter", Stop)
+        patched.setattr(fitting, "ProgressTable", Stop)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
-            compress(recipe, network, controller, batch, afresh=True)
-    assert (recipe.work_folder(network, controller) / "round1" / "last.ckpt").exists()
-    again = weights(compress(recipe, network, controller, batch))
+            compress(recipe, network, router, batch, retrain=True)
+    assert (recipe.work_folder(network, router) / "round1" / "last.ckpt").exists()
+    again = weights(compress(recipe, network, router, batch))
     assert all(torch.equal(w, whole[name]) for name, w in again.items())
 
 
-@pytest.mark.parametrize("what", PRUNED)
+@pytest.mark.parametrize("what", GRANULARITIES)
 def test_pruning_goes_on_where_it_stopped(made: Made, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    network, controller, batch = made
+    network, router, batch = made
     recipe = CompressionRecipe("p", FLOAT, "dynamic", True, CONFIG, pruning=PruningSpec(0.5, what, rounds=2, scenes=8))
-    whole = weights(compress(recipe, network, controller, batch))
-    held = {w.data_ptr(): w for n, w in whole.items() if not n.startswith("controller")}.values()
+    whole = weights(compress(recipe, network, router, batch))
+    held = {w.data_ptr(): w for n, w in whole.items() if not n.startswith("router")}.values()
     if what != "weights":
         assert sum(w.numel() for w in held) < 0.8 * sum(w.numel() for w in network.model.parameters())
     else:
@@ -138,42 +140,42 @@ def test_pruning_goes_on_where_it_stopped(made: Made, monkeypatch: pytest.Monkey
         zeros = sum(int((w == 0).sum()) for w in many) / sum(w.numel() for w in many)
         assert zeros == pytest.approx(0.5, abs=0.02)
     after = CompressionRecipe("q", INT8, "average", True, CONFIG, init_from=recipe)
-    quantized = compress(after, network, controller, batch)
-    assert quantized.ranges and quantized.frame.space.pruned_paths == quantized.model.space.pruned_paths
+    quantized = compress(after, network, router, batch)
+    assert quantized.ranges and quantized.spec.space.pruned_paths == quantized.model.space.pruned_paths
     assert len(quantized.metadata) == 3
     for name, w in weights(quantized).items():
         assert w.shape == whole[name].shape
         if what == "weights" and w.ndim > 1:
             assert not w[whole[name] == 0].any(), "what was pruned stays so"
     assert any(not torch.equal(w, whole[name]) for name, w in weights(quantized).items())
-    shutil.rmtree(recipe.work_folder(network, controller) / "round2")
-    first = recipe.work_folder(network, controller) / "round1" / "model.safetensors"
+    shutil.rmtree(recipe.work_folder(network, router) / "round2")
+    first = recipe.work_folder(network, router) / "round1" / "model.safetensors"
     written = first.stat().st_mtime_ns
-    again = weights(compress(recipe, network, controller, batch))
+    again = weights(compress(recipe, network, router, batch))
     assert first.stat().st_mtime_ns == written, "the first round is not made again"
     assert all(torch.equal(w, whole[name]) for name, w in again.items())
     first.write_bytes(first.read_bytes()[:1000])
-    afresh = weights(compress(recipe, network, controller, batch))
+    afresh = weights(compress(recipe, network, router, batch))
     assert all(torch.equal(w, whole[name]) for name, w in afresh.items()), "broken: made again, from the whole model"
 
 
 def test_pruning_once_trains_nothing(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, controller, batch = made
-    monkeypatch.setattr(rooms, "LitQAT", lambda *args, **kwargs: pytest.fail("trained"))
+    network, router, batch = made
+    monkeypatch.setattr(recipes, "LitQAT", lambda *args, **kwargs: pytest.fail("trained"))
     once = CompressionRecipe(
         "o", FLOAT, "dynamic", False, CONFIG, pruning=PruningSpec(0.5, "channels", rounds=1, scenes=8)
     )
-    first = compress(once, network, controller, batch)
+    first = compress(once, network, router, batch)
     assert "history" not in first.metadata[0] and first.metadata[0]["gone"]["shapes"]
     monkeypatch.setattr(PruningSpec, "prune", lambda *args: pytest.fail("pruned again"))
-    again = compress(once, network, controller, batch)
+    again = compress(once, network, router, batch)
     assert same(first.model, again.model)
 
 
 def test_what_is_left_learns_from_the_whole_model(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, controller, batch = made
+    network, router, batch = made
     untrained = CompressionRecipe("t", FLOAT, "dynamic", False, CONFIG)
-    ready = compress(untrained, network, controller, batch)
+    ready = compress(untrained, network, router, batch)
     fake = FakeQuantizer(ready.parts, FLOAT, ranges="dynamic")
     answers = len(network.data.store.answers)
 
@@ -185,9 +187,9 @@ def test_what_is_left_learns_from_the_whole_model(made: Made, monkeypatch: pytes
 
     right, wrong = (torch.eye(answers)[torch.full((len(batch),), place)] for place in (0, 1))
     assert loss(None, right) != loss(None, wrong)
-    assert loss(network.model, right) == loss(network.model, wrong), "labels say nothing"
-    said = network.model(batch).head_outputs["answer"].detach()
-    entropy = -(said.softmax(1) * said.log_softmax(1)).sum(1).mean()
+    assert loss(network.model, right) == loss(network.model, wrong), "labels do not matter"
+    logits = network.model(batch).head_outputs["answer"].detach()
+    entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
     assert torch.allclose(loss(network.model, right, chance=1.0), entropy, atol=1e-4), "dense, it is its own teacher"
 
 

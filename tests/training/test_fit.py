@@ -15,7 +15,7 @@ from omni_lab.config.schema import TrainingConfig
 from omni_lab.data.collate import collate
 from omni_lab.lightning_modules.vqa import LitVQA, answer_loss, random_flips
 from omni_lab.training.checkpoint import CheckpointError, from_blocks, load_model, save_model, to_blocks
-from omni_lab.training.fit import build_trainer, load_or_train, resolve_precision, train
+from omni_lab.training.fit import build_trainer, load_or_train
 from omni_lab.training.recipes import Recipe, get_recipe
 from omni_lab.utils.env import RETRAIN_SINCE_ENV_VAR
 
@@ -55,7 +55,7 @@ def fit(recipe: Recipe, folder: Path, *, stop_after: int | None = None, **overri
 def test_a_training_stopped_and_resumed_ends_with_the_same_bits(
     recipe: Recipe, tmp_path: Path, accumulate: int, stop_after: int
 ) -> None:
-    """Twelve pictures in batches of three: four batches an epoch, four or two updates; dropout and flips are on. A
+    """Twelve images in batches of three: four batches an epoch, four or two updates; dropout and flips are on. A
     checkpoint is written after every update, so the one resumed from is of the update before the stop.
     """
     model = replace(recipe.model, fusion=replace(recipe.model.fusion, dropout=0.2))
@@ -78,11 +78,11 @@ def test_different_seeds_give_different_models(recipe: Recipe, tmp_path: Path) -
 
 
 def test_it_learns_the_tiny_set(recipe: Recipe) -> None:
-    trained = train(replace(recipe, training=replace(recipe.training, epochs=60, checkpoint_every=1000)))
+    trained = load_or_train(replace(recipe, training=replace(recipe.training, epochs=60, checkpoint_every=1000)))
     history = trained.metadata["history"]
     assert len(history) == 60
     assert history[-1]["train loss"] < 0.1 < history[0]["train loss"]
-    assert history[-1]["validation accuracy"] == 1.0, "unseen pictures of the same two shades"
+    assert history[-1]["validation accuracy"] == 1.0, "unseen images of the same two shades"
     assert trained.metadata["samples_per_second"] > 0
 
 
@@ -112,7 +112,7 @@ class Gradients(Callback):
 
 
 def test_the_trainer_accumulates_to_the_update_of_one_batch(recipe: Recipe, tmp_path: Path) -> None:
-    """Twelve pictures with all their questions: in one batch, or in four that are accumulated."""
+    """Twelve images with all their questions: in one batch, or in four that are accumulated."""
     kept = {}
     for scenes, accumulate in ((12, 1), (3, 4)):
         training = replace(recipe.training, accumulate=accumulate, epochs=1, horizontal_flip=False)
@@ -131,7 +131,7 @@ def test_a_resumed_training_keeps_its_logs_and_its_clock(recipe: Recipe) -> None
     folder = recipe.work_folder(data)
     with pytest.raises(RuntimeError, match="plug"):
         fit(recipe, folder, stop_after=6)
-    trained = train(recipe)
+    trained = load_or_train(recipe)
     assert len(list(folder.glob("logs/csv/*/metrics.csv"))) == 2
     assert 0 < trained.metadata["seconds"] < 60
     assert all(0 < row["seconds"] < 60 for row in trained.metadata["history"])
@@ -157,13 +157,15 @@ def test_fast_dev_run_and_bf16(recipe: Recipe, tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_mixed_precision_on_a_gpu(recipe: Recipe, precision: str) -> None:
     training = replace(recipe.training, precision=precision, epochs=60, checkpoint_every=1000)
-    trained = train(replace(recipe, training=training))
+    trained = load_or_train(replace(recipe, training=training))
     assert trained.metadata["history"][-1]["train loss"] < 0.2
 
 
-def test_precision_is_chosen_by_the_device() -> None:
-    assert resolve_precision("auto") == ("bf16-mixed" if torch.cuda.is_available() else "32-true")
-    assert resolve_precision("16-mixed") == "16-mixed"
+def test_precision_is_chosen_by_the_device(tmp_path: Path) -> None:
+    auto = build_trainer(TrainingConfig(), tmp_path, callbacks=[]).precision
+    assert auto == ("bf16-mixed" if torch.cuda.is_available() else "32-true")
+    config = TrainingConfig(precision="bf16-mixed")
+    assert build_trainer(config, tmp_path, callbacks=[], accelerator="cpu").precision == "bf16-mixed"
 
 
 def test_the_schedule_warms_up_and_ends_at_zero(recipe: Recipe, tmp_path: Path) -> None:
@@ -188,12 +190,12 @@ def test_the_loss_of_soft_and_of_uncreditable_answers() -> None:
     assert answer_loss(logits, torch.tensor([[1.0, 0.0], [0.0, 0.0]])) == pytest.approx(hard.item() / 2)
 
 
-def test_flips_mirror_whole_pictures() -> None:
-    pictures = torch.arange(2 * 3 * 2 * 2).view(2, 3, 2, 2).to(torch.uint8).repeat(20, 1, 1, 1)
+def test_flips_mirror_whole_images() -> None:
+    images = torch.arange(2 * 3 * 2 * 2).view(2, 3, 2, 2).to(torch.uint8).repeat(20, 1, 1, 1)
     torch.manual_seed(0)
-    flipped = random_flips(pictures)
-    same = (flipped == pictures).flatten(1).all(1)
-    mirrored = (flipped == pictures.flip(-1)).flatten(1).all(1)
+    flipped = random_flips(images)
+    same = (flipped == images).flatten(1).all(1)
+    mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
     assert (same ^ mirrored).all() and 5 < same.sum() < 35
 
 

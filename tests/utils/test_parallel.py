@@ -44,8 +44,8 @@ def test_many_items_go_to_others_and_come_back_in_order(many: None) -> None:
 
 def test_what_takes_long_is_many_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    assert {process for _, process in parallel_map(with_process, range(3), many=4)} == {os.getpid()}
-    processes = [process for _, process in parallel_map(with_process, range(4), many=4, chunksize=2)]
+    assert {process for _, process in parallel_map(with_process, range(3), min_items=4)} == {os.getpid()}
+    processes = [process for _, process in parallel_map(with_process, range(4), min_items=4, chunksize=2)]
     assert os.getpid() not in processes and processes[::2] == processes[1::2], "two at a time"
 
 

@@ -29,7 +29,6 @@ from omni_lab.explain.maps import ExplanationError
 from omni_lab.routing.route import ComputeLevel
 from omni_lab.routing.router import Router
 from omni_lab.training.recipes import get_recipe
-from omni_lab.training.router_recipes import get_router_recipe
 from omni_lab.utils.env import project_root
 from omni_lab.viz.explorer import Explorer, png
 
@@ -40,7 +39,7 @@ CHROMIUM = next(
 
 
 def make_explorer() -> Explorer:
-    """An untrained model of the smoke profile on its world; the controller's costs are made up."""
+    """An untrained model of the smoke profile on its world; the router's costs are made up."""
     profile = get_profile("smoke")
     recipe = get_recipe("emoji_routed", profile)
     data = recipe.data_module()
@@ -48,9 +47,10 @@ def make_explorer() -> Explorer:
     data.setup("test")
     torch.manual_seed(0)
     model = recipe.build_model(data).eval()
-    controller = get_router_recipe("conditioned", profile).build_router(model).eval()
-    controller.costs.copy_(torch.linspace(0.9, 0.2, len(controller.costs)))
-    return Explorer(model, controller, VQADataset(data.store, "test"))
+    hidden_dim = profile.emoji_world.router.hidden
+    router = Router(model.space, dim=recipe.model.dim, hidden_dim=hidden_dim, penalty_conditioned=True).eval()
+    router.costs.copy_(torch.linspace(0.9, 0.2, len(router.costs)))
+    return Explorer(model, router, VQADataset(data.store, "test"))
 
 
 @pytest.fixture(scope="module")
@@ -94,19 +94,19 @@ def test_every_state_can_be_drawn(explorer: Explorer) -> None:
 
 def test_bad_requests_are_named(explorer: Explorer) -> None:
     sample = explorer.dataset[place_of(explorer, "image_where")]
-    with pytest.raises(ExplanationError, match="text and sound are both switched off"):
+    with pytest.raises(ExplanationError, match="needs text or audio: both are switched off"):
         explorer.explore(sample, without=[TEXT, AUDIO])
     with pytest.raises(ExplanationError, match="the map must be one of .*: got 'magic'"):
         explorer.explore(sample, kind="magic")
     with pytest.raises(ValueError, match="no penalty meets a budget of 0.01"):
         explorer.explore(sample, budget=0.01)
-    plain = Router(explorer.model.space, width=32)
-    with pytest.raises(ValueError, match="wants a controller that follows one"):
+    plain = Router(explorer.model.space, dim=32)
+    with pytest.raises(ValueError, match="needs a router that follows a budget"):
         Explorer(explorer.model, plain, explorer.dataset)
 
 
 def controls(panel: Any) -> dict[str, Any]:
-    """Every control by its description, "image" and "said"."""
+    """Every control by its description, "picture" and "message"."""
     found: dict[str, Any] = {}
     rows = [panel]
     while rows:
@@ -115,30 +115,30 @@ def controls(panel: Any) -> dict[str, Any]:
         if isinstance(one, widgets.Image):
             found["picture"] = one
         elif isinstance(one, widgets.HTML):
-            found["said"] = one
+            found["message"] = one
         elif getattr(one, "description", ""):
             found[one.description] = one
     return found
 
 
 def test_the_picture_follows_the_controls(explorer: Explorer) -> None:
-    known = controls(explorer.panel(first=place_of(explorer, "image_where")))
-    shown = [known["picture"].value]
+    shown = controls(explorer.panel(first=place_of(explorer, "image_where")))
+    pictures = [shown["picture"].value]
     changes = {"image": False, "video": False, "or ask": "where is the drum?", "map": "rollout"}
     for name, value in changes.items():
-        known[name].value = value
-        assert re.search(r"\d+ ms", known["said"].value)
-        shown.append(known["picture"].value)
-    assert all(a != b for a, b in pairwise(shown))
-    known["budget"].value = 0.5
-    assert re.search(r"\d+ ms", known["said"].value)
-    known["text"].value = known["audio"].value = False
-    assert "both switched off" in known["said"].value and known["picture"].value != b""
-    known["text"].value = True
+        shown[name].value = value
+        assert re.search(r"\d+ ms", shown["message"].value)
+        pictures.append(shown["picture"].value)
+    assert all(a != b for a, b in pairwise(pictures))
+    shown["budget"].value = 0.5
+    assert re.search(r"\d+ ms", shown["message"].value)
+    shown["text"].value = shown["audio"].value = False
+    assert "both are switched off" in shown["message"].value and shown["picture"].value != b""
+    shown["text"].value = True
     broken: dict[str, Any] = {"name": "a.png", "type": "image/png", "size": 3, "content": memoryview(b"no!")}
     broken["last_modified"] = datetime.now(UTC)
-    known["picture, GIF, sound (up to 8 MB)"].value = (broken,)
-    assert "a.png" in known["said"].value
+    shown["picture, GIF, sound (up to 8 MB)"].value = (broken,)
+    assert "a.png" in shown["message"].value
 
 
 NOTEBOOK = """

@@ -88,10 +88,10 @@ def test_the_matrix_holds_the_shares() -> None:
 def test_maps_over_a_picture() -> None:
     picture = np.zeros((3, 16, 16), dtype=np.uint8)
     heat = np.arange(4.0)
-    figure = maps_over_image(picture, {"one": heat, "two": -heat}, (2, 2), box=(2, 2, 8, 8))
+    figure = maps_over_image(picture, {"one": heat, "two": -heat}, (2, 2))
     panels = [axis for axis in figure.axes if axis.get_title()]
     assert [axis.get_title() for axis in panels] == ["the picture", "one", "two"]
-    assert np.array_equal(panels[1].images[1].get_array(), heat.reshape(2, 2)) and len(panels[2].patches) == 2
+    assert np.array_equal(panels[1].images[1].get_array(), heat.reshape(2, 2))
     with pytest.raises(ValueError, match="two: a map must have 4 values: got 3"):
         maps_over_image(picture, {"one": heat, "two": heat[:3]}, (2, 2))
 

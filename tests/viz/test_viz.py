@@ -36,7 +36,7 @@ def test_one_colour_per_modality() -> None:
 def test_pictures_carry_their_captions() -> None:
     figure = viz.show_images([PICTURE] * 3, ["one", "two", "three\nlines"], columns=2)
     assert "three" in texts(figure)
-    with pytest.raises(ValueError, match="got 1 pictures and 2 captions"):
+    with pytest.raises(ValueError, match="got 1 images and 2 captions"):
         viz.show_images([PICTURE], ["a", "b"])
 
 

@@ -15,7 +15,7 @@ from omni_lab.worlds.things import (
     all_things,
     artwork,
     background,
-    name_of,
+    names_of,
     sprite,
     thing_vocabulary,
     unseen_things,
@@ -91,11 +91,11 @@ def test_captions_say_how_two_things_stand() -> None:
 def test_every_scene_has_captions_in_three_languages() -> None:
     world = EmojiWorld(things=12, scenes={"train": 40, "validation": 1, "test": 1})
     for scene in world.split_scenes("train"):
-        said = [caption(scene.picture, language) for language in LANGUAGES]
+        said = [caption(scene.placed_things, language) for language in LANGUAGES]
         assert all(text.strip() == text and text for text in said)
         assert len(set(said)) == 3
         for language, text in zip(LANGUAGES, said, strict=True):
-            assert all(placed.thing.names[language][0].lower() in text.lower() for placed in scene.picture), text
+            assert all(placed.thing.names[language][0].lower() in text.lower() for placed in scene.placed_things), text
     corpus = set(world.corpus())
     assert {*said, "frog", "Frosch", "青蛙"} <= corpus
 
@@ -110,7 +110,7 @@ def test_the_table_is_complete() -> None:
         assert thing.colour is None or thing.colour in COLOURS
         assert artwork(thing.emoji).size == (72, 72) and artwork(thing.emoji).mode == "RGBA"
     assert things[:8] == thing_vocabulary(8)
-    assert (name_of("🍓", "en"), name_of("🍓", "de"), name_of("🍓", "zh")) == ("strawberry", "Erdbeere", "草莓")
+    assert names_of("🍓") == {"en": "strawberry", "de": "Erdbeere", "zh": "草莓"}
     assert set(RELATIONS) == {"left", "right", "above", "below"}
 
 

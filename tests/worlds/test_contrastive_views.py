@@ -13,8 +13,8 @@ from omni_lab.data.sampler import ConsecutiveBatchSampler
 from omni_lab.worlds import contrastive_views as module_of_views
 from omni_lab.worlds.contrastive_views import SPEAKER_GROUPS, UNNAMED, UNWRITTEN, ContrastiveViews
 from omni_lab.worlds.emoji_world import EmojiWorld
-from omni_lab.worlds.espeak import HELD_OUT_VOICES, Utterance
-from omni_lab.worlds.scene import SpeechTrack, sample_voice
+from omni_lab.worlds.espeak import HELD_OUT_VOICES, Utterance, sample_voice
+from omni_lab.worlds.scene import SpeechTrack
 from omni_lab.worlds.things import thing_vocabulary
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality

@@ -16,8 +16,7 @@ from omni_lab.data.sources.base import SPLITS, SourceError
 from omni_lab.data.store import Store, StoreError, ensure_store
 from omni_lab.worlds import espeak as speech
 from omni_lab.worlds.emoji_world import SPOKEN_KEY_OFFSET, EmojiWorld
-from omni_lab.worlds.espeak import HELD_OUT_VOICES, SpeechError
-from omni_lab.worlds.scene import synthesize_cached
+from omni_lab.worlds.espeak import HELD_OUT_VOICES, SpeechError, synthesize_cached
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
 SCENES = {"train": 14, "validation": 4, "test": 8}
@@ -56,7 +55,7 @@ def test_a_store_of_four_modalities(world: EmojiWorld, store: Store) -> None:
     rows = store.manifest["rows"]
     assert rows["image"] == rows["video"] == 26
     scenes = [scene for split in SPLITS for scene in world.split_scenes(split)]
-    assert rows["audio"] == 26 + sum(len(scene.spoken) for scene in scenes)
+    assert rows["audio"] == 26 + sum(len(scene.spoken_questions) for scene in scenes)
     assert store.media(IMAGE, 0).shape == (3, 64, 64) and store.media(VIDEO, 0).shape == (8, 3, 32, 32)
     sound = store.media(AUDIO, 0)
     assert sound.dtype == np.int16 and 1.0 <= len(sound) / SAMPLE_RATE < 3.0
@@ -87,8 +86,8 @@ def test_a_scene_depends_on_its_seed_and_key_alone(world: EmojiWorld) -> None:
     other = tiny(scenes={"train": 1000, "validation": 1, "test": 1})
     synthesize_cached.cache_clear()  # what was said before does not matter
     assert [other.scene("train", key) for key in reversed(range(14))] == known[::-1]
-    assert world.scene("train", 6).picture != known[5].picture
-    assert tiny(seed=1).scene("train", 5).picture != known[5].picture
+    assert world.scene("train", 6).placed_things != known[5].placed_things
+    assert tiny(seed=1).scene("train", 5).placed_things != known[5].placed_things
 
 
 def test_a_changed_copy_draws_scenes_of_its_own() -> None:
@@ -161,7 +160,7 @@ def test_without_speech_there_are_pictures_and_clips(no_speech: None, tmp_path: 
 
 
 def test_a_store_of_other_rules_is_refused(store: Store) -> None:
-    with pytest.raises(StoreError, match=r"outdated, built from something else \(.*things: 8 -> 9"):
+    with pytest.raises(StoreError, match=r"outdated.*things: 8 -> 9"):
         Store.open(store.path, tiny(things=9))
     with pytest.raises(StoreError, match="outdated"):
         Store.open(store.path, tiny(speech=False))

@@ -166,8 +166,10 @@ def test_answers_are_true(store: Store, family: str) -> None:
 
 def test_spoken_questions_have_the_answers_of_the_written_ones(world: EmojiWorld, store: Store) -> None:
     scenes = [scene for split in SCENES for scene in world.split_scenes(split)]
-    texts = {f"{s.key}-spoken{i}": text for s in scenes for i, (_, text, _) in enumerate(s.spoken, start=1)}
-    assert all(len({family for family, _, _ in scene.spoken}) == len(scene.spoken) for scene in scenes)
+    texts = {f"{s.key}-spoken{i}": text for s in scenes for i, (_, text, _) in enumerate(s.spoken_questions, start=1)}
+    assert all(
+        len({family for family, _, _ in scene.spoken_questions}) == len(scene.spoken_questions) for scene in scenes
+    )
     spoken = [row for row in rows(store) if row["text"] is None]
     assert len(spoken) == len(texts) > 100
     for row in spoken:

@@ -49,10 +49,10 @@ def described(scene: Scene, name: str | None, view: set[Modality]) -> Hashable:
     """All that the view tells of one thing."""
     known: list[Hashable] = []
     if IMAGE in view:
-        places = [(p.x > 32, p.y > 32) for p in scene.picture if p.thing.names["en"] == name]
+        places = [(p.x > 32, p.y > 32) for p in scene.placed_things if p.thing.names["en"] == name]
         known.append(places[0] if len(places) == 1 else len(places))
     if VIDEO in view:
-        known += [(a.act, a.axis, a.sign) for a in scene.clip if a.thing.names["en"] == name] or [None]
+        known += [(a.act, a.axis, a.sign) for a in scene.moving_things if a.thing.names["en"] == name] or [None]
     if AUDIO in view and name in named(scene):
         known.append((named(scene).index(name), len(scene.named_things), scene.midpoints[0] < 1.0))
     return tuple(known)
@@ -69,15 +69,15 @@ def context(asked: Asked, view: set[Modality]) -> tuple[str | None, Hashable]:
             subject = named(scene)[-1 if "named last" in asked.text else 0]
         known.append(described(scene, subject, view))
         if subject is None and VIDEO in view:
-            known.append(sorted((a.act, a.axis) for a in scene.clip)[0])
+            known.append(sorted((a.act, a.axis) for a in scene.moving_things)[0])
         if subject is None and IMAGE in view:
-            known.append(len(scene.picture))
+            known.append(len(scene.placed_things))
     elif AUDIO in view:
         known += [described(scene, name, view) for name in named(scene)]
     elif VIDEO in view:
-        known += [(a.act, a.axis) for a in scene.clip]
-    if AUDIO in view and scene.sound is not None and (TEXT not in view or re.search("speaker|sound", asked.text)):
-        known += [scene.sound.voice.group, scene.sound.noisy]
+        known += [(a.act, a.axis) for a in scene.moving_things]
+    if AUDIO in view and scene.speech is not None and (TEXT not in view or re.search("speaker|sound", asked.text)):
+        known += [scene.speech.voice.group, scene.speech.noisy]
     return subject, tuple(known)
 
 

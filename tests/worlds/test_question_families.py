@@ -4,7 +4,6 @@ import pytest
 
 from omni_lab.worlds.emoji_world import EmojiWorld
 from omni_lab.worlds.question_families import PLACES, evidence_box, evidence_span
-from omni_lab.worlds.scene import image_annotations
 
 OBJECTS = [{"thing": "drum", "box": [4.0, 4.0, 24.0, 24.0]}, {"thing": "hot dog", "box": [40.0, 36.0, 60.0, 56.0]}]
 
@@ -37,7 +36,7 @@ def test_it_agrees_with_the_worlds_own_answers() -> None:
     world = EmojiWorld(things=8, scenes={"train": 40, "validation": 1, "test": 1}, speech=False)
     found = 0
     for scene in world.split_scenes("train"):
-        facts = image_annotations(scene)
+        facts = scene.image_annotations()
         for family, text, answer in scene.questions:
             box = evidence_box(family, text, facts, size=world.image_size)
             if box is None:

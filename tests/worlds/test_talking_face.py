@@ -10,9 +10,9 @@ from omni_lab.batch import SAMPLE_RATE, Modality
 from omni_lab.data.datamodule import VQADataset
 from omni_lab.data.sources.base import SPLITS
 from omni_lab.data.store import Store, ensure_store
-from omni_lab.worlds.espeak import HELD_OUT_VOICES, Utterance, Voice, synthesize
-from omni_lab.worlds.scene import synthesize_cached
-from omni_lab.worlds.talking_face import LEAST_SHIFT, SECONDS, FaceClip, TalkingFace, draw_faces, mouth, viseme
+from omni_lab.worlds.espeak import HELD_OUT_VOICES, Utterance, Voice, synthesize, synthesize_cached
+from omni_lab.worlds.scene import CLIP_SECONDS
+from omni_lab.worlds.talking_face import LEAST_SHIFT, FaceClip, TalkingFace, draw_faces, mouth, viseme
 
 PAIRS = 300
 
@@ -24,7 +24,7 @@ def face() -> TalkingFace:
 
 @pytest.fixture(scope="module")
 def pairs(face: TalkingFace) -> list[FaceClip]:
-    return list(face.pairs("train"))
+    return list(face.split_clips("train"))
 
 
 def openness(utterance: Utterance, label: str, start: float = 0.0) -> list[float]:
@@ -76,23 +76,23 @@ def test_half_match_and_the_others_are_shifted_or_swapped(pairs: list[FaceClip])
     for kind, share in (("matched", 0.5), ("shifted", 0.25), ("swapped", 0.25)):
         assert abs(kinds.count(kind) / PAIRS - share) < 4 * (share * (1 - share) / PAIRS) ** 0.5
     for pair in pairs:
-        apart = abs(pair.start - pair.lips_start)
-        assert (pair.text == pair.lips) == (pair.kind != "swapped")
+        apart = abs(pair.start - pair.lip_start)
+        assert (pair.text == pair.lip_text) == (pair.kind != "swapped")
         assert apart >= LEAST_SHIFT if pair.kind == "shifted" else apart == 0
-        for text, start in ((pair.text, pair.start), (pair.lips, pair.lips_start)):
-            assert start >= 0 and start + synthesize_cached(text, pair.sound.voice).seconds <= SECONDS + 1e-6
-        assert pair.sound.utterances == ((pair.text, pair.start),) and pair.sound.seconds == SECONDS
+        for text, start in ((pair.text, pair.start), (pair.lip_text, pair.lip_start)):
+            assert start >= 0 and start + synthesize_cached(text, pair.speech.voice).seconds <= CLIP_SECONDS + 1e-6
+        assert pair.speech.utterances == ((pair.text, pair.start),) and pair.speech.seconds == CLIP_SECONDS
 
 
 def test_neither_stream_alone_tells_the_kind(pairs: list[FaceClip]) -> None:
     """Starts, lengths, loudness and voices are drawn alike for every kind: their means agree within four errors."""
     facts = {
         "sound starts": lambda p: p.start,
-        "lips start": lambda p: p.lips_start,
-        "sound lasts": lambda p: synthesize_cached(p.text, p.sound.voice).seconds,
-        "lips last": lambda p: synthesize_cached(p.lips, p.sound.voice).seconds,
-        "noise": lambda p: p.sound.snr,
-        "women": lambda p: p.sound.voice.group == "woman",
+        "lips start": lambda p: p.lip_start,
+        "sound lasts": lambda p: synthesize_cached(p.text, p.speech.voice).seconds,
+        "lips last": lambda p: synthesize_cached(p.lip_text, p.speech.voice).seconds,
+        "noise": lambda p: p.speech.snr,
+        "women": lambda p: p.speech.voice.group == "woman",
     }
     for name, fact in facts.items():
         matched, others = (
@@ -104,28 +104,28 @@ def test_neither_stream_alone_tells_the_kind(pairs: list[FaceClip]) -> None:
 
 
 def test_held_out_voices_speak_in_the_test_split_alone(face: TalkingFace, pairs: list[FaceClip]) -> None:
-    assert {p.sound.voice.variant for p in face.pairs("test")} <= set(HELD_OUT_VOICES)
-    assert not {p.sound.voice.variant for p in pairs} & set(HELD_OUT_VOICES)
-    keys = [p.key for split in SPLITS for p in face.pairs(split)]
+    assert {p.speech.voice.variant for p in face.split_clips("test")} <= set(HELD_OUT_VOICES)
+    assert not {p.speech.voice.variant for p in pairs} & set(HELD_OUT_VOICES)
+    keys = [p.key for split in SPLITS for p in face.split_clips(split)]
     assert keys == list(range(PAIRS + 10))
 
 
 def test_a_pair_depends_on_its_seed_and_key_alone(face: TalkingFace, pairs: list[FaceClip]) -> None:
     synthesize_cached.cache_clear()  # what was said before does not matter
     other = TalkingFace(clips={"train": 1000, "validation": 1, "test": 1})
-    assert [other.pair("train", key) for key in (9, 3, 7)] == [pairs[key] for key in (9, 3, 7)]
-    assert replace(face, seed=1).pair("train", 3) != pairs[3]
+    assert [other.clip("train", key) for key in (9, 3, 7)] == [pairs[key] for key in (9, 3, 7)]
+    assert replace(face, seed=1).clip("train", 3) != pairs[3]
 
 
 def likeness(face: TalkingFace, pair: FaceClip) -> float:
     """The correlation of how loud the speech is with how open the mouth is, a frame at a time."""
-    times = (np.arange(face.frames) + 0.5) * SECONDS / face.frames
-    heard, seen = (synthesize_cached(text, pair.sound.voice) for text in (pair.text, pair.lips))
-    wave = np.zeros(round(SECONDS * SAMPLE_RATE) + 2)
+    times = (np.arange(face.frames) + 0.5) * CLIP_SECONDS / face.frames
+    heard, seen = (synthesize_cached(text, pair.speech.voice) for text in (pair.text, pair.lip_text))
+    wave = np.zeros(round(CLIP_SECONDS * SAMPLE_RATE) + 2)
     first = round(pair.start * SAMPLE_RATE)
     wave[first : first + len(heard.waveform)] = heard.waveform[: len(wave) - first]
     loud = np.abs(wave[:-2]).reshape(face.frames, -1).mean(axis=1)
-    return float(np.corrcoef(loud, mouth(seen, times, start=pair.lips_start)[:, 0])[0, 1])
+    return float(np.corrcoef(loud, mouth(seen, times, start=pair.lip_start)[:, 0])[0, 1])
 
 
 def test_lips_go_with_their_own_speech(face: TalkingFace, pairs: list[FaceClip]) -> None:
@@ -140,9 +140,9 @@ def test_a_store_of_sounds_and_clips_only(tmp_path: Path) -> None:
     assert set(store.shapes) == {Modality.AUDIO, Modality.VIDEO}
     assert store.manifest["rows"] == {"train": 5, "validation": 2, "test": 2, "audio": 9, "video": 9}
     assert store.media(Modality.VIDEO, 8).shape == (10, 3, 32, 32)
-    assert len(store.media(Modality.AUDIO, 8)) == round(SECONDS * SAMPLE_RATE)
+    assert len(store.media(Modality.AUDIO, 8)) == round(CLIP_SECONDS * SAMPLE_RATE)
     dataset = VQADataset(store, "train")
-    for i, pair in enumerate(small.pairs("train")):
+    for i, pair in enumerate(small.split_clips("train")):
         assert set(dataset[i].inputs) == {Modality.TEXT, Modality.AUDIO, Modality.VIDEO}
         assert store.answers[int(dataset.scores[i].argmax())] == ("yes" if pair.kind == "matched" else "no")
         assert store.annotations(Modality.VIDEO, i)["kind"] == pair.kind

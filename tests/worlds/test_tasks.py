@@ -1,4 +1,4 @@
-"""What heads are trained on: batches that say what is true of their pictures and sounds."""
+"""The tasks of the multitask model: targets agree with the images and the audio of each example."""
 
 from __future__ import annotations
 
@@ -18,21 +18,15 @@ from torch import Tensor
 from omni_lab.batch import Modality
 from omni_lab.data.sources.base import SPLITS
 from omni_lab.data.tokenizer import LETTERS, DecoderTokenizer, train_tokenizer
-from omni_lab.worlds import tasks as tasks_module
+from omni_lab.layers.mel import HOP_LENGTH
+from omni_lab.worlds import task_examples
 from omni_lab.worlds.captions import phrase, relation
 from omni_lab.worlds.emoji_world import EmojiWorld
 from omni_lab.worlds.espeak import HELD_OUT_VOICES
-from omni_lab.worlds.scene import PlacedThing, Scene, caption
+from omni_lab.worlds.scene import PlacedThing, Scene, _noises, caption, valid_captions
 from omni_lab.worlds.sentence_sampler import DIRECTIONS, TRANSCRIPTION_KINDS, TTS_VOICES, SentenceSampler
-from omni_lab.worlds.tasks import (
-    DAMAGE_CYCLE,
-    DAMAGES,
-    TASKS,
-    TaskBatch,
-    TaskDataset,
-    strip_punctuation,
-    valid_captions,
-)
+from omni_lab.worlds.task_examples import DAMAGE_CYCLE, DAMAGES, TASKS, strip_punctuation
+from omni_lab.worlds.tasks import TaskBatch, TaskDataset
 from omni_lab.worlds.things import LANGUAGES, Thing, ambiguous_words, artwork, sprite, thing_vocabulary
 
 TEXT, IMAGE, AUDIO = Modality.TEXT, Modality.IMAGE, Modality.AUDIO
@@ -42,14 +36,14 @@ Make = Callable[..., TaskDataset]
 
 
 @pytest.fixture(scope="module")
-def codec() -> DecoderTokenizer:
+def tokenizer() -> DecoderTokenizer:
     return DecoderTokenizer(
         train_tokenizer(SentenceSampler(WORLD, "train").corpus(20, seed=0), vocab_size=1000), max_length=120
     )
 
 
 @pytest.fixture(scope="module")
-def make(codec: DecoderTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Make:
+def make(tokenizer: DecoderTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Tasks of a split; all of the module share one folder of sounds."""
     folder = tmp_path_factory.mktemp("utterances")
 
@@ -57,7 +51,7 @@ def make(codec: DecoderTokenizer, tmp_path_factory: pytest.TempPathFactory) -> M
         examples = dict.fromkeys(TASKS, 400) | {"transcribe": 24, "speak": 9}
         mix = mix or dict.fromkeys(TASKS, 1.0)
         sizes = dict.fromkeys(TASKS, size)
-        return TaskDataset(WORLD, codec, split, sizes=sizes, examples=examples, folder=folder, mix=mix, seed=seed)
+        return TaskDataset(WORLD, tokenizer, split, sizes=sizes, examples=examples, folder=folder, mix=mix, seed=seed)
 
     return made
 
@@ -73,7 +67,7 @@ def alone(batch: TaskBatch, i: int) -> dict[str, Tensor]:
         if name in ("prompt", "target", "ids"):
             found[name] = values[i][values[i] >= 0]
         elif name == "wave":
-            found[name] = values[i, : 160 * int(batch.targets["durations"][i].sum())]
+            found[name] = values[i, : HOP_LENGTH * int(batch.targets["durations"][i].sum())]
         else:
             found[name] = values[i][values[i] > 0] if name == "durations" else values[i]
     return found
@@ -83,26 +77,26 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def read(codec: DecoderTokenizer, batch: TaskBatch) -> list[str]:
-    return [codec.decode(alone(batch, i)["text"].tolist()).strip() for i in range(len(batch))]
+def read(tokenizer: DecoderTokenizer, batch: TaskBatch) -> list[str]:
+    return [tokenizer.decode(alone(batch, i)["text"].tolist()).strip() for i in range(len(batch))]
 
 
 def watched(tasks: TaskDataset, monkeypatch: pytest.MonkeyPatch) -> list[Sequence[PlacedThing]]:
     """What stands in each picture that is drawn from here on."""
     seen: list[Sequence[PlacedThing]] = []
-    shown, torn = tasks._shown, tasks._torn
+    render, sample_damaged = tasks._render, tasks._sample_damaged
 
     def watch(placed: Sequence[PlacedThing], rng: np.random.Generator) -> Tensor:
         seen.append(placed)
-        return shown(placed, rng)
+        return render(placed, rng)
 
-    def watch_torn(rng: np.random.Generator) -> tuple[Image.Image, Sequence[PlacedThing], int]:
-        base, placed, which = torn(rng)
+    def watch_damaged(rng: np.random.Generator) -> tuple[Image.Image, Sequence[PlacedThing], int]:
+        base, placed, which = sample_damaged(rng)
         seen.append(placed)
         return base, placed, which
 
-    monkeypatch.setattr(tasks, "_shown", watch)
-    monkeypatch.setattr(tasks, "_torn", watch_torn)
+    monkeypatch.setattr(tasks, "_render", watch)
+    monkeypatch.setattr(tasks, "_sample_damaged", watch_damaged)
     return seen
 
 
@@ -147,17 +141,17 @@ def test_outside_training_every_example_comes_once(make: Make) -> None:
     assert all({*batch.batch.tasks} == {batch.task} and len(batch) <= 7 for batch in batches)
 
 
-def test_what_is_seen_is_said(make: Make, codec: DecoderTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_seen_is_said(make: Make, tokenizer: DecoderTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = make("test")
     seen = watched(tasks, monkeypatch)
     batch = tasks.batch("describe", range(200))
-    begun = codec.batch_decode(batch.targets["prompt"])
-    rest = codec.batch_decode(batch.targets["target"])
+    begun = tokenizer.batch_decode(batch.targets["prompt"])
+    rest = tokenizer.batch_decode(batch.targets["target"])
     for i, (placed, kind, known) in enumerate(zip(seen, batch.kinds, batch.references, strict=True)):
         language, *how = kind.split(", ")
         said = {c.lower() for c in valid_captions(placed, language)}
         assert how == (["begun"] if begun[i] else [])
-        assert batch.targets["prompt"][i].max() == codec.control_token_id(language)
+        assert batch.targets["prompt"][i].max() == tokenizer.control_token_id(language)
         space = " " if begun[i] and language != "zh" else ""
         assert begun[i] + space + rest[i] in said
         assert rest[i] in [r.lower() for r in known] and all(known)
@@ -202,28 +196,32 @@ def test_the_pixels_are_those_of_the_thing_that_is_named(make: Make) -> None:
 
 @pytest.mark.parametrize("task", ["describe", "find"])
 def test_of_a_hole_in_what_is_described_or_searched_the_thing_is_named(
-    make: Make, codec: DecoderTokenizer, monkeypatch: pytest.MonkeyPatch, task: str
+    make: Make, tokenizer: DecoderTokenizer, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
     tasks = make("test")
     seen, said = watched(tasks, monkeypatch), []
-    say = tasks_module.synthesize_cached
-    monkeypatch.setattr(tasks_module, "synthesize_cached", lambda words, voice: said.append(words) or say(words, voice))
-    whole, torn = tasks.batch(task, range(40)), tasks.batch(task, range(40), damage="hole")
-    assert all(torch.equal(values, torn.targets[name]) for name, values in whole.targets.items())
-    assert torn.references == whole.references and torn.kinds == whole.kinds, "it is still asked for all of them"
-    pictures, damaged = whole.inputs[IMAGE].values, torn.inputs[IMAGE].values
+    say = task_examples.synthesize_cached
+    monkeypatch.setattr(
+        task_examples, "synthesize_cached", lambda words, voice: said.append(words) or say(words, voice)
+    )
+    whole, damaged_batch = tasks.batch(task, range(40)), tasks.batch(task, range(40), damage="hole")
+    assert all(torch.equal(values, damaged_batch.targets[name]) for name, values in whole.targets.items())
+    assert damaged_batch.references == whole.references and damaged_batch.kinds == whole.kinds, (
+        "it is still asked for all of them"
+    )
+    pictures, damaged = whole.inputs[IMAGE].values, damaged_batch.inputs[IMAGE].values
     spoken = iter(said)
     for i, (placed, picture, hole) in enumerate(zip(seen[:40], pictures, damaged, strict=True)):
         gone = [p for p in placed if torch.equal(picture * kept_without(p), hole)]
         assert gone and not torch.equal(picture, hole)
-        hint = alone(torn, i).get("text")
+        hint = alone(damaged_batch, i).get("text")
         if hint is None:
             assert next(spoken) in [p.thing.names["en"] for p in gone]
         else:
             names = [phrase(p.thing, n, colour=True).lower() for p in gone for n in LANGUAGES]
-            assert codec.decode(hint.tolist()).strip() in names
+            assert tokenizer.decode(hint.tolist()).strip() in names
     assert next(spoken, None) is None and 8 < len(said) < 32
-    assert torn.batch.present[:, [TEXT.column, AUDIO.column]].sum(1).tolist() == [1] * 40
+    assert damaged_batch.batch.present[:, [TEXT.column, AUDIO.column]].sum(1).tolist() == [1] * 40
 
 
 @pytest.mark.parametrize("task", ["describe", "find"])
@@ -249,26 +247,26 @@ def test_a_caption_may_begin_with_either() -> None:
 
 
 def test_a_question_is_answered_as_its_scene_says(
-    make: Make, codec: DecoderTokenizer, monkeypatch: pytest.MonkeyPatch
+    make: Make, tokenizer: DecoderTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = make("test")
     scenes: list[Scene] = []
-    draw = tasks.sayings.scene
+    draw = tasks.sentences.sample_scene
 
     def scene(rng: np.random.Generator) -> Scene:
         scenes.append(draw(rng))
         return scenes[-1]
 
-    monkeypatch.setattr(tasks.sayings, "scene", scene)
+    monkeypatch.setattr(tasks.sentences, "sample_scene", scene)
     batch = tasks.batch("answer", range(60))
-    written = codec.batch_decode(batch.targets["target"])
-    for i, (found, question) in enumerate(zip(scenes, read(codec, batch), strict=True)):
+    written = tokenizer.batch_decode(batch.targets["target"])
+    for i, (found, question) in enumerate(zip(scenes, read(tokenizer, batch), strict=True)):
         (answer,) = batch.references[i]
         asked = [(f, q.lower().replace(" ", ""), a) for f, q, a in found.questions]
         assert (batch.kinds[i], question.replace(" ", ""), answer) in asked
         scores = batch.targets["answer_scores"][i]
         assert scores.sum() == 1 and tasks.answers[int(scores.argmax())] == answer and written[i] == answer
-    assert {*batch.kinds} == {*tasks_module.VQA_FAMILIES}
+    assert {*batch.kinds} == {*task_examples.VQA_FAMILIES}
     assert batch.batch.present[:, [TEXT.column, IMAGE.column]].all()
 
 
@@ -350,13 +348,13 @@ def test_what_could_stand_in_a_hole(make: Make, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_written_hint_names_what_is_missing(
-    make: Make, codec: DecoderTokenizer, monkeypatch: pytest.MonkeyPatch
+    make: Make, tokenizer: DecoderTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = make()
     seen = watched(tasks, monkeypatch)
     batch = tasks.batch("restore", range(40), damage="hole", hint="written")
     found = set()
-    for placed, kept, words in zip(seen, batch.targets["kept"], read(codec, batch), strict=True):
+    for placed, kept, words in zip(seen, batch.targets["kept"], read(tokenizer, batch), strict=True):
         gone = missing(placed, kept)
         named = [n for n in LANGUAGES if any(words == phrase(g.thing, n, colour=True).lower() for g in gone)]
         assert named, words
@@ -364,16 +362,16 @@ def test_a_written_hint_names_what_is_missing(
     assert found == {*LANGUAGES} and AUDIO not in batch.inputs
     seen.clear()
     batch = tasks.batch("restore", range(20), damage="coarse", hint="written")
-    for placed, words in zip(seen, read(codec, batch), strict=True):
+    for placed, words in zip(seen, read(tokenizer, batch), strict=True):
         assert words in [caption(placed, language).lower() for language in LANGUAGES], "all of it, where all is damaged"
 
 
 def test_a_spoken_hint_is_a_sound_and_an_untold_one_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = make("test")
     seen, said = watched(tasks, monkeypatch), []
-    say = tasks_module.synthesize_cached
+    say = task_examples.synthesize_cached
     monkeypatch.setattr(
-        tasks_module, "synthesize_cached", lambda words, voice: said.append((words, voice)) or say(words, voice)
+        task_examples, "synthesize_cached", lambda words, voice: said.append((words, voice)) or say(words, voice)
     )
     batch = tasks.batch("restore", range(12), damage="hole", hint="spoken")
     assert batch.batch.present[:, AUDIO.column].all() and TEXT not in batch.inputs
@@ -412,40 +410,40 @@ def test_each_word_means_two_things_in_one_language_and_one_in_the_others() -> N
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_sentence_is_the_same_for_both_senses(seed: int) -> None:
-    sayings, frog = SentenceSampler(WORLD, "train"), thing_vocabulary(8)[0]
+    sampler, frog = SentenceSampler(WORLD, "train"), thing_vocabulary(8)[0]
     for word in ambiguous_words():
         for direction in (d for d in DIRECTIONS if d[0] == word.language):
             (source, target), (other_source, other_target) = (
-                sayings.said([sense, frog], np.random.default_rng(seed), direction) for sense in word.senses
+                sampler.describe_pair([sense, frog], np.random.default_rng(seed), direction) for sense in word.senses
             )
             assert source == other_source and target != other_target
 
 
 def test_who_cannot_see_is_right_half_of_the_time() -> None:
     """The same source sentence is translated either way equally often."""
-    sayings, rng = SentenceSampler(LARGE, "train"), np.random.default_rng(0)
+    sampler, rng = SentenceSampler(LARGE, "train"), np.random.default_rng(0)
     senses = {s.emoji: k for w in ambiguous_words() for k, s in enumerate(w.senses)}
     chosen: Counter[int] = Counter()
     for _ in range(1500):
-        saying = sayings.sample_translation(rng, kind="ambiguous")
-        (meant,) = [p.thing for p in saying.placed if p.thing.emoji in senses]
-        assert phrase(meant, saying.direction[0], dative=True).split()[-1] in saying.source
+        pair = sampler.sample_translation(rng, kind="ambiguous")
+        (meant,) = [p.thing for p in pair.placed if p.thing.emoji in senses]
+        assert phrase(meant, pair.direction[0], dative=True).split()[-1] in pair.source
         chosen[senses[meant.emoji]] += 1
     assert abs(chosen[0] - chosen[1]) < 4 * 1500**0.5
 
 
 def test_what_is_translated_is_said_of_the_picture(
-    make: Make, codec: DecoderTokenizer, monkeypatch: pytest.MonkeyPatch
+    make: Make, tokenizer: DecoderTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = make("test")
     seen = watched(tasks, monkeypatch)
     batch = tasks.batch("translate", range(200))
     assert batch.batch.present[:, IMAGE.column].tolist() == ["hsk" not in kind for kind in batch.kinds]
-    pictures, pairs = iter(seen), {(p.chinese, p.english) for p in tasks.sayings.pairs}
+    pictures, pairs = iter(seen), {(p.chinese, p.english) for p in tasks.sentences.hsk_pairs}
     found: Counter[str] = Counter()
     for i, (kind, (target,)) in enumerate(zip(batch.kinds, batch.references, strict=True)):
         direction, how = kind.split(", ")
-        assert batch.targets["prompt"][i].tolist() == [codec.control_token_id(direction.split("-")[1])]
+        assert batch.targets["prompt"][i].tolist() == [tokenizer.control_token_id(direction.split("-")[1])]
         if how == "hsk":
             assert target in {side for pair in pairs for side in pair}
         else:
@@ -465,7 +463,7 @@ def test_only_in_training_some_may_not_see(make: Make, task: str) -> None:
         assert float(blind.float().mean()) == pytest.approx(share, abs=0.05)
 
 
-def test_what_is_heard_is_written_without_punctuation(make: Make, codec: DecoderTokenizer) -> None:
+def test_what_is_heard_is_written_without_punctuation(make: Make, tokenizer: DecoderTokenizer) -> None:
     tasks = make("test")
     batch = tasks.batch("transcribe", range(24))
     assert [kind.split(", ")[0] for kind in batch.kinds] == [
@@ -475,11 +473,11 @@ def test_what_is_heard_is_written_without_punctuation(make: Make, codec: Decoder
     ]
     assert [kind.split(", ")[1] for kind in batch.kinds] == ["10 dB"] * 10 + ["clean"] * 10 + ["10 dB"] * 4
     assert any(strip_punctuation(line.text) != line.text for line in tasks.transcription_utterances.lines)
-    written = codec.batch_decode(batch.targets["target"])
+    written = tokenizer.batch_decode(batch.targets["target"])
     for line, text, known in zip(tasks.transcription_utterances.lines, written, batch.references, strict=True):
         assert not re.search(r"[^\w\s'-]", text) and known == [strip_punctuation(line.text)]
         assert text.replace(" ", "") == strip_punctuation(line.text).lower().replace(" ", "")
-    assert (batch.targets["prompt"] == codec.control_token_id("transcript")).all()
+    assert (batch.targets["prompt"] == tokenizer.control_token_id("transcript")).all()
     assert {*batch.inputs} == {AUDIO}
 
 
@@ -498,7 +496,7 @@ def decibels(tasks: TaskDataset, batch: TaskBatch) -> list[float]:
     """How far each voice of the first examples is above the noise; its mean, which nobody hears, is no part of it."""
     found = []
     for k in range(len(batch)):
-        clean, heard = torch.from_numpy(tasks.transcription_utterances.sound(k)), alone(batch, k)["audio"]
+        clean, heard = torch.from_numpy(tasks.transcription_utterances.waveform(k)), alone(batch, k)["audio"]
         noise = heard / ((heard @ clean) / (clean @ clean)) - clean
         found.append(float(20 * (clean.std() / noise.std()).log10()))
     return found
@@ -518,7 +516,7 @@ def test_noise_is_as_loud_as_it_is_to_be(make: Make) -> None:
 
 
 def test_noise_of_the_test_split_is_in_no_other() -> None:
-    white = [tasks_module._noises(split)[0] for split in SPLITS]
+    white = [_noises(split)[0] for split in SPLITS]
     assert all(abs(np.corrcoef(one, other)[0, 1]) < 0.02 for one, other in itertools.combinations(white, 2))
 
 
@@ -531,30 +529,30 @@ def test_noise_is_drawn_anew_in_every_take(make: Make) -> None:
     assert [*{*one.kinds} | {*other.kinds}] == [TRANSCRIPTION_KINDS[5]]
 
 
-def test_letters_last_as_long_as_the_sound(make: Make, codec: DecoderTokenizer) -> None:
+def test_letters_last_as_long_as_the_sound(make: Make, tokenizer: DecoderTokenizer) -> None:
     tasks = make()
     batch = tasks.batch("speak", range(9))
     ids, durations, wave = (batch.targets[name] for name in ("ids", "durations", "wave"))
     assert batch.targets["voice"].tolist() == [0, 1, 2] * 3
     assert list(batch.kinds) == [voice.variant for voice in TTS_VOICES] * 3
-    assert wave.shape[1] == 160 * int(durations.sum(1).max()) and ids.shape == durations.shape
+    assert wave.shape[1] == HOP_LENGTH * int(durations.sum(1).max()) and ids.shape == durations.shape
     assert torch.equal(durations > 0, ids >= 0)
-    for i, (line, words) in enumerate(zip(tasks.tts_utterances.lines, read(codec, batch), strict=True)):
+    for i, (line, words) in enumerate(zip(tasks.tts_utterances.lines, read(tokenizer, batch), strict=True)):
         assert "".join(LETTERS[k] for k in alone(batch, i)["ids"].tolist()) == words == line.text.lower()
-        sound = tasks.tts_utterances.sound(i)
-        assert 0 <= 160 * int(durations[i].sum()) - len(sound) < 160
+        sound = tasks.tts_utterances.waveform(i)
+        assert 0 <= HOP_LENGTH * int(durations[i].sum()) - len(sound) < HOP_LENGTH
         assert torch.equal(wave[i, : len(sound)], torch.from_numpy(sound)) and not wave[i, len(sound) :].any()
 
 
-@pytest.mark.parametrize("drawn", ["scene", "two"])
+@pytest.mark.parametrize("drawn", ["scene", "pair"])
 def test_no_set_of_things_is_in_two_splits(drawn: str) -> None:
     sets = {}
     for split in SPLITS:
-        sayings, rng = SentenceSampler(LARGE, split), np.random.default_rng(0)
+        sampler, rng = SentenceSampler(LARGE, split), np.random.default_rng(0)
         if drawn == "scene":
-            found = [keys_of([p.thing for p in sayings.scene(rng).picture]) for _ in range(120)]
+            found = [keys_of([p.thing for p in sampler.sample_scene(rng).placed_things]) for _ in range(120)]
         else:
-            found = [keys_of(sayings.two(rng, sayings.words if i % 2 else ())) for i in range(300)]
+            found = [keys_of(sampler.sample_pair(rng, sampler.ambiguous_words if i % 2 else ())) for i in range(300)]
         sets[split] = {s for s in found if len(s) > 1}
         assert len(sets[split]) > 30
     assert not sets["train"] & sets["test"] and not sets["train"] & sets["validation"]
@@ -575,8 +573,8 @@ def test_both_senses_of_a_word_are_of_one_split() -> None:
 def test_things_alone_are_as_frequent_in_every_split() -> None:
     shares = []
     for split in ("train", "test"):
-        sayings, rng = SentenceSampler(LARGE, split), np.random.default_rng(1)
-        alone = [len({p.thing for p in sayings.scene(rng).picture}) == 1 for _ in range(250)]
+        sampler, rng = SentenceSampler(LARGE, split), np.random.default_rng(1)
+        alone = [len({p.thing for p in sampler.sample_scene(rng).placed_things}) == 1 for _ in range(250)]
         shares.append(np.mean(alone))
     assert all(0.05 < share < 0.25 for share in shares) and abs(shares[0] - shares[1]) < 0.1
 
@@ -588,20 +586,20 @@ def test_a_batch_goes_where_it_is_sent(make: Make) -> None:
     assert sent.targets["prompt"].is_meta and sent.inputs[IMAGE].values.is_meta
 
 
-def test_what_is_unknown_is_named(make: Make, codec: DecoderTokenizer, tmp_path: Path) -> None:
+def test_what_is_unknown_is_named(make: Make, tokenizer: DecoderTokenizer, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"task must be of .*: got 'sing'"):
         make("test").batch("sing", [0])
     for task, wanted, said in (
-        ("restore", {"damage": "holes"}, r"restore: .*'damage': \('hole', .*: got damage='holes'"),
-        ("restore", {"hint": "sung"}, r"restore: .*'hint': \('untold', .*: got hint='sung'"),
-        ("find", {"hint": "spoken"}, r"find: .*: got hint='spoken'"),
-        ("speak", {"damage": "hole"}, r"speak: of its examples can be wanted nothing: got damage='hole'"),
+        ("restore", {"damage": "holes"}, r"restore takes .*'damage': \('hole', .*: got damage='holes'"),
+        ("restore", {"hint": "sung"}, r"restore takes .*'hint': \('untold', .*: got hint='sung'"),
+        ("find", {"hint": "spoken"}, r"find takes .*: got hint='spoken'"),
+        ("speak", {"damage": "hole"}, r"speak takes the options \{\}: got damage='hole'"),
     ):
         with pytest.raises(ValueError, match=said):
             make("test").batch(task, [0], **wanted)
     with pytest.raises(ValueError, match=r"tasks must be of .*'translate'.*: got \['find', 'sing'\]"):
         make(mix={"find": 1.0, "sing": 1.0})
     with pytest.raises(ValueError, match=r"tasks must be of .*: got \[\]"):
-        TaskDataset(WORLD, codec, "train", sizes={}, examples={}, folder=tmp_path, mix={})
+        TaskDataset(WORLD, tokenizer, "train", sizes={}, examples={}, folder=tmp_path, mix={})
     with pytest.raises(ValueError, match=r"split must be one of .*: got 'dev'"):
         SentenceSampler(replace(WORLD), "dev")

@@ -68,7 +68,7 @@ def test_letters_follow_the_voice() -> None:
 @pytest.mark.parametrize(
     ("text", "words", "message"),
     [
-        ("abcdef", [], "a text of 6 characters wants as many frames: got 5: 'abcdef'"),
+        ("abcdef", [], "a text of 6 characters needs as many frames: got 5: 'abcdef'"),
         ("ab", marks(("x", 0.0, 0.1)), "'x' is not in 'ab'"),
         ("b a", marks(("a", 0.0, 0.02), ("b", 0.02, 0.04)), "'b' is not in ''"),
     ],
@@ -80,10 +80,10 @@ def test_what_does_not_fit_is_named(text: str, words: list[TimedLabel], message:
 
 def test_sounds_are_what_was_spoken(tmp_path: Path) -> None:
     kept = ensure_utterances(LINES, tmp_path)
-    assert len(kept) == 3 and kept.lines is LINES
+    assert len(kept.lines) == 3 and kept.lines is LINES
     for i, line in enumerate(LINES):
         said = synthesize(line.text, line.language, line.voice)
-        sound = kept.sound(i)
+        sound = kept.waveform(i)
         assert sound.dtype == np.float32 and sound.shape == said.waveform.shape
         assert np.abs(sound - said.waveform.clip(-1, 1)).max() < 2.1 / 32768
         assert kept.words(i) == list(said.words)
@@ -92,13 +92,13 @@ def test_sounds_are_what_was_spoken(tmp_path: Path) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Texts of the lines that are spoken from here on."""
     spoken: list[str] = []
-    speaks = utterances._spoken
+    speaks = utterances._synthesize
 
     def count(line: SpeechLine) -> Any:
         spoken.append(line.text)
         return speaks(line)
 
-    monkeypatch.setattr(utterances, "_spoken", count)
+    monkeypatch.setattr(utterances, "_synthesize", count)
     return spoken
 
 
@@ -112,7 +112,9 @@ def test_they_are_spoken_once_and_found_again(tmp_path: Path, monkeypatch: pytes
     first = ensure_utterances(LINES, root)
     again = ensure_utterances(list(LINES), root)
     assert spoken == [line.text for line in LINES]
-    assert all(np.array_equal(first.sound(i), again.sound(i)) and first.words(i) == again.words(i) for i in range(3))
+    assert all(
+        np.array_equal(first.waveform(i), again.waveform(i)) and first.words(i) == again.words(i) for i in range(3)
+    )
     (folder,) = folders(root)
     assert not list(root.glob(".*.part")) and {p.name for p in folder.iterdir()} == {"sounds.npy", "words.json"}
 
@@ -130,20 +132,22 @@ def test_they_are_spoken_once_and_found_again(tmp_path: Path, monkeypatch: pytes
 def test_another_list_is_another_folder(tmp_path: Path, other: list[SpeechLine]) -> None:
     ensure_utterances(LINES, tmp_path)
     kept = ensure_utterances(other, tmp_path)
-    assert len(folders(tmp_path)) == 2 and len(kept) == len(other)
+    assert len(folders(tmp_path)) == 2 and len(kept.lines) == len(other)
     last = other[-1]
-    assert np.abs(kept.sound(len(other) - 1) - synthesize(last.text, last.language, last.voice).waveform).max() < 1e-3
+    assert (
+        np.abs(kept.waveform(len(other) - 1) - synthesize(last.text, last.language, last.voice).waveform).max() < 1e-3
+    )
 
 
 def stops_speaking(monkeypatch: pytest.MonkeyPatch) -> None:
-    speaks = utterances._spoken
+    speaks = utterances._synthesize
 
     def stop(line: SpeechLine) -> Any:
         if line is LINES[2]:
             raise KeyboardInterrupt
         return speaks(line)
 
-    monkeypatch.setattr(utterances, "_spoken", stop)
+    monkeypatch.setattr(utterances, "_synthesize", stop)
 
 
 def stops_writing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +168,7 @@ def test_an_interruption_leaves_nothing_half(
     assert not folders(tmp_path)
     kept = ensure_utterances(LINES, tmp_path)
     (folder,) = folders(tmp_path)
-    assert len(json.loads((folder / "words.json").read_text())["lengths"]) == 3 and len(kept.sound(2)) > 1000
+    assert len(json.loads((folder / "words.json").read_text())["lengths"]) == 3 and len(kept.waveform(2)) > 1000
     assert not list(tmp_path.glob(".*.part"))
 
 
@@ -172,4 +176,4 @@ def test_of_two_who_want_them_one_waits(tmp_path: Path, monkeypatch: pytest.Monk
     spoken = counted(monkeypatch)
     with ThreadPoolExecutor(2) as pool:
         one, two = pool.map(lambda _: ensure_utterances(LINES, tmp_path), range(2))
-    assert len(spoken) == 3 and np.array_equal(one.sound(1), two.sound(1))
+    assert len(spoken) == 3 and np.array_equal(one.waveform(1), two.waveform(1))

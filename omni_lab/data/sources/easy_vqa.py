@@ -1,4 +1,4 @@
-"""easy-VQA (V. Zhou, 2019; MIT licence): pictures of one coloured shape, and questions about it.
+"""easy-VQA (V. Zhou, 2019; MIT licence): images of one coloured shape, and questions about it.
 
 The set ships in the PyPI package `easy-vqa`, so nothing is downloaded.
 """
@@ -14,30 +14,23 @@ from typing import Any
 
 from omni_lab.batch import Modality
 from omni_lab.data.media_io import read_image
-from omni_lab.data.sources.base import (
-    MediaItem,
-    Question,
-    QuestionFamily,
-    SourceError,
-    check_answer,
-    read_json,
-    split_by_scene,
-)
+from omni_lab.data.sources.base import MediaItem, Question, QuestionFamily, SourceError, read_json, split_by_scene
+from omni_lab.utils.lookup import lookup
 
-SHAPES = ("circle", "rectangle", "triangle")
-TEST_OFFSET = 1_000_000  # the official splits both count their pictures from 0; test keys start here
+IMAGE_SIZE = 64
+# Question families by answer; all other answers are colours.
+FAMILIES = dict.fromkeys(("yes", "no"), "yes/no") | dict.fromkeys(("circle", "rectangle", "triangle"), "shape")
+KEY_OFFSETS = {"train": 0, "test": 1_000_000}  # both official splits number their images from 0; keys are unique
 
 
 class EasyVQA:
-    """The official train and test splits; validation is cut from train by picture.
-
-    folder: where `train/`, `test/` and `answers.txt` lie (default: inside the installed package).
-    """
+    """The official train and test splits; validation is split off train by image."""
 
     name = "easy_vqa"
-    shapes: Mapping[Modality, tuple[int, ...]] = MappingProxyType({Modality.IMAGE: (3, 64, 64)})
+    shapes: Mapping[Modality, tuple[int, ...]] = MappingProxyType({Modality.IMAGE: (3, IMAGE_SIZE, IMAGE_SIZE)})
 
     def __init__(self, folder: Path | None = None, *, validation_fraction: float = 0.1, seed: int = 0) -> None:
+        """folder: holds `train/`, `test/` and `answers.txt` (default: inside the installed package)."""
         self.packaged = folder is None
         if folder is None:
             spec = find_spec("easy_vqa")
@@ -49,12 +42,13 @@ class EasyVQA:
         self.seed = seed
 
     def fingerprint(self) -> dict[str, Any]:
-        """The package is known by its version; a folder of one's own by the sizes and dates of its files."""
-        facts: dict[str, Any] = {"validation_fraction": self.validation_fraction, "split_seed": self.seed}
+        """Identifies the package by its version, another folder by the sizes and dates of its files."""
+        split = {"validation_fraction": self.validation_fraction, "split_seed": self.seed}
         if self.packaged:
-            return facts | {"package": version("easy-vqa")}
+            return {**split, "package": version("easy-vqa")}
         files = [f.stat() for f in self.folder.rglob("*") if f.is_file()]
-        return facts | {
+        return {
+            **split,
             "folder": str(self.folder.resolve()),
             "files": len(files),
             "bytes": sum(f.st_size for f in files),
@@ -72,36 +66,30 @@ class EasyVQA:
         return sorted(answers)
 
     def families(self) -> Mapping[str, QuestionFamily]:
-        looking = QuestionFamily((Modality.TEXT, Modality.IMAGE), ((Modality.TEXT, Modality.IMAGE),))
-        return dict.fromkeys(("yes/no", "shape", "colour"), looking)
+        pair = (Modality.TEXT, Modality.IMAGE)
+        return dict.fromkeys(("yes/no", "shape", "colour"), QuestionFamily(pair, (pair,)))
 
     def questions(self) -> Mapping[str, Sequence[Question]]:
-        train, validation = split_by_scene(self._read("train", 0), fraction=self.validation_fraction, seed=self.seed)
-        return {"train": train, "validation": validation, "test": self._read("test", TEST_OFFSET)}
+        train, validation = split_by_scene(self._read("train"), fraction=self.validation_fraction, seed=self.seed)
+        return {"train": train, "validation": validation, "test": self._read("test")}
 
-    def _read(self, part: str, offset: int) -> list[Question]:
+    def _read(self, part: str) -> list[Question]:
         path = self.folder / part / "questions.json"
-        known = self.answers()
+        families = {answer: FAMILIES.get(answer, "colour") for answer in self.answers()}
         questions = []
         for i, entry in enumerate(read_json(path)):
             if not (isinstance(entry, list) and [type(e) for e in entry] == [str, str, int]):
-                raise SourceError(f"{path}: entry {i} is {entry!r}: expected [question, answer, picture number]")
-            text, answer, picture = entry
-            check_answer(answer, known, where=f"{path}: entry {i}")
-            questions.append(Question(f"{part}-{i}", text, _family(answer), picture + offset, {answer: 1.0}))
+                raise SourceError(f"{path}: entry {i} is {entry!r}: expected [question, answer, image number]")
+            text, answer, image = entry
+            family = lookup(answer, families, f"answer (entry {i} of {path})", error=SourceError)
+            questions.append(Question(f"{part}-{i}", text, family, image + KEY_OFFSETS[part], {answer: 1.0}))
         return questions
 
     def corpus(self) -> Sequence[str]:
         return ()
 
     def media(self, modality: Modality) -> Iterator[MediaItem]:
-        for part, offset in (("train", 0), ("test", TEST_OFFSET)):
-            for key in sorted({q.scene for q in self._read(part, offset)}):
+        for part, offset in KEY_OFFSETS.items():
+            for key in sorted({q.scene for q in self._read(part)}):
                 path = self.folder / part / "images" / f"{key - offset}.png"
-                yield MediaItem(key, read_image(path, size=64, exact=True))
-
-
-def _family(answer: str) -> str:
-    if answer in ("yes", "no"):
-        return "yes/no"
-    return "shape" if answer in SHAPES else "colour"
+                yield MediaItem(key, read_image(path, size=IMAGE_SIZE, exact=True))

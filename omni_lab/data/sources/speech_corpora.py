@@ -1,13 +1,13 @@
-"""Recorded speech with its words: sets that you have, in their official layouts, and a few vendored recordings.
+"""Recorded speech with transcripts: corpora that you have, in their official layouts, and a few vendored recordings.
 
-torchaudio's classes say what is in a set (Speech Commands: Warden 2018, LibriSpeech: Panayotov et al. 2015); the sounds
-themselves are read by `read_sound`. Nothing is downloaded.
+torchaudio's classes list a corpus (Speech Commands: Warden 2018, LibriSpeech: Panayotov et al. 2015), and `read_audio`
+reads the files. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torchaudio.datasets import LIBRISPEECH, SPEECHCOMMANDS
 from omni_lab.data.media_io import read_audio
 from omni_lab.data.sources.base import SPLITS, SourceError, read_json
 from omni_lab.utils.env import project_root
+from omni_lab.utils.lookup import lookup
 
 COMMAND_SPLITS = dict(zip(SPLITS, ("training", "validation", "testing"), strict=True))
 COMMAND_LAYOUT = "SpeechCommands/speech_commands_v0.02/ with validation_list.txt, testing_list.txt, <word>/*_nohash_*"
@@ -26,15 +27,15 @@ LIBRI_LAYOUT = "LibriSpeech/<part>/<speaker>/<chapter>/ with <speaker>-<chapter>
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording, the words said in it as the set writes them, and who says them."""
+    """A recording of speech on disk."""
 
     id: str
     path: Path
-    transcript: str
+    transcript: str  # as the corpus writes it
     speaker: str
 
-    def sound(self, *, max_seconds: float = 30.0) -> np.ndarray:
-        """[S] float32 at 16 kHz. Raises SoundError (some utterances of LibriSpeech last longer than 30 s)."""
+    def waveform(self, *, max_seconds: float = 30.0) -> np.ndarray:
+        """[S] float32 at 16 kHz. Raises AudioError (some utterances of LibriSpeech last longer than 30 s)."""
         return read_audio(self.path, max_seconds=max_seconds)
 
 
@@ -43,14 +44,9 @@ def speech_commands(folder: Path, split: str) -> list[Recording]:
 
     folder: holds SpeechCommands/speech_commands_v0.02/. Raises SourceError if it does not.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}: got {split!r}")
-
-    def clip(entry: tuple[Any, ...]) -> Recording:
-        path, _, word, speaker, _ = entry
-        return Recording(f"{word}/{Path(path).stem}", folder / "SpeechCommands" / path, word, speaker)
-
-    return _clips(lambda: SPEECHCOMMANDS(folder, subset=COMMAND_SPLITS[split]), clip, folder, COMMAND_LAYOUT)
+    subset = lookup(split, COMMAND_SPLITS, "split")
+    recordings = _recordings(lambda: SPEECHCOMMANDS(folder, subset=subset), folder, "SpeechCommands", COMMAND_LAYOUT)
+    return [replace(r, id=f"{r.transcript}/{r.id}") for r in recordings]
 
 
 def librispeech(folder: Path, part: str) -> list[Recording]:
@@ -60,12 +56,8 @@ def librispeech(folder: Path, part: str) -> list[Recording]:
     """
     if part not in PARTS:
         raise ValueError(f"part must be one of {PARTS}: got {part!r}")
-
-    def clip(entry: tuple[Any, ...]) -> Recording:
-        path, _, transcript, speaker, _, _ = entry
-        return Recording(Path(path).stem, folder / "LibriSpeech" / path, transcript, str(speaker))
-
-    return _clips(lambda: LIBRISPEECH(folder, url=part), clip, folder, LIBRI_LAYOUT.replace("<part>", part))
+    layout = LIBRI_LAYOUT.replace("<part>", part)
+    return _recordings(lambda: LIBRISPEECH(folder, url=part), folder, "LibriSpeech", layout)
 
 
 def human_recordings(folder: Path | None = None) -> list[Recording]:
@@ -83,17 +75,18 @@ def human_recordings(folder: Path | None = None) -> list[Recording]:
         raise SourceError(f"{path}: expected a list 'recordings' with file, transcript and speaker of each") from error
 
 
-def _clips(
-    opened: Callable[[], Any], clip: Callable[[tuple[Any, ...]], Recording], folder: Path, layout: str
-) -> list[Recording]:
-    """The clips of a torchaudio set; whatever trips it over the folder becomes a SourceError."""
+def _recordings(load: Callable[[], Any], folder: Path, corpus: str, layout: str) -> list[Recording]:
+    """All recordings of a torchaudio dataset; whatever it raises about the folder becomes a SourceError."""
     if not folder.is_dir():
         raise SourceError(f"{folder}: no such folder: expected {layout} in it")
     try:
-        entries = opened()
-        clips = [clip(entries.get_metadata(i)) for i in range(len(entries))]
+        dataset = load()
+        entries = [dataset.get_metadata(i) for i in range(len(dataset))]
     except (RuntimeError, OSError, ValueError) as error:
         raise SourceError(f"{folder}: expected {layout} in it ({error})") from error
-    if not clips:
-        raise SourceError(f"{folder}: no clips there: expected {layout} in it")
-    return clips
+    if not entries:
+        raise SourceError(f"{folder}: no recordings there: expected {layout} in it")
+    return [
+        Recording(Path(path).stem, folder / corpus / path, transcript, str(speaker))
+        for path, _, transcript, speaker, *_ in entries
+    ]

@@ -62,13 +62,13 @@ def test_an_edited_folder_makes_the_store_outdated(folder: Path, tmp_path: Path)
 def test_corrupt_and_missing_pictures_are_named(folder: Path, tmp_path: Path) -> None:
     victim = folder / "train" / "images" / "1.png"
     victim.write_bytes(victim.read_bytes()[:60])
-    with pytest.raises(ImageError, match=r"1\.png: not a readable picture"):
+    with pytest.raises(ImageError, match=r"1\.png: not a readable image"):
         ensure_store(EasyVQA(folder), tmp_path)
     victim.write_bytes(b"not a picture")
-    with pytest.raises(ImageError, match=r"1\.png: not a readable picture"):
+    with pytest.raises(ImageError, match=r"1\.png: not a readable image"):
         ensure_store(EasyVQA(folder), tmp_path)
     victim.unlink()
-    with pytest.raises(ImageError, match=r"1\.png: no such picture file"):
+    with pytest.raises(ImageError, match=r"1\.png: no such image file"):
         ensure_store(EasyVQA(folder), tmp_path)
 
 
@@ -88,7 +88,7 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
 
 def test_an_unknown_answer_is_named(folder: Path) -> None:
     (folder / "train" / "questions.json").write_text(json.dumps([["is it red?", "yess", 0]]))
-    with pytest.raises(SourceError, match="questions.json: entry 0: unknown answer 'yess'; .* is 'yes'"):
+    with pytest.raises(SourceError, match=r"unknown answer \(entry 0 of .*questions.json\) 'yess'; .* is 'yes'"):
         EasyVQA(folder).questions()
 
 

@@ -36,5 +36,5 @@ def test_splits_are_stable() -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hsk_sentences_audio", None)
-    with pytest.raises(SourceError, match="hsk-sentences-audio: install it with worlds.txt"):
+    with pytest.raises(SourceError, match="hsk-sentences-audio is missing: install worlds.txt"):
         hsk_sentences()

@@ -60,7 +60,7 @@ def test_speech_commands_follow_the_official_lists(commands: Path) -> None:
     ]
     assert len({c.path for cs in clips.values() for c in cs}) == 6, "no clip in two splits, no background noise"
     assert clips["train"] == speech_commands(commands, "train")
-    assert all(c.sound().shape == (800,) and c.sound().dtype == np.float32 for cs in clips.values() for c in cs)
+    assert all(c.waveform().shape == (800,) and c.waveform().dtype == np.float32 for cs in clips.values() for c in cs)
 
 
 def test_librispeech_comes_with_its_transcripts(libri: Path) -> None:
@@ -68,11 +68,11 @@ def test_librispeech_comes_with_its_transcripts(libri: Path) -> None:
     assert [c.id for c in clips] == ["121-121726-0000", "121-121726-0001", "61-70968-0000", "61-70968-0001"]
     assert [c.transcript for c in clips] == ["HE BEGAN 0", "HE BEGAN 1"] * 2
     assert [c.speaker for c in clips] == ["121", "121", "61", "61"]
-    assert all(c.sound().shape == (800,) for c in clips)
+    assert all(c.waveform().shape == (800,) for c in clips)
 
 
 def test_unknown_splits_and_parts_are_named(commands: Path, libri: Path) -> None:
-    with pytest.raises(ValueError, match=r"split must be one of .*: got 'testing'"):
+    with pytest.raises(ValueError, match="unknown split 'testing'; the nearest of .* is 'test'"):
         speech_commands(commands, "testing")
     with pytest.raises(ValueError, match=r"part must be one of .*'test-clean'.*: got 'test'"):
         librispeech(libri, "test")
@@ -89,7 +89,7 @@ def test_wrong_folders_are_named(tmp_path: Path, libri: Path) -> None:
     with pytest.raises(SourceError, match="expected LibriSpeech/dev-clean/"):
         librispeech(libri, "dev-clean")
     (tmp_path / "LibriSpeech" / "dev-clean").mkdir()
-    with pytest.raises(SourceError, match="no clips there: expected LibriSpeech/dev-clean/"):
+    with pytest.raises(SourceError, match="no recordings there: expected LibriSpeech/dev-clean/"):
         librispeech(libri, "dev-clean")
 
 
@@ -121,8 +121,8 @@ def test_missing_and_broken_transcripts_are_named(libri: Path) -> None:
 def test_a_clip_whose_file_is_missing_names_it(commands: Path) -> None:
     clip = speech_commands(commands, "test")[0]
     clip.path.unlink()
-    with pytest.raises(AudioError, match=r"cccc0003_nohash_0\.wav: no such sound file"):
-        clip.sound()
+    with pytest.raises(AudioError, match=r"cccc0003_nohash_0\.wav: no such audio file"):
+        clip.waveform()
 
 
 def test_the_vendored_recordings_load() -> None:
@@ -130,7 +130,7 @@ def test_the_vendored_recordings_load() -> None:
     assert len(clips) >= 5 and len({c.id for c in clips}) == len(clips)
     for clip in clips:
         assert clip.transcript.strip() and clip.speaker in ("man", "woman")
-        sound = clip.sound()
+        sound = clip.waveform()
         assert 1.0 < len(sound) / SAMPLE_RATE < 10.0
         assert 0.1 < np.abs(sound).max() <= 1.0
 

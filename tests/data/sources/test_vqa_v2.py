@@ -146,7 +146,7 @@ def test_inconsistent_files_are_named(folder: Path) -> None:
     with pytest.raises(SourceError, match="no annotation for question 1001"):
         source(folder).questions()
     write(folder, PART, questions, [annotations[0], annotations[1] | {"image_id": 5}])
-    with pytest.raises(SourceError, match="question 1001 is about picture 5"):
+    with pytest.raises(SourceError, match="question 1001 is about image 5"):
         source(folder).questions()
     write(folder, PART, questions, [annotations[0], annotations[1] | {"answers": []}])
     with pytest.raises(SourceError, match="question 1001 has no answers"):

@@ -1,4 +1,4 @@
-"""Encoders that stay as they are see every picture, sound and clip once."""
+"""Frozen encoders encode every image, audio and video once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 from omni_lab.batch import Modality
 from omni_lab.data.collate import collate
-from omni_lab.training import fit as fitting
-from omni_lab.training.fit import initial_model, train
-from omni_lab.training.latent_cache import cache_latents
+from omni_lab.training.fit import initial_model, load_or_train
+from omni_lab.training.frozen_encoders import cache_latents
 from omni_lab.training.recipes import Recipe
 from tests.conftest import as_saved
+from tests.training import test_emoji_world_training as training_tests
 from tests.training.test_emoji_world_training import fit
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
@@ -57,7 +57,7 @@ def test_frozen_encoders_run_once_and_do_not_change(frozen: Recipe, monkeypatch:
             return plain(self, values, mask)
 
         monkeypatch.setattr(kind, "forward", counted)
-    trained = train(replace(frozen, training=replace(frozen.training, epochs=3)))
+    trained = load_or_train(replace(frozen, training=replace(frozen.training, epochs=3)))
     store = trained.data.store
     for modality in MEDIA:
         used = {int(row) for split in ("train", "validation") for row in store.questions(split).column(modality.value)}
@@ -78,20 +78,20 @@ def test_a_resumed_training_goes_on_with_the_encoders_it_had(
     with pytest.raises(RuntimeError, match="plug"):
         fit(frozen, tmp_path / "stopped", stop_after=2)
     other = initial_model(replace(frozen, seed=7), frozen.data_module())
-    monkeypatch.setattr(fitting, "initial_model", lambda recipe, data: other)
+    monkeypatch.setattr(training_tests, "initial_model", lambda recipe, data: other)
     resumed = fit(frozen, tmp_path / "stopped")
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
 def test_what_cannot_be_frozen_is_refused(frozen: Recipe) -> None:
     data, training = frozen.data_module(), frozen.training
-    with pytest.raises(ValueError, match="only encoders of pictures, sounds and clips can be frozen"):
+    with pytest.raises(ValueError, match="frozen_encoders may hold image, audio and video"):
         replace(training, frozen_encoders=(TEXT,))
-    with pytest.raises(ValueError, match="augment changes pictures in every epoch"):
+    with pytest.raises(ValueError, match="horizontal_flip must be off"):
         replace(training, horizontal_flip=True)
     model = frozen.build_model(data)
-    with pytest.raises(ValueError, match="encoded with the same weights: freeze both"):
+    with pytest.raises(ValueError, match="share weights: freeze both"):
         replace(frozen, training=replace(training, frozen_encoders=(VIDEO,))).lightning_module(model, data)
     model.latent_bits = 4
-    with pytest.raises(ValueError, match="kept in 8 bits: got a model with latent_bits 4"):
+    with pytest.raises(ValueError, match="cached in 8 bits: got latent_bits 4"):
         frozen.lightning_module(model, data)

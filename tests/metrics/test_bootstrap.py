@@ -1,0 +1,58 @@
+"""Published intervals depend on the order of random draws: plain loops must give the same numbers, to the bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from omni_lab.evaluation.profiling import time_ratio
+from omni_lab.metrics.bootstrap import Estimate, bootstrap_estimate, bootstrap_interval, resample, sum_by_group
+from omni_lab.metrics.pareto import paired_difference
+
+INTERVAL = [0.025, 0.975]
+
+
+def test_an_interval_is_that_of_a_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    values, groups = rng.normal(size=500), rng.integers(60, size=500)
+    _, index = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(index, weights=values), np.bincount(index)
+    draws = np.random.default_rng(3)
+    means = []
+    for _ in range(100):
+        drawn = draws.integers(len(sums), size=len(sums))
+        means.append(sums[drawn].sum() / sizes[drawn].sum())
+    assert bootstrap_interval(values, groups, resamples=100, seed=3) == tuple(np.quantile(means, INTERVAL))
+
+
+def test_a_paired_difference_is_that_of_a_plain_loop() -> None:
+    rng = np.random.default_rng(1)
+    first, second, groups = rng.normal(size=(3, 200)), rng.normal(size=(3, 200)), rng.integers(30, size=200)
+    sums, sizes = sum_by_group(first - second, groups), sum_by_group(np.ones(200), groups)
+    draws = np.random.default_rng(0)
+    means = []
+    for _ in range(100):
+        seeds = draws.integers(3, size=3)
+        weights = np.bincount(draws.integers(len(sizes), size=len(sizes)), minlength=len(sizes)).astype(float)
+        means.append((sums[seeds].mean(0) * weights).sum() / (sizes * weights).sum())
+    expected = ((first - second).mean(), *np.quantile(means, INTERVAL))
+    assert paired_difference(first, second, groups, resamples=100) == expected
+
+
+def test_a_ratio_of_times_is_that_of_one_draw_of_all() -> None:
+    rng = np.random.default_rng(2)
+    seconds = {"a": rng.random(9) + 0.1, "b": rng.random(9) + 0.1}
+    ratios = seconds["a"] / seconds["b"]
+    medians = np.median(np.random.default_rng(0).choice(ratios, size=(2000, 9)), axis=1)
+    assert time_ratio(seconds, "a", "b") == (np.median(ratios), *np.quantile(medians, INTERVAL))
+
+
+def test_groups_are_summed_and_wrong_input_is_named() -> None:
+    summed = sum_by_group(np.array([[1.0, 2.0, 4.0], [1.0, 1.0, 1.0]]), np.array(["b", "a", "b"]))
+    assert summed.tolist() == [[2.0, 5.0], [1.0, 2.0]]
+    ratio = bootstrap_estimate(lambda s: s[:, 0] / s[:, 1], np.array([[1, 2], [1, 2]]), resamples=5)
+    assert ratio == Estimate(0.5, 0.5, 0.5) and str(ratio) == "0.500 (0.500 to 0.500)"
+    with pytest.raises(ValueError, match="equally long, not empty: got 2 and 3"):
+        bootstrap_interval(np.ones(2), np.arange(3), resamples=5)
+    with pytest.raises(ValueError, match="resamples must be at least 1: got 0"):
+        list(resample(3, resamples=0))
