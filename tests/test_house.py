@@ -147,7 +147,7 @@ def test_the_map_names_what_exists() -> None:
     }
     modules = {part for file in FILES for part in module_of(file).split(".")}
     executions = {"gathered", "masked", "packed"}  # of `CrossModalFusion.forward`
-    known = defined | modules | executions | {"run", "save_figure", "parameters"}
+    known = defined | modules | executions | {"run", "save_figure", "parameters", "json"}
     for word in words:
         if "/" in word or word.endswith((".py", ".yaml", ".md")):
             found = any((folder / word).exists() for folder in (PACKAGE, PACKAGE.parent)) or "NN_" in word
