@@ -132,12 +132,12 @@ def _execute_notebook(job: Job, executed: Path) -> None:
     import nbformat
     import papermill
 
-    folder = job.notebook.path.parent
+    folder = job.notebook.path.parent.resolve()  # the kernel works there, even if notebooks/ is a link
     run = partial(
         papermill.execute_notebook,
         job.notebook.path,
         executed,
-        parameters=job.parameters | {"output_dir": os.path.relpath(executed.parent, folder)},
+        parameters=job.parameters | {"output_dir": os.path.relpath(executed.parent.resolve(), folder)},
         kernel_name="python3",
         progress_bar=False,
         autosave_cell_every=10,  # seconds: a long cell's progress is read from the notebook

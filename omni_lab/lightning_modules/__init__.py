@@ -1,6 +1,6 @@
 """LightningModules: one per way of training; each gets its network injected and logs named metrics.
 
-base.py         SeededModule: seeded training steps, optimizer and learning rate schedule, which all of them share
+base.py         SeededModule: seeded training steps; AdamW with warm-up and cosine decay (routers: Adam, router.py)
 contrastive.py  LitContrastive: contrastive pre-training of the encoders
 vqa.py          LitVQA: supervised training on the answer head
 multitask.py    LitMultitask: all heads, one task per batch

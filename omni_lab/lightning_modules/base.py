@@ -1,4 +1,4 @@
-"""SeededModule: the base class of all LightningModules here, with their optimizer and learning rate schedule."""
+"""SeededModule: the base class of all LightningModules here; only routers override its optimizer and schedule."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ output_dir = ""  # where to
 rate = 0.5  # a number
 names = ["a", "b"]  # a list
 fail = False  # raise an error
-retrain = False  # afresh
+retrain = False  # ignore checkpoints
 """
 BODY = """
 from omni_lab.experiments.results import start_run
@@ -58,6 +58,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def command(root: Path, *words: str) -> int:
     return main([words[0], "--output", str(root / "reports"), "--profile", "smoke", *words[1:]])
+
+
+def test_notebooks_may_be_a_link(root: Path) -> None:
+    (root / "elsewhere" / "deep").mkdir(parents=True)
+    (root / "notebooks").rename(root / "elsewhere" / "deep" / "notebooks")
+    (root / "notebooks").symlink_to(root / "elsewhere" / "deep" / "notebooks")
+    assert command(root, "run", "00") == 0
+    assert [run["metrics"][0]["name"] for run in read_results(root / "reports" / "smoke")] == ["first/rate"]
 
 
 def run_folder(root: Path, name: str = "seed0") -> Path:

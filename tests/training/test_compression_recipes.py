@@ -155,8 +155,8 @@ def test_pruning_goes_on_where_it_stopped(made: Made, monkeypatch: pytest.Monkey
     assert first.stat().st_mtime_ns == written, "the first round is not made again"
     assert all(torch.equal(w, whole[name]) for name, w in again.items())
     first.write_bytes(first.read_bytes()[:1000])
-    afresh = weights(compress(recipe, network, router, batch))
-    assert all(torch.equal(w, whole[name]) for name, w in afresh.items()), "broken: made again, from the whole model"
+    retrained = weights(compress(recipe, network, router, batch))
+    assert all(torch.equal(w, whole[name]) for name, w in retrained.items()), "broken: made again, from the whole model"
 
 
 def test_pruning_once_trains_nothing(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
