@@ -1,4 +1,4 @@
-"""The profiles `smoke`, `quick` and `full`, read from profiles.yaml into the dataclasses of schema.py."""
+"""The profiles `smoke`, `quick`, `standard` and `full`, read from profiles.yaml into the dataclasses of schema.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from omni_lab.config.schema import Profile
 from omni_lab.utils.lookup import lookup
 
-BASE = "quick"  # the other profiles in the file change this one
+BASE = "standard"  # the other profiles in the file change this one
 _field_types = cache(get_type_hints)
 
 

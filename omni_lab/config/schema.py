@@ -257,7 +257,12 @@ class MultitaskConfig:
 
 @dataclass(frozen=True)
 class Profile:
-    """How much to compute: `smoke` only checks that all runs, `quick` suits two CPU cores, `full` one GPU."""
+    """How much to compute.
+
+    smoke checks only that everything runs. quick gives a first impression in minutes: it uses the published models of
+    standard, and measures them on a part of the test split. standard is the run that is published, on two CPU cores.
+    full suits one GPU.
+    """
 
     name: str
     model: ModelConfig  # for easy-VQA, as the two below
@@ -268,6 +273,13 @@ class Profile:
     multitask: MultitaskConfig
     timing_rounds: int  # repetitions of each timed measurement
     bootstrap_resamples: int  # behind each confidence interval
+    models: str = ""  # the profile whose trained models are used; empty: this one trains its own
+    eval_scenes: dict[str, int] = field(default_factory=dict)  # by split, evaluate on its first scenes only
+
+    @property
+    def trained_as(self) -> str:
+        """The profile whose trained models, and published results, belong to this one."""
+        return self.models or self.name
 
 
 def with_changes(config: Any, **changes: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,7 @@ class OmniDataModule(L.LightningDataModule):
     root: Path  # folder of all stores
     modalities: Collection[Modality] = tuple(Modality)  # leave out all others
     seed: int = 0  # of batches
+    eval_scenes: Mapping[str, int] = field(default_factory=dict)  # by split, use only its first scenes
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -193,7 +194,7 @@ class OmniDataModule(L.LightningDataModule):
                 self.store,
                 split,
                 modalities=self.modalities,
-                max_scenes=self.config.max_scenes,
+                max_scenes=self.eval_scenes.get(split, self.config.max_scenes),
                 required_modalities_only=self.config.required_modalities_only,
                 families=self.config.families,
             )

@@ -16,7 +16,7 @@ import yaml
 from omni_lab.utils.env import RETRAIN_SINCE_ENV_VAR, project_root
 
 app = click.Group(help="Run the notebook series and read its results.")
-profile_option = click.option("--profile", default="quick", show_default=True, help="smoke, quick or full")
+profile_option = click.option("--profile", default="quick", show_default=True, help="smoke, quick, standard or full")
 
 
 def results_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def initial_model(recipe: Recipe, data: Any) -> Any:
 
 
 def _train(recipe: Recipe, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    data = recipe.data_module()  # of its own: it caches latents
+    data = replace(recipe, eval_scenes={}).data_module()  # of its own: it caches latents
     model = initial_model(recipe, data)
     steps = recipe.training.early_exit_steps
     if steps and not (folder / LAST_CHECKPOINT).exists():

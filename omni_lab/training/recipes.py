@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ class Recipe(BaseRecipe):
     """Everything that determines a model trained on questions."""
 
     name: str
-    profile: str  # its name
+    profile: str  # the name of the profile that it is trained under
     source: VQASource
     model: ModelConfig
     data: DataConfig
@@ -46,6 +47,7 @@ class Recipe(BaseRecipe):
     seed: int = 0
     init_from: Recipe | None = None  # start from its weights, as far as names and shapes agree
     modality_copy: tuple[Modality, Modality] | None = None  # first copy fusion and head weights: (from, to)
+    eval_scenes: Mapping[str, int] = field(default_factory=dict)  # see `Profile`; training uses the whole splits
 
     @property
     def folder(self) -> Path:
@@ -55,8 +57,8 @@ class Recipe(BaseRecipe):
         return self._data_module(OmniDataModule)
 
     def _data_module(self, kind: Any, **options: Any) -> Any:
-        root, modalities = project_root() / "data" / "stores", self.model.modalities
-        return kind(self.source, self.data, root=root, modalities=modalities, seed=self.seed, **options)
+        options |= {"modalities": self.model.modalities, "eval_scenes": self.eval_scenes, "seed": self.seed}
+        return kind(self.source, self.data, root=project_root() / "data" / "stores", **options)
 
     def identity(self, data: Any) -> dict[str, Any]:
         """What a checkpoint must agree with to be loaded: not how often it was saved, nor how many workers loaded."""
@@ -175,12 +177,12 @@ def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
 
 def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
     world, face, multitask = profile.emoji_world, profile.talking_face, profile.multitask
-    source, data = EmojiWorld(things=world.things, scenes=world.scenes), DataConfig()
-    easy = Recipe("easy_vqa", profile.name, EasyVQA(), profile.model, profile.data, profile.training, seed)
+    source, data, name = EmojiWorld(things=world.things, scenes=world.scenes), DataConfig(), profile.trained_as
+    easy = Recipe("easy_vqa", name, EasyVQA(), profile.model, profile.data, profile.training, seed)
     recipes = [easy, replace(easy, name="easy_vqa_text", model=replace(easy.model, modalities=(Modality.TEXT,)))]
     views: dict[str, Any] = {"views": world.views, "views_per_batch": world.views_per_batch}
     contrastive = ContrastiveRecipe(
-        "emoji_alignment", profile.name, source, world.model, data, world.contrastive, seed, **views
+        "emoji_alignment", name, source, world.model, data, world.contrastive, seed, **views
     )
     stages = _question_stages(contrastive, world, world.model)
     vision, audio = replace(world.model.vision, early_exit=True), replace(world.model.audio, early_exit=True)
@@ -200,17 +202,15 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
     for left_out in Modality:
         model = replace(world.model, modalities=tuple(m for m in Modality if m is not left_out))
         recipes.append(_question_stages(contrastive, world, model, f"_without_{left_out}")[-1])
-    faces = Recipe("", profile.name, TalkingFace(clips=face.clips), face.model, face.data, face.training, seed)
+    faces = Recipe("", name, TalkingFace(clips=face.clips), face.model, face.data, face.training, seed)
     for stage in FusionStage:
         fusion = FusionPlan({(Modality.AUDIO, Modality.VIDEO): stage}).config(face.model.fusion)
         recipes.append(replace(faces, name=f"talking_face_{stage}", model=replace(face.model, fusion=fusion)))
     data = DataConfig(num_workers=1)
-    heads = MultitaskRecipe(
-        "heads", profile.name, source, multitask.model, data, multitask.training, seed, multitask=multitask
-    )
+    heads = MultitaskRecipe("heads", name, source, multitask.model, data, multitask.training, seed, multitask=multitask)
     recipes += [heads, replace(heads, name="heads_fixed", multitask=replace(multitask, uncertainty_weighting=False))]
     recipes += [replace(heads, name=f"heads_{task}", task=task) for task in multitask.examples["train"]]
-    return {recipe.name: recipe for recipe in recipes}
+    return {recipe.name: replace(recipe, eval_scenes=profile.eval_scenes) for recipe in recipes}
 
 
 def _question_stages(

@@ -80,7 +80,7 @@ def test_the_ledger_is_sound() -> None:
     assert len({c.claim for c in claims}) == len(claims)
     assert {c.notebook for c in claims} <= notebooks | {""}
     assert any(c.reported for c in claims) and any(c.device for c in claims)
-    known = {m["name"] for r in read_results(project_root() / "reports/published/quick") for m in r["metrics"]}
+    known = {m["name"] for r in read_results(project_root() / "reports/published/standard") for m in r["metrics"]}
     named = {name for c in claims if c.notebook in notebooks and not c.device for name in (*c.measures, *c.controls)}
     assert named <= known, "a name that was mistyped would pass for one that is not measured yet"
 

@@ -122,6 +122,6 @@ def test_what_is_published_is_numbers_page_and_the_figures_named(
 
 def test_the_readme_shows_the_published_scorecard() -> None:
     root = project_root()
-    scored = score_claims(load_claims(), read_results(root / "reports/published/quick"))
+    scored = score_claims(load_claims(), read_results(root / "reports/published/standard"))
     readme = (root / "README.md").read_text(encoding="utf-8")
     assert scorecard_markdown(scored) in readme, "omni-lab scorecard --published --markdown prints what belongs there"
