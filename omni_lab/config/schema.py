@@ -9,6 +9,9 @@ from typing import Any
 from omni_lab.batch import SAMPLE_RATE, Modality
 from omni_lab.utils.lookup import lookup
 
+# Of fields that do not determine the weights of a trained model, or that its identity holds elsewhere.
+NOT_IDENTITY: dict[str, Any] = {"identity": False}
+
 
 @dataclass(frozen=True)
 class VisionConfig:
@@ -103,7 +106,7 @@ class DataConfig:
     max_scenes: int | None = None  # use only the first scenes of each split
     families: tuple[str, ...] | None = None  # use only these question families
     required_modalities_only: bool = False  # drop what a family does not need; a batch then has one set of modalities
-    num_workers: int = 0  # processes that load batches
+    num_workers: int = field(default=0, metadata=NOT_IDENTITY)  # processes that load batches
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ class TrainingConfig:
     random_route_prob: float = (
         0.0  # probability that a batch runs under random routes, so that the model works under any
     )
-    checkpoint_every: int = 100  # steps between the checkpoints that an interrupted training resumes from
+    # Steps between the checkpoints that an interrupted training resumes from.
+    checkpoint_every: int = field(default=100, metadata=NOT_IDENTITY)
 
     def __post_init__(self) -> None:
         if Modality.TEXT in self.frozen_encoders:
@@ -159,7 +163,7 @@ class RouterConfig:
     clip_norm: float = 1.0  # see `TrainingConfig`, as the three below
     precision: str = "auto"
     accumulate: int = 1
-    checkpoint_every: int = 100
+    checkpoint_every: int = field(default=100, metadata=NOT_IDENTITY)
 
 
 @dataclass(frozen=True)
@@ -232,8 +236,8 @@ class MultitaskConfig:
     """The model with all task heads, and its training data."""
 
     things: int  # size of the vocabulary
-    model: ModelConfig  # encoders and fusion
-    training: TrainingConfig
+    model: ModelConfig = field(metadata=NOT_IDENTITY)  # encoders and fusion
+    training: TrainingConfig = field(metadata=NOT_IDENTITY)
     examples: dict[str, dict[str, int]]  # examples per split and task
     batches: int  # per epoch; each holds one task
     batch_sizes: dict[str, int]  # examples per batch, by task

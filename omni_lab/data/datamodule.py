@@ -54,6 +54,7 @@ class VQADataset(Dataset[Sample]):
         if families is not None:
             mask &= np.isin(table.column("family").to_numpy(zero_copy_only=False), list(families))
         table = table.filter(mask)
+        self._mask = mask  # of the questions of the whole split, those that are here
         self.store = store
         self.modalities = modalities
         self.media_rows = {m: table.column(m.value).to_numpy() for m in store.shapes}
@@ -89,6 +90,15 @@ class VQADataset(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def sample(self, count: int, *, seed: int = 0) -> list[int]:
+        """Of `count` random questions of the whole split, the indices of those that are here, in random order.
+
+        A dataset of fewer scenes therefore gives a part of what the whole one gives.
+        """
+        index = np.cumsum(self._mask) - 1
+        sampled = np.random.default_rng(seed).permutation(len(self._mask))[:count]
+        return index[sampled[self._mask[sampled]]].tolist()
 
     def family_weights(self) -> np.ndarray:
         """[n], one over the size of each question's family."""

@@ -40,6 +40,8 @@ class BaseRecipe:
     """
 
     exact = False  # save weights as they are, not in 8 bits
+    may_train: Any = True  # else `load_or_fit` only loads
+    command: Any = "this notebook under profile standard"  # what trains the model
     identity: Any  # what a checkpoint must agree with to be loaded
 
     def build_model(self: Any, *inputs: Any) -> Any:
@@ -57,9 +59,21 @@ class BaseRecipe:
         return project_root() / "reports" / "published" / "checkpoints" / self.folder
 
 
-def to_jsonable(value: Any) -> Any:
-    """A value as JSON represents it: dataclasses become objects, tuples lists."""
-    return json.loads(json.dumps(value, default=dataclasses.asdict))
+def to_jsonable(value: Any, *, defaults: bool = True) -> Any:
+    """A value as JSON represents it: tuples become lists, dataclasses objects of the fields that determine a model.
+
+    defaults: whether these include fields at their default.
+    """
+
+    def fields(config: Any) -> dict[str, Any]:
+        values = {f: getattr(config, f.name) for f in dataclasses.fields(config) if f.metadata.get("identity", True)}
+        return {f.name: v for f, v in values.items() if defaults or v != _default(f)}
+
+    return json.loads(json.dumps(value, default=fields))
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -71,8 +85,8 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def digest(identity: dict[str, Any]) -> str:
-    """Eight hex digits that differ wherever identities differ."""
-    return hashlib.sha256(json.dumps(to_jsonable(identity), sort_keys=True).encode()).hexdigest()[:8]
+    """Eight hex digits that differ wherever identities differ. A new field at its default does not change them."""
+    return hashlib.sha256(json.dumps(to_jsonable(identity, defaults=False), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def is_fresh(file: Path) -> bool:
@@ -162,7 +176,10 @@ def deduplicate_weights(folder: Path, sibling: Path) -> int:
 
 
 def read_metadata(folder: Path, *, identity: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The metadata of a checkpoint. Raises CheckpointError if it is missing, broken, or not of a given identity."""
+    """The metadata of a checkpoint. Raises CheckpointError if it is missing, broken, or not of a given identity.
+
+    A field that the checkpoint lacks is newer than it, and may have its default: this is what it was trained with.
+    """
     try:
         metadata: dict[str, Any] = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
         found = _flatten(metadata["identity"])
@@ -171,7 +188,8 @@ def read_metadata(folder: Path, *, identity: dict[str, Any] | None = None) -> di
     except (json.JSONDecodeError, KeyError) as error:
         raise CheckpointError(f"{folder / METADATA_FILE}: broken ({error})") from error
     expected = found if identity is None else _flatten(to_jsonable(identity))
-    differing = sorted(k for k in expected | found if expected.get(k) != found.get(k))
+    changed = found if identity is None else _flatten(to_jsonable(identity, defaults=False))
+    differing = sorted(k for k in found | changed if expected.get(k) != found.get(k))
     if differing:
         pairs = ", ".join(f"{k}: has {found.get(k)!r}, expected {expected.get(k)!r}" for k in differing[:5])
         raise CheckpointError(f"{folder}: checkpoint from another configuration ({pairs})")
@@ -225,7 +243,9 @@ def load_or_fit(
 ) -> tuple[Any, dict[str, Any], str]:
     """A recipe's model: trained here before, else published, else trained now; its metadata; its origin in words.
 
-    A checkpoint of another identity is logged and not used. inputs: of the recipe's methods.
+    A checkpoint of another identity is logged and not used. Raises CheckpointError if none fits and the recipe may not
+    train (unless told to `retrain`): a notebook that expects a published model never trains for hours instead.
+    inputs: of the recipe's methods.
     train: trains a model in a folder, or resumes there, and returns it with its metadata.
     build: a model for a checkpoint with this metadata; by default `recipe.build_model`.
     part: subfolder, if the model is trained in several parts.
@@ -241,12 +261,16 @@ def load_or_fit(
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # of notebooks that run side by side and need the same model, one trains it
+        reason = f"{recipe.published_folder / part}: no checkpoint there"
         for place, origin in [] if retrain else places[: 1 + use_published]:
             if is_fresh(place / METADATA_FILE):
                 try:
                     return *load(place), origin
                 except CheckpointError as error:
                     log.warning("not using a checkpoint: %s", error)
+                    reason = str(error)
+        if not (recipe.may_train or retrain or RETRAIN_SINCE_ENV_VAR in os.environ):
+            raise CheckpointError(f"{reason}; this profile trains no models: train it by {recipe.command!r}")
         last = folder / LAST_CHECKPOINT
         if retrain or (last.exists() and not is_fresh(last)):
             shutil.rmtree(folder, ignore_errors=True)

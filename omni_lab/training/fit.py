@@ -60,7 +60,7 @@ def _train(recipe: Recipe, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         "peak_memory_mb": peak_memory_mb(),
         "device": device_name(),
         "precision": str(trainer.precision),
-        "command": f"omni-lab train {recipe.name} --profile {recipe.profile} --seed {recipe.seed}",
+        "command": recipe.command,
     }
 
 

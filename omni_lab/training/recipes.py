@@ -48,10 +48,16 @@ class Recipe(BaseRecipe):
     init_from: Recipe | None = None  # start from its weights, as far as names and shapes agree
     modality_copy: tuple[Modality, Modality] | None = None  # first copy fusion and head weights: (from, to)
     eval_scenes: Mapping[str, int] = field(default_factory=dict)  # see `Profile`; training uses the whole splits
+    may_train: bool = True  # else `load_or_train` only loads
 
     @property
     def folder(self) -> Path:
         return Path(self.profile) / f"{self.name}-seed{self.seed}"
+
+    @property
+    def command(self) -> str:
+        """What trains it."""
+        return f"omni-lab train {self.name} --profile {self.profile} --seed {self.seed}"
 
     def data_module(self) -> Any:
         return self._data_module(OmniDataModule)
@@ -61,7 +67,7 @@ class Recipe(BaseRecipe):
         return kind(self.source, self.data, root=project_root() / "data" / "stores", **options)
 
     def identity(self, data: Any) -> dict[str, Any]:
-        """What a checkpoint must agree with to be loaded: not how often it was saved, nor how many workers loaded."""
+        """What a checkpoint must agree with to be loaded."""
         start = {"start": self.init_from.identity(data)} if self.init_from is not None else {}
         loan = {"loan": self.modality_copy} if self.modality_copy is not None else {}
         return {
@@ -69,8 +75,8 @@ class Recipe(BaseRecipe):
             "answers": data.store.answers,
             "vocabulary": hashlib.sha256(data.store.tokenizer.to_str().encode()).hexdigest(),
             "model": self.model,
-            "data": {k: v for k, v in vars(self.data).items() if k != "num_workers"},
-            "training": {k: v for k, v in vars(self.training).items() if k != "checkpoint_every"},
+            "data": self.data,
+            "training": self.training,
             "seed": self.seed,
             **start,
             **loan,
@@ -125,13 +131,13 @@ class MultitaskRecipe(Recipe):
         return MultitaskDataModule(self.multitask, root=root, seed=self.seed, tasks=tasks, workers=workers)
 
     def identity(self, data: Any) -> dict[str, Any]:
-        heads = {k: v for k, v in vars(self.multitask).items() if k not in ("model", "training")}
+        examples = {"train": self.multitask.examples["train"]}  # of other splits, any number will do
         return {
             "model": self.model,
-            "heads": heads | {"examples": self.multitask.examples["train"]},  # of other splits, any number will do
+            "heads": replace(self.multitask, examples=examples),
             "vocabulary": hashlib.sha256(data.tokenizer.tokenizer.to_str().encode()).hexdigest(),
             "world": data.world.fingerprint(),
-            "training": {k: v for k, v in vars(self.training).items() if k != "checkpoint_every"},
+            "training": self.training,
             "seed": self.seed,
             "task": self.task,
             "rules": RULES_VERSION,
@@ -210,7 +216,8 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
     heads = MultitaskRecipe("heads", name, source, multitask.model, data, multitask.training, seed, multitask=multitask)
     recipes += [heads, replace(heads, name="heads_fixed", multitask=replace(multitask, uncertainty_weighting=False))]
     recipes += [replace(heads, name=f"heads_{task}", task=task) for task in multitask.examples["train"]]
-    return {recipe.name: replace(recipe, eval_scenes=profile.eval_scenes) for recipe in recipes}
+    options: dict[str, Any] = {"eval_scenes": profile.eval_scenes, "may_train": not profile.models}
+    return {recipe.name: replace(recipe, **options) for recipe in recipes}
 
 
 def _question_stages(

@@ -35,6 +35,10 @@ class RouterRecipe(BaseRecipe):
     seed: int = 0
 
     @property
+    def may_train(self) -> bool:
+        return self.network.may_train
+
+    @property
     def folder(self) -> Path:
         return Path(self.network.profile) / f"{self.network.name}-{self.name}-seed{self.seed}"
 
@@ -44,7 +48,7 @@ class RouterRecipe(BaseRecipe):
             "space": network.model.space.to_dict(),
             "network": self.network.identity(network.data),
             "network_weights": weights_digest(network.model),
-            "router": {k: v for k, v in vars(self.router).items() if k != "checkpoint_every"},
+            "router": self.router,
             "seed": self.seed,
         }
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from torch import nn
 
 from omni_lab.config.profiles import get_profile
+from omni_lab.config.schema import NOT_IDENTITY
 from omni_lab.training.checkpoint import (
     CheckpointError,
     deduplicate_weights,
+    digest,
     load_model,
     read_tensors,
     save_model,
@@ -123,6 +126,36 @@ def test_only_siblings_share(saved: Callable[..., Path], tmp_path: Path) -> None
         deduplicate_weights(tmp_path / "none", one)
 
 
+@dataclass(frozen=True)
+class Old:
+    width: int
+    depth: int = 2
+    workers: int = field(default=0, metadata=NOT_IDENTITY)
+
+
+@dataclass(frozen=True)
+class New(Old):
+    bits: int | None = None
+    rates: dict[str, float] = field(default_factory=lambda: {"a": 1.0})
+
+
+def test_a_new_field_at_its_default_orphans_nothing(tmp_path: Path) -> None:
+    old, new = ({"seed": 1, "model": kind(3)} for kind in (Old, New))
+    save_model(tmp_path, network(1, trained=True), identity=old, metadata={})
+    assert json.loads((tmp_path / "model.json").read_text())["identity"]["model"] == {"width": 3, "depth": 2}
+    load_model(tmp_path, network(2, trained=True), identity=new)
+    assert digest(old) == digest(new)
+    for changed, difference in (
+        (New(3, bits=8), "model.bits: has None, expected 8"),
+        (New(3, rates={"a": 2.0}), "model.rates.a: has None, expected 2.0"),
+        (New(3, depth=3), "model.depth: has 2, expected 3"),
+    ):
+        with pytest.raises(CheckpointError, match=difference):
+            load_model(tmp_path, network(2, trained=True), identity={"seed": 1, "model": changed})
+        assert digest({"seed": 1, "model": changed}) != digest(old)
+    load_model(tmp_path, network(2, trained=True), identity={"seed": 1, "model": New(3, workers=4)})
+
+
 @pytest.mark.parametrize("folder", sorted(PUBLISHED.glob("*/*")), ids=lambda folder: folder.name)
 def test_published_models_find_what_they_share(folder: Path) -> None:
     tensors = read_tensors(folder)
@@ -140,7 +173,7 @@ def test_what_is_published_is_of_the_configurations_as_they_are(folder: Path) ->
     saved = saved.get("network", saved)
     while True:
         assert saved["model"] == to_jsonable(recipe.model)
-        assert saved["training"] == {k: v for k, v in to_jsonable(recipe.training).items() if k != "checkpoint_every"}
+        assert saved["training"] == to_jsonable(recipe.training)
         if recipe.init_from is None:
             break
         recipe, saved = recipe.init_from, saved["start"]

@@ -236,6 +236,21 @@ def test_a_published_model_of_another_configuration_is_reported_and_retrained(
     assert "training.learning_rate: has 0.003, expected 0.0001" in caplog.text
 
 
+def test_a_recipe_that_may_not_train_says_what_differs_and_what_trains_it(recipe: Recipe) -> None:
+    trained = load_or_train(recipe)
+    recipe.published_folder.parent.mkdir(parents=True)
+    recipe.work_folder(trained.data).rename(recipe.published_folder)
+    published = replace(recipe, may_train=False)
+    assert load_or_train(published).origin.startswith("published with the project")
+    other = replace(published, training=replace(recipe.training, learning_rate=1e-4))
+    with pytest.raises(CheckpointError, match=r"training.learning_rate: has 0.003, expected 0.0001.*omni-lab train"):
+        load_or_train(other)
+    with pytest.raises(CheckpointError, match=r"seed1: no checkpoint there; .* --seed 1'"):
+        load_or_train(replace(published, seed=1))
+    assert not other.work_folder(trained.data).exists()
+    assert load_or_train(other, retrain=True).origin.startswith("trained just now")
+
+
 def test_checkpoints_are_refused_with_a_reason(recipe: Recipe, tmp_path: Path) -> None:
     data = recipe.data_module()
     model = recipe.build_model(data)
