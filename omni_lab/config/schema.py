@@ -171,6 +171,7 @@ class CompressionConfig:
     """Quantization-aware training and pruning of a trained model."""
 
     calibration: int = 12  # batches that set the first quantization ranges
+    calibration_scenes: int = 256  # questions about the first scenes of training are in these batches
     pruning_rounds: int = 3  # rounds of pruning and training until the target sparsity is reached
     scenes: int = 2000  # train on questions about the first scenes
     validation_scenes: int = 100  # validate on questions about the first scenes
@@ -279,11 +280,16 @@ class Profile:
     bootstrap_resamples: int  # behind each confidence interval
     models: str = ""  # the profile whose trained models are used; empty: this one trains its own
     eval_scenes: dict[str, int] = field(default_factory=dict)  # by split, evaluate on its first scenes only
+    effort: float = 1.0  # notebooks do so much of what is slow: explain this fraction of the questions, say
 
     @property
     def trained_as(self) -> str:
         """The profile whose trained models, and published results, belong to this one."""
         return self.models or self.name
+
+    def scaled(self, count: int) -> int:
+        """A number of repetitions times `effort`, at least one."""
+        return max(1, round(count * self.effort))
 
 
 def with_changes(config: Any, **changes: Any) -> Any:

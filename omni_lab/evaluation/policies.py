@@ -81,16 +81,18 @@ def save_outcomes(file: Path, outcomes: Mapping[str, PolicyOutcome], scenes: np.
     part.replace(file)
 
 
-def load_outcomes(file: Path) -> tuple[dict[str, PolicyOutcome], np.ndarray]:
-    """Reads a file of `save_outcomes`: outcomes by policy, and scenes [n]."""
+def load_outcomes(file: Path, *, scenes: np.ndarray | None = None) -> tuple[dict[str, PolicyOutcome], np.ndarray]:
+    """Reads a file of `save_outcomes`: outcomes by policy, and scenes [n]. scenes: only questions about these."""
     with np.load(file) as archive:
         arrays = dict(archive)
     columns = {name: arrays[f"{name}.values"][arrays[f"{name}.which"]] for name in (*SHARED_FIELDS, *POLICY_FIELDS)}
+    chosen = np.isin(arrays["scenes"], arrays["scenes"] if scenes is None else scenes)
+    columns = {n: c[chosen] if n in SHARED_FIELDS else c[:, chosen] for n, c in columns.items()}
     columns |= {name: columns[name].astype(bool) for name in ("encoded", "required", "question_mask")}
     shared, aliases, distinct = {name: columns[name] for name in SHARED_FIELDS}, dict(arrays["aliases"].tolist()), {}
     for number, policy in enumerate(dict.fromkeys(aliases.values())):
         distinct[policy] = PolicyOutcome(**shared, **{name: columns[name][number] for name in POLICY_FIELDS})
-    return {policy: distinct[name] for policy, name in aliases.items()}, arrays["scenes"]
+    return {policy: distinct[name] for policy, name in aliases.items()}, arrays["scenes"][chosen]
 
 
 def cheapest_keeping(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -180,10 +180,7 @@ def compress(
     else:
         start = compress(recipe.init_from, network, router, example, retrain=retrain)
         model, router, metadata = start.model, start.router, start.metadata
-    config, scenes = network.data.config, (recipe.pruning or recipe.config).scenes
-    validation = recipe.config.validation_scenes
-    data = network.data.with_config(config, seed=recipe.seed, raw=True, train=scenes, validation=validation)
-    compressor = _Compressor(recipe, data, router, example, teacher=model)
+    compressor = _Compressor(recipe, network.data, router, example, teacher=model)
     if not recipe.rounds:
         assembly = _Assembly(compressor, model, calibrated=True)
     for done in range(recipe.rounds):
@@ -219,7 +216,7 @@ class _Compressor:
     """Runs the rounds of a recipe, each on a copy of the model that the round before left."""
 
     recipe: CompressionRecipe
-    data: OmniDataModule
+    source_data: OmniDataModule  # of the network
     router: Router
     example: OmniBatch
     teacher: OmniModel
@@ -254,8 +251,19 @@ class _Compressor:
         _, table = fit(module.train(), self.data, training, folder)
         return assembly, metadata | {"history": table.rows, "seconds": table.totals["seconds"]}
 
+    @cached_property
+    def data(self) -> OmniDataModule:
+        """Raw media of the scenes to train on."""
+        scenes, validation = (self.recipe.pruning or self.recipe.config).scenes, self.recipe.config.validation_scenes
+        return self._subset(train=scenes, validation=validation)
+
+    def _subset(self, **scenes: int) -> OmniDataModule:
+        return self.source_data.with_config(self.source_data.config, seed=self.recipe.seed, raw=True, **scenes)
+
     def batches(self) -> Iterator[OmniBatch]:
-        return islice(self.data.loader("train"), self.recipe.config.calibration)
+        """Batches to calibrate on."""
+        config = self.recipe.config
+        return islice(self._subset(train=config.calibration_scenes).loader("train"), config.calibration)
 
     def _losses(self, model: OmniModel) -> Iterator[Tensor]:
         """Answer losses on the calibration batches, each under the dense route and under the router's."""
