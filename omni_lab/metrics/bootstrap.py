@@ -1,4 +1,5 @@
-"""Estimates with 95 % intervals by the cluster bootstrap: whole groups of samples are resampled, not single samples."""
+"""Estimates with 95 % intervals: by the cluster bootstrap, which resamples whole groups of samples, not single samples;
+over seeds, which are too few to be resampled, by Student's t."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest
+from scipy.stats import t as student
 
 
 class Estimate(NamedTuple):
@@ -37,6 +39,38 @@ def resample(*sizes: int, resamples: int, seed: int = 0) -> Iterator[list[np.nda
     rng = np.random.default_rng(seed)
     for _ in range(resamples):
         yield [rng.integers(size, size=size) for size in sizes]
+
+
+def t_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Estimate:
+    """The mean of few independent values [n >= 2], such as one per seed, and Student's interval (1908) of it."""
+    if len(values) < 2:
+        raise ValueError(f"values must be at least two, as one has no spread: got {len(values)}")
+    value, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
+    half = float(student.ppf((1 + level) / 2, len(values) - 1)) * error
+    return Estimate(value, value - half, value + half)
+
+
+def two_way_estimate(
+    statistic: Callable[[np.ndarray], np.ndarray], *, seeds: int, groups: int, resamples: int, seed: int = 0
+) -> Estimate:
+    """The mean over seeds of a statistic, with a 95 % interval for other seeds and other groups of samples.
+
+    The variance is that over seeds plus that over resampled groups (Owen and Eckles 2012); its degrees of freedom are
+    Satterthwaite's (1946), so that few seeds widen the interval. With one seed: the percentile interval over groups.
+
+    statistic: maps how often each group is drawn [groups] to one value per seed [seeds].
+    """
+    values = statistic(np.ones(groups))
+    means = [
+        statistic(np.bincount(drawn, minlength=groups).astype(float)).mean()
+        for _, drawn in resample(seeds, groups, resamples=resamples, seed=seed)
+    ]
+    if seeds == 1:
+        return Estimate.from_resamples(values[0], means)
+    variances = np.array([values.var(ddof=1) / seeds, np.var(means)])
+    total, degrees = variances.sum(), np.array([seeds - 1, max(1, groups - 1)])
+    half = student.ppf(0.975, total**2 / (variances**2 / degrees).sum()) * total**0.5 if total > 0 else 0.0
+    return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
 def sum_by_group(values: np.ndarray, groups: np.ndarray) -> np.ndarray:

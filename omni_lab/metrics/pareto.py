@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from omni_lab.metrics.bootstrap import Estimate, resample, sum_by_group
+from omni_lab.metrics.bootstrap import Estimate, sum_by_group, two_way_estimate
 
 Point = tuple[float, float]  # cost, accuracy
 
@@ -33,22 +33,39 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
 def paired_difference(
     first: np.ndarray, second: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int = 0
 ) -> Estimate:
-    """Mean of first - second, paired by seed and by sample, with a two-way cluster bootstrap interval (Owen and Eckles
-    2012): seeds and groups of samples are resampled.
+    """Mean of first - second, paired by seed and by sample, with the interval of `two_way_estimate`.
 
     first, second: [S, n], S seeds and n samples.
     groups: [n] labels, such as the scene that a question is about.
     """
+    _check_paired(first, second, groups)
+    return _ratio(first - second, np.ones_like(first), groups, resamples, seed)
+
+
+def paired_ratio(
+    first: np.ndarray, second: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int = 0
+) -> Estimate:
+    """Sum of `first` over sum of `second`, none negative, averaged over seeds. Both sums are resampled; the interval
+    ends at 0, so that 1 minus it, a share that is saved, never exceeds 1. Arguments as in `paired_difference`."""
+    _check_paired(first, second, groups)
+    if first.min() < 0 or second.min() < 0 or not second.any(axis=1).all():
+        raise ValueError("a ratio needs values that are not negative, and a second that is not all zero")
+    ratio = _ratio(first, second, groups, resamples, seed)
+    return ratio._replace(low=max(0.0, ratio.low))
+
+
+def _check_paired(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> None:
     if first.shape != second.shape or first.ndim != 2 or len(groups) != first.shape[1]:
         raise ValueError(
             f"both must be [seeds, samples], with a group for each sample: got {first.shape}, {second.shape} and "
             f"{len(groups)} groups"
         )
-    difference = first - second
-    sums, sizes = sum_by_group(difference, groups), sum_by_group(np.ones(len(groups)), groups)
-    draws = _two_way(len(sums), len(sizes), resamples, seed)
-    means = [(sums[seeds].mean(0) * weights).sum() / (sizes * weights).sum() for seeds, weights in draws]
-    return Estimate.from_resamples(difference.mean(), means)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> Estimate:
+    above, below = sum_by_group(above, groups), sum_by_group(below, groups)  # [S, G]
+    size = {"seeds": above.shape[0], "groups": above.shape[1]}
+    return two_way_estimate(lambda w: (above @ w) / (below @ w), **size, resamples=resamples, seed=seed)
 
 
 class Policies(NamedTuple):
@@ -69,7 +86,7 @@ def hypervolume_difference(
     seed: int = 0,
 ) -> Estimate:
     """Hypervolume of `first` minus that of `second`, each the mean over one front per seed; interval as in
-    `paired_difference`.
+    `two_way_estimate`.
 
     dense_flops: [n]; a policy's cost is its fraction of them.
     """
@@ -81,22 +98,15 @@ def hypervolume_difference(
     sizes, dense = sum_by_group(np.ones(len(groups)), groups), sum_by_group(dense_flops, groups)
     sums = [(sum_by_group(p.flops, groups), sum_by_group(p.correct, groups)) for p in (first, second)]
 
-    def gap(seeds: np.ndarray, weights: np.ndarray) -> float:
-        means = []
+    def gap(weights: np.ndarray) -> np.ndarray:
+        volumes = []
         for flops, correct in sums:
             costs, accuracies = flops @ weights / (dense @ weights), correct @ weights / (sizes @ weights)  # [S, K]
             fronts = [list(zip(*points, strict=True)) for points in zip(costs, accuracies, strict=True)]
-            means.append(np.array([hypervolume(front, reference) for front in fronts])[seeds].mean())
-        return float(means[0] - means[1])
+            volumes.append(np.array([hypervolume(front, reference) for front in fronts]))
+        return np.asarray(volumes[0] - volumes[1])
 
-    gaps = [gap(*draw) for draw in _two_way(len(first.flops), len(sizes), resamples, seed)]
-    return Estimate.from_resamples(gap(np.arange(len(first.flops)), np.ones(len(sizes))), gaps)
-
-
-def _two_way(seeds: int, groups: int, resamples: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the drawn seeds [S], and how often each group is drawn [G]."""
-    for drawn, members in resample(seeds, groups, resamples=resamples, seed=seed):
-        yield drawn, np.bincount(members, minlength=groups).astype(float)
+    return two_way_estimate(gap, seeds=len(first.flops), groups=len(sizes), resamples=resamples, seed=seed)
 
 
 class RequiredModalityScore(NamedTuple):

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from omni_lab.evaluation.profiling import time_ratio
-from omni_lab.metrics.bootstrap import Estimate, bootstrap_estimate, bootstrap_interval, resample, sum_by_group
+from omni_lab.metrics.bootstrap import (
+    Estimate,
+    bootstrap_estimate,
+    bootstrap_interval,
+    resample,
+    sum_by_group,
+    t_interval,
+)
 from omni_lab.metrics.pareto import paired_difference
 
 INTERVAL = [0.025, 0.975]
@@ -28,15 +36,34 @@ def test_an_interval_is_that_of_a_plain_loop() -> None:
 def test_a_paired_difference_is_that_of_a_plain_loop() -> None:
     rng = np.random.default_rng(1)
     first, second, groups = rng.normal(size=(3, 200)), rng.normal(size=(3, 200)), rng.integers(30, size=200)
-    sums, sizes = sum_by_group(first - second, groups), sum_by_group(np.ones(200), groups)
     draws = np.random.default_rng(0)
     means = []
     for _ in range(100):
-        seeds = draws.integers(3, size=3)
-        weights = np.bincount(draws.integers(len(sizes), size=len(sizes)), minlength=len(sizes)).astype(float)
-        means.append((sums[seeds].mean(0) * weights).sum() / (sizes * weights).sum())
-    expected = ((first - second).mean(), *np.quantile(means, INTERVAL))
-    assert paired_difference(first, second, groups, resamples=100) == expected
+        draws.integers(3, size=3)
+        drawn = np.concatenate([np.flatnonzero(groups == g) for g in draws.integers(30, size=30)])
+        means.append((first - second)[:, drawn].mean(1))
+    over_seeds, over_groups = (first - second).mean(1).var(ddof=1) / 3, np.mean(means, axis=1).var()
+    total = over_seeds + over_groups
+    half = stats.t.ppf(0.975, total**2 / (over_seeds**2 / 2 + over_groups**2 / 29)) * np.sqrt(total)
+    mean = (first - second).mean()
+    assert paired_difference(first, second, groups, resamples=100) == pytest.approx((mean, mean - half, mean + half))
+    alone = paired_difference(first[:1], second[:1], groups, resamples=100)
+    draws, one = np.random.default_rng(0), []
+    for _ in range(100):
+        draws.integers(1, size=1)
+        drawn = np.concatenate([np.flatnonzero(groups == g) for g in draws.integers(30, size=30)])
+        one.append((first - second)[0, drawn].mean())
+    assert alone.interval == pytest.approx(tuple(np.quantile(one, INTERVAL))), "one seed: other scenes alone"
+
+
+def test_few_values_get_a_t_interval() -> None:
+    values = [0.91, 0.94, 0.95, 0.93, 0.97]
+    for level in (0.95, 0.8):
+        expected = stats.t.interval(level, 4, loc=np.mean(values), scale=stats.sem(values))
+        assert t_interval(values, level).interval == pytest.approx(expected)
+    assert t_interval([1.0, 3.0]).interval == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-4), "by the table"
+    with pytest.raises(ValueError, match="at least two, as one has no spread: got 1"):
+        t_interval([0.5])
 
 
 def test_a_ratio_of_times_is_that_of_one_draw_of_all() -> None:
