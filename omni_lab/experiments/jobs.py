@@ -9,12 +9,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from omni_lab.experiments.provenance import library_digest
 from omni_lab.utils.env import project_root
 from omni_lab.utils.lookup import lookup
 
@@ -190,16 +190,8 @@ def _run_name(notebook: Notebook, settings: Mapping[str, Any]) -> str:
 
 def _fingerprint(notebook: Notebook, settings: Mapping[str, Any]) -> str:
     relevant = {name: value for name, value in settings.items() if name not in ("output_dir", "retrain")}
-    content = json.dumps([notebook.source, relevant, _library_digest()], sort_keys=True)
+    content = json.dumps([notebook.source, relevant, library_digest()], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-@cache
-def _library_digest() -> str:
-    """Digest of code, configuration and tables of the library. Claims are only compared with results."""
-    found = (file for file in Path(__file__).parents[1].rglob("*.*") if "__pycache__" not in file.parts)
-    files = sorted(file for file in found if file.name not in ("README.md", "claims.yaml") and file.is_file())
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def run_states(output: Path, profile: str, notebook: Notebook) -> Iterator[str]:

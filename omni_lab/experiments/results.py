@@ -14,9 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from omni_lab.experiments import provenance
 from omni_lab.utils.env import project_root
+from omni_lab.utils.lookup import lookup
 
-SCHEMA = 1
+SCHEMA = 2  # files of schema 1 are still read: they were recorded before runs named their commit and processor
 KEYS = ("notebook", "profile", "parameters", "seed", "device", "started", "seconds", "metrics")
 METRIC_KEYS = {"name", "value", "interval", "unit", "higher_is_better", "control"}
 METRIC_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
@@ -44,12 +46,14 @@ class RunRecorder:
         unit: str = "",
         higher_is_better: bool = True,
         control: bool = False,
+        n: int | None = None,
     ) -> None:
         """Records a metric. Recording a name again replaces it.
 
         name: `room/metric`, in lower case.
         interval: (low, high), of 95 % unless the notebook says otherwise.
         control: the value belongs to a baseline, not to the method.
+        n: how many independent cases (questions, scenes, images) stand behind the value.
         """
         if not METRIC_NAME.fullmatch(name):
             raise ValueError(f"name must look like room/what in lower case: got {name!r}")
@@ -58,10 +62,28 @@ class RunRecorder:
             raise ValueError(f"{name}: the interval must be (low, high), in order: got {interval!r}")
         if not all(map(math.isfinite, (value, *(bounds or ())))):
             raise ValueError(f"{name}: value and interval must be finite: got {value} and {interval!r}")
+        if n is not None and n < 1:
+            raise ValueError(f"{name}: n must be at least 1: got {n}")
         entry = {"name": name, "value": float(value), "interval": bounds, "unit": unit}
         entry |= {"higher_is_better": higher_is_better, "control": control}
+        entry |= {} if n is None else {"n": int(n)}
         self.metrics = [m for m in self.metrics if m["name"] != name] + [entry]
         self._write()
+
+    def compare(self, name: str, unit: str = "questions") -> str:
+        """A recorded metric in one line, beside that of the published run with the same parameters, if there is one:
+        "here, 400 questions: 0.950 (0.930 to 0.970); published, 24,033: 0.958"."""
+        from omni_lab.config.profiles import get_profile
+
+        own = lookup(name, {m["name"]: m for m in self.metrics}, "recorded metric")
+        line = "here" + (f", {own['n']:,} {unit}" if "n" in own else "") + f": {own['value']:.3f}"
+        if own["interval"]:
+            line += " ({:.3f} to {:.3f})".format(*own["interval"])
+        folder = project_root() / "reports" / "published" / get_profile(self._run["profile"]).trained_as
+        other = find_published(self._run, read_results(folder / self._run["notebook"], broken=print)).get(name)
+        if other is None:
+            return line
+        return f"{line}; published" + (f", {other['n']:,}" if "n" in other else "") + f": {other['value']:.3f}"
 
     def save_figure(self, figure: Any, name: str) -> Any:
         """Writes `figures/<name>.png` and returns the figure."""
@@ -92,15 +114,19 @@ def start_run(notebook: str, *, profile: str, seed: int, output_dir: str = "", *
         "schema": SCHEMA,
         "notebook": notebook,
         "profile": profile,
-        "parameters": {"profile": profile, "seed": seed, **parameters},
+        "parameters": (recorded := {"profile": profile, "seed": seed, **parameters}),
         "seed": seed,
         "device": _device(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance.provenance(notebook, recorded),
     }
     recorder = RunRecorder(folder, run)
     print(f"{notebook}, profile {profile}, seed {seed}, on {run['device']}")
     print(", ".join(f"{name} {number}" for name, number in run["versions"].items()))
+    changed = "" if run["clean"] else ", with changes that are not committed"
+    print(f"commit {run['commit'][:12]}{changed}" if run["commit"] else "commit unknown", end="; ")
+    print(f"{run['processor']}, {run['capability']}, {run['threads']} threads")
     return recorder
 
 
@@ -127,11 +153,25 @@ def read_results(
     return results
 
 
+def find_published(run: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The metrics by name of the published run of the same notebook, seed and parameters, the latest of several; empty
+    if there is none. Only parameters that both recorded are compared, without the profile; a count of 0 fits any, as
+    it stands for the profile's own."""
+    own, found = run["parameters"], []
+    for other in published:
+        theirs = other["parameters"]
+        differing = [k for k in own.keys() & theirs.keys() if k != "profile" and own[k] != theirs[k]]
+        open_counts = all(k != "seed" and type(own[k]) is int and own[k] == 0 for k in differing)
+        if other["notebook"] == run["notebook"] and open_counts:
+            found.append((-len(differing), str(other["started"]), other["metrics"]))
+    return {m["name"]: m for m in max(found, key=lambda f: f[:2])[2]} if found else {}
+
+
 def _read_checked(file: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"schema {content['schema']}: expected {SCHEMA}")
+        if content["schema"] not in (1, SCHEMA):
+            raise ValueError(f"schema {content['schema']}: expected 1 or {SCHEMA}")
         if missing := [key for key in KEYS if key not in content]:
             raise ValueError(f"{missing[0]!r} is missing")
         if not isinstance(content["metrics"], list):
@@ -141,7 +181,7 @@ def _read_checked(file: Path) -> dict[str, Any]:
                 raise ValueError(f"metric {place}: expected {sorted(METRIC_KEYS)}, got {metric!r}")
     except (ValueError, KeyError, TypeError) as error:  # bad JSON and bad UTF-8 are ValueErrors
         raise ValueError(f"{file}: not a metrics file ({error})") from error
-    return content
+    return dict.fromkeys(provenance.KEYS) | content
 
 
 def format_duration(seconds: float) -> str:

@@ -148,7 +148,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, JobResult]:
 def test_it_runs_and_records(path: Path, outcomes: dict[str, JobResult]) -> None:
     outcome = outcomes[path.stem]
     assert outcome.error is None, outcome.error
-    metrics = {m["name"]: m for m in json.loads((outcome.job.folder / "metrics.json").read_text())["metrics"]}
+    content = json.loads((outcome.job.folder / "metrics.json").read_text())
+    assert {*content["parameters"]} <= {*outcome.job.parameters}, "else its recorded command would be refused"
+    metrics = {m["name"]: m for m in content["metrics"]}
     assert metrics.keys() >= EXPECTED[path.stem]
     for name, metric in metrics.items():
         for ending, (low, high) in BOUNDS.items():

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from omni_lab.experiments.results import RunRecorder, read_results, start_run
+from omni_lab.experiments.provenance import KEYS
+from omni_lab.experiments.results import RunRecorder, find_published, read_results, start_run, write_results
 
 
 def new_run(folder: Path, **changes: Any) -> RunRecorder:
@@ -18,7 +19,8 @@ def test_every_record_is_on_disk_at_once(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     run.record("room/what", 0.5, interval=(0.4, 0.6), unit="x")
     content = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert content["schema"] == 1
+    assert content["schema"] == 2
+    assert content.keys() > {*KEYS} and content["command"] == "omni-lab run nn --profile smoke -p seed=3 -p a=1"
     assert {"notebook", "profile", "parameters", "seed", "device", "versions", "started", "seconds"} < content.keys()
     assert content["metrics"] == [
         {
@@ -92,7 +94,7 @@ WHOLE = (
     [
         (b"{", "metrics.json: not a metrics file"),
         (b"\xff\xfe\x00", "metrics.json: not a metrics file"),
-        (b'{"schema": 99}', "schema 99: expected 1"),
+        (b'{"schema": 99}', "schema 99: expected 1 or 2"),
         (WHOLE % b"null", "metrics must be a list: got None"),
         (WHOLE % b'[{"name": "room/what", "value": 1}]', "metric 0: expected .*'interval'"),
         (WHOLE % b"[3]", "metric 0: expected .* got 3"),
@@ -107,3 +109,61 @@ def test_a_broken_metrics_file_is_named(tmp_path: Path, content: bytes, message:
     messages: list[str] = []
     assert [r["folder"].name for r in read_results(tmp_path, broken=messages.append)] == ["whole"], "the rest stands"
     assert len(messages) == 1 and re.search(message, messages[0])
+
+
+def test_a_file_from_before_commits_were_recorded_is_read(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_bytes(WHOLE % b"[]")
+    assert {read_results(tmp_path)[0][key] for key in KEYS} == {None}
+
+
+def test_how_many_cases_stand_behind_a_value(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    run.record("room/what", 0.5, n=400)
+    assert run.metrics[0]["n"] == 400
+    with pytest.raises(ValueError, match="room/what: n must be at least 1: got 0"):
+        run.record("room/what", 0.5, n=0)
+
+
+def publish(root: Path, folder: str, **changes: Any) -> None:
+    run = new_run(root / "reports/published/standard/nn" / folder, **{"profile": "standard"} | changes)
+    run.record("room/what", 0.958, n=24_033)
+    run.record("room/bare", 0.25)
+
+
+def test_a_value_stands_beside_the_published_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_LAB_ROOT", str(tmp_path))
+    run = new_run(tmp_path / "run", profile="quick")
+    run.record("room/what", 0.95, interval=(0.93, 0.97), n=400)
+    run.record("room/bare", 0.5)
+    assert run.compare("room/what") == "here, 400 questions: 0.950 (0.930 to 0.970)", "nothing published yet"
+    publish(tmp_path, "seed3")
+    expected = "here, 400 images: 0.950 (0.930 to 0.970); published, 24,033: 0.958"
+    assert run.compare("room/what", unit="images") == expected
+    assert run.compare("room/bare") == "here: 0.500; published: 0.250"
+    same = new_run(tmp_path / "standard", profile="standard")
+    same.record("room/what", 0.95)
+    assert same.compare("room/what") == "here: 0.950; published, 24,033: 0.958"
+    smoke = new_run(tmp_path / "smoke")
+    smoke.record("room/what", 0.95)
+    assert smoke.compare("room/what") == "here: 0.950", "smoke trains its own models"
+    with pytest.raises(ValueError, match="unknown recorded metric 'room/none'"):
+        run.compare("room/none")
+
+
+def test_only_a_published_run_with_the_same_parameters_is_compared(tmp_path: Path) -> None:
+    for folder, changes in {"seed3": {}, "seed4": {"seed": 4}, "seed3-a=2": {"a": 2}}.items():
+        publish(tmp_path, folder, **changes)
+        file = tmp_path / "reports/published/standard/nn" / folder / "metrics.json"
+        content = json.loads(file.read_text())
+        write_results(file, content | {"metrics": [m | {"value": 10 * content["seed"]} for m in content["metrics"]]})
+    published = read_results(tmp_path)
+
+    def value(**changes: Any) -> float | None:
+        own = {"profile": "quick", "seed": 3, "a": 1} | changes
+        found = find_published({"notebook": "nn", "parameters": own}, published).get("room/what")
+        return found and found["value"]
+
+    assert (value(), value(seed=4), value(seed=0), value(a=3)) == (30, 40, None, None)
+    assert value(a=0) == 30, "0 stands for the profile's own count"
+    assert value(a=False) is None and value(later=1) == 30, "a parameter that is newer than the published run"
+    assert find_published({"notebook": "other", "parameters": {"seed": 3}}, published) == {}
