@@ -1,4 +1,7 @@
-"""The claims ledger: what is claimed of omni-modal systems, beside what our runs recorded. Nothing else counts."""
+"""The claims ledger: what is claimed of omni-modal systems, beside what our runs recorded. Nothing else counts.
+
+Only runs of the profiles in `DECIDING` decide: others measure too few questions, or models that are too small.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any
 
 import yaml
 
+DECIDING = ("standard", "full")
 CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
 THRESHOLD = re.compile(r"(>=|>|<=|<) (-?[0-9]+(?:\.[0-9]+)?)")
 COMPARISONS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
@@ -34,16 +38,20 @@ class Claim:
     parameters: of the notebook's run that counts; empty for the run of seed 0 with all others at their defaults.
     controls: metrics shown beside it.
     device: "gpu" if only a run on a GPU counts.
+    reason: why it is not measured; then it needs no measures.
+    note: what else a reader has to know, such as what the number is not.
     """
 
     area: str
     claim: str
-    measures: Mapping[str, str]
+    measures: Mapping[str, str] = field(default_factory=dict)
     reported: str = ""
     notebook: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     controls: Sequence[str] = ()
     device: str = ""
+    reason: str = ""
+    note: str = ""
 
     def matches(self, result: Mapping[str, Any]) -> bool:
         """Whether a run is the one that counts."""
@@ -74,19 +82,24 @@ class ClaimMeasure:
 
 @dataclass(frozen=True)
 class ScoredClaim:
-    """A claim and what the runs recorded. result: the run that counts, None if there is none."""
+    """A claim and what the runs recorded.
+
+    result: the run that counts, None if there is none.
+    here: this machine's latest run of a profile that decides nothing, such as quick.
+    """
 
     claim: Claim
     result: Mapping[str, Any] | None
     measured: Sequence[ClaimMeasure]
     controls: Sequence[Mapping[str, Any]]
+    here: Mapping[str, Any] | None = None
 
     @property
     def verdict(self) -> Verdict:
         recorded = [m for m in self.measured if m.metric is not None]
         if not all(m.reached for m in recorded):
             return Verdict.NOT_HELD
-        return Verdict.HELD if len(recorded) == len(self.measured) else Verdict.NOT_MEASURED
+        return Verdict.HELD if recorded and len(recorded) == len(self.measured) else Verdict.NOT_MEASURED
 
 
 def _parse_threshold(threshold: str) -> tuple[str, float]:
@@ -102,20 +115,31 @@ def load_claims(file: Path = CLAIMS_FILE) -> list[Claim]:
     for place, entry in enumerate(yaml.safe_load(file.read_text(encoding="utf-8")), start=1):
         try:
             claims.append(Claim(**entry))
-            if not [_parse_threshold(threshold) for threshold in claims[-1].measures.values()]:
-                raise ValueError("it has no measures")
+            if not [_parse_threshold(bar) for bar in claims[-1].measures.values()] and not claims[-1].reason:
+                raise ValueError("it has neither measures nor a reason")
         except (TypeError, ValueError, AttributeError) as error:  # other keys, other words, no mapping
             raise ValueError(f"{file}: entry {place} is not a claim ({error}): got {entry!r}") from error
     return claims
 
 
-def score_claims(claims: Iterable[Claim], results: Sequence[Mapping[str, Any]]) -> list[ScoredClaim]:
-    """Compares each claim with the run that counts, the latest if there are several. results: see `read_results`."""
+def score_claims(
+    claims: Iterable[Claim], results: Sequence[Mapping[str, Any]], *, profile: str = "standard"
+) -> list[ScoredClaim]:
+    """Compares each claim with the run that counts: of `profile` if there is one, and the latest if there are several.
+    results: see `read_results`."""
     scored = []
     for claim in claims:
-        runs = sorted((r for r in results if claim.matches(r)), key=lambda r: str(r["started"]))
-        result = runs[-1] if runs else None
-        recorded = {m["name"]: m for m in result["metrics"]} if result else {}
+        runs = sorted(
+            (r for r in results if claim.matches(r)), key=lambda r: (r["profile"] == profile, str(r["started"]))
+        )
+        result = next((r for r in reversed(runs) if r["profile"] in DECIDING), None)
+        here = next((r for r in reversed(runs) if r["profile"] not in DECIDING), None)
+        recorded = metrics_by_name(result)
         measured = [ClaimMeasure(name, threshold, recorded.get(name)) for name, threshold in claim.measures.items()]
-        scored.append(ScoredClaim(claim, result, measured, [recorded[n] for n in claim.controls if n in recorded]))
+        controls = [recorded[name] for name in claim.controls if name in recorded]
+        scored.append(ScoredClaim(claim, result, measured, controls, here))
     return scored
+
+
+def metrics_by_name(result: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    return {m["name"]: m for m in result["metrics"]} if result else {}

@@ -102,25 +102,31 @@ def list_runs(profile: str, output: Path) -> None:
     Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 
-def _read_scored(*folders: Path) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Results recorded in the folders, and the claims scored by them. Broken files are named and left out."""
+def _read_scored(output: Path, profile: str, *folders: str) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Results recorded in folders below `output`, and the claims scored by them. Broken files are named."""
+    from omni_lab.config.profiles import get_profile
     from omni_lab.experiments.claims import load_claims, score_claims
     from omni_lab.experiments.results import read_results
 
-    warn = partial(print, file=sys.stderr)
-    results = [result for folder in folders for result in read_results(folder, broken=warn)]
-    return results, score_claims(load_claims(), results)
+    trained, warn = get_profile(profile).trained_as, partial(print, file=sys.stderr)
+    paths = [output / folder.format(profile=profile, trained=trained) for folder in folders]
+    results = [result for path in dict.fromkeys(paths) for result in read_results(path, broken=warn)]
+    return results, score_claims(load_claims(), results, profile=trained)
+
+
+ALL_RESULTS = ("published", "{trained}", "{profile}")
 
 
 @app.command()
 @results_options
 def report(profile: str, output: Path) -> None:
-    """Print the recorded results and write the index page."""
-    from omni_lab.experiments.report import print_results, write_index
+    """Print the recorded results beside the published ones, and write the index page."""
+    from omni_lab.experiments.report import add_published, print_results, write_index
 
+    recorded, scored = _read_scored(output, profile, *ALL_RESULTS)
+    published = [result for result in recorded if output / "published" in result["folder"].parents]
     folder = output / profile
-    recorded, scored = _read_scored(output / "published" / profile, folder)
-    results = [result for result in recorded if folder in result["folder"].parents]
+    results = add_published([result for result in recorded if folder in result["folder"].parents], published)
     print_results(results, title=f"recorded results, profile {profile}")
     if results:
         print(f"report: {write_index(folder, results, title=f'omni-lab: {profile}', scored=scored)}")
@@ -129,13 +135,12 @@ def report(profile: str, output: Path) -> None:
 @app.command()
 @results_options
 @click.option("--published", is_flag=True, help="from the published runs alone")
-@click.option("--markdown", is_flag=True, help="as a Markdown table")
+@click.option("--markdown", is_flag=True, help="as a Markdown page")
 def scorecard(profile: str, output: Path, published: bool, markdown: bool) -> None:
-    """Show what is claimed, beside what was recorded."""
+    """Show what is claimed, beside what was recorded. Runs of standard and full decide; others stand beside them."""
     from omni_lab.experiments.report import print_scorecard, scorecard_markdown
 
-    own = [] if published else [output / profile]
-    _, scored = _read_scored(output / "published" / profile, *own)
+    _, scored = _read_scored(output, profile, *("published",) if published else ALL_RESULTS)
     if markdown:
         print(scorecard_markdown(scored), end="")
     else:
@@ -148,15 +153,19 @@ def scorecard(profile: str, output: Path, published: bool, markdown: bool) -> No
 @click.option("--run", "run_name", default="seed0", show_default=True, help="which of its runs")
 @click.option("--figures", multiple=True, metavar="NAME", help="a figure to copy as a file, too; may be repeated")
 def publish(notebook: str, profile: str, output: Path, run_name: str, figures: Sequence[str]) -> None:
-    """Copy a run's numbers and page to published/. NOTEBOOK is a name or number, like 04_training or 04."""
+    """Copy a run's numbers and page to published/, if its code was committed, and write the scorecard there anew.
+    NOTEBOOK is a name or number, like 04_training or 04."""
     from omni_lab.experiments.jobs import find_notebook
-    from omni_lab.experiments.report import publish_run, write_index
+    from omni_lab.experiments.report import publish_run, scorecard_markdown, write_index
 
     folder, place = output / "published" / profile, Path(find_notebook(notebook).name, run_name)
     publish_run(output / profile / place, folder / place, figures=figures)
-    results, scored = _read_scored(folder)
+    results, scored = _read_scored(output, profile, "published")
+    results = [result for result in results if folder in result["folder"].parents]
     whole = [result for result in results if (result["folder"] / "notebook.html").exists()]  # others are parts of grids
     print(f"published: {write_index(folder, whole, title=f'omni-lab: published, {profile}', scored=scored)}")
+    _, scored = _read_scored(output, "standard", "published")
+    (output / "published" / "SCORECARD.md").write_text(scorecard_markdown(scored), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:

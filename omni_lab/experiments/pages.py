@@ -69,6 +69,6 @@ def _mp3_source(wav: re.Match[str]) -> str:
 def to_webp(png: bytes) -> bytes:
     """PNG to WebP, lossless if that is smaller."""
     image, lossy, lossless = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO(), io.BytesIO()
-    image.save(lossy, "WEBP", method=6, quality=80)
+    image.save(lossy, "WEBP", method=6, quality=90)
     image.save(lossless, "WEBP", method=6, lossless=True)
     return min(lossy.getvalue(), lossless.getvalue(), key=len)

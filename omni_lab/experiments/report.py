@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from omni_lab.experiments.claims import ScoredClaim, Verdict
-from omni_lab.experiments.pages import render_template
-from omni_lab.experiments.results import format_duration
+from omni_lab.experiments.claims import ScoredClaim, Verdict, metrics_by_name
+from omni_lab.experiments.pages import render_template, to_webp
+from omni_lab.experiments.results import find_published, format_duration, read_results
 
 VERDICT_MARKS = {Verdict.HELD: "✓", Verdict.NOT_HELD: "✗", Verdict.NOT_MEASURED: "–"}
 VERDICT_COLORS = {Verdict.HELD: "green", Verdict.NOT_HELD: "red", Verdict.NOT_MEASURED: "dim"}
@@ -34,15 +33,22 @@ def _describe(name: str, metric: Mapping[str, Any] | None) -> str:
 
 
 def scorecard_rows(scored: Sequence[ScoredClaim]) -> list[dict[str, Any]]:
-    """One dict per claim: its own fields, the run in words, the verdict, and lists of texts: ours and controls."""
+    """One dict per claim: its own fields, the run in words, the verdict, and lists of texts: controls, and ours: the
+    measures that count, what a run here measured of them, why nothing is measured, and the claim's note."""
     rows = []
     for one in scored:
         ours = [f"{_describe(m.name, m.metric)}; bar {m.threshold}" for m in one.measured]
+        here = metrics_by_name(one.here)
+        ours += [f"here, {one.here['profile']}: {_describe(n, here.get(n))}" for n in one.claim.measures if one.here]
+        if one.verdict is Verdict.NOT_MEASURED and one.claim.reason:
+            ours.append(f"not measured: {one.claim.reason}")
+        ours += [f"note: {one.claim.note}"] if one.claim.note else []
         controls = [_describe(m["name"], m) for m in one.controls]
         run = "no run yet"
         if one.result is not None:
             words = [one.result[key] for key in ("notebook", "profile", "device")]
             words.insert(1, one.result["folder"].name)
+            words += [f"commit {one.result['commit'][:12]}"] if one.result.get("commit") else []
             run = ", ".join([*words, "published" if "published" in one.result["folder"].parts else "this machine"])
         rows.append(vars(one.claim) | {"ours": ours, "controls": controls, "run": run, "verdict": one.verdict})
     return rows
@@ -73,20 +79,54 @@ def scorecard_markdown(scored: Sequence[ScoredClaim]) -> str:
     return render_template("scorecard.md.j2", rows=rows, tally=tally(scored), marks=VERDICT_MARKS)
 
 
+def add_published(results: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The results; each metric gets a key "published": that of the published run with the same parameters, or None."""
+    found = [(result, find_published(result, published)) for result in results]
+    return [{**r, "metrics": [m | {"published": p.get(m["name"])} for m in r["metrics"]]} for r, p in found]
+
+
+def agreement(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many numbers agree with the published ones, and a line for each that does not. results: of `add_published`. A
+    number agrees if its interval holds the published value; one without an interval, or not published, does not count.
+    """
+    pairs = [(r, m) for r in results for m in r["metrics"] if m.get("published") and m["interval"]]
+    apart = [(r, m) for r, m in pairs if not m["interval"][0] <= m["published"]["value"] <= m["interval"][1]]
+    if not pairs:
+        return []
+    timed, timed_apart = (sum(_is_timed(m) for _, m in found) for found in (pairs, apart))
+    lines = [
+        f"{len(pairs) - len(apart)} of {len(pairs)} numbers agree with the published ones within their interval (quick "
+        f"measures fewer questions); without times, which depend on the machine: "
+        f"{len(pairs) - len(apart) - timed + timed_apart} of {len(pairs) - timed}"
+    ]
+    for result, m in apart:
+        here = f"{format_value(m)} ({format_interval(m)}), published {format_value(m['published'])}"
+        lines.append(f"{result['notebook']}/{result['folder'].name} {m['name']}: {here}{', a time' * _is_timed(m)}")
+    return lines
+
+
+def _is_timed(metric: Mapping[str, Any]) -> bool:
+    return metric["unit"] in ("x", "times", "ms", "s", "min") or "time" in metric["name"]
+
+
 def print_results(results: Sequence[Mapping[str, Any]], *, title: str) -> None:
-    """Prints all recorded metrics as a table."""
+    """Prints all recorded metrics as a table, and how many agree with the published ones, see `add_published`."""
     console = Console(width=None if sys.stdout.isatty() else 110)
     if not results:
         console.print("nothing recorded yet")
         return
-    table = Table("metric", "value", "95 % interval", "", title=title)
+    table = Table("metric", "value", "95 % interval", "published", "", title=title)
     for result in results:
         duration = f"[dim]{format_duration(result['seconds'])} min"
         table.add_row(f"[bold]{result['notebook']}", f"[dim]{result['folder'].name}", duration)
         for m in result["metrics"]:
-            table.add_row(f"  {m['name']}", format_value(m), format_interval(m), "control" if m["control"] else "")
+            published = format_value(m["published"]) if m.get("published") else ""
+            control = "control" if m["control"] else ""
+            table.add_row(f"  {m['name']}", format_value(m), format_interval(m), published, control)
         table.add_section()
     console.print(table)
+    for line in agreement(results):
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def write_index(
@@ -101,11 +141,12 @@ def write_index(
             "folder": run.relative_to(folder).as_posix(),
             "has_page": (run / "notebook.html").exists(),
             "duration": format_duration(result["seconds"]),
-            "figures": sorted(file.stem for file in (run / "figures").glob("*.png")),
+            "figures": sorted(file.name for file in (run / "figures").glob("*.*")),
             "key_metrics": [m for m in metrics if m["name"] in claimed] or [m for m in metrics if not m["control"]][:4],
         }
         cards.append({**result, "name": run.name, **card})
     values = {"rows": scorecard_rows(scored), "tally": tally(scored), "marks": VERDICT_MARKS, "cards": cards}
+    values["agreement"] = agreement(results)
     page = render_template("index.html.j2", title=title, value=format_value, interval=format_interval, **values)
     part = folder / "index.html.part"
     part.write_text(page, encoding="utf-8")
@@ -113,13 +154,17 @@ def write_index(
 
 
 def publish_run(run: Path, to: Path, *, figures: Sequence[str] = ()) -> None:
-    """Copies a run's numbers, page, other files and the named figures, in 256 colours, to the folder `to`. Raises
-    ValueError, and copies nothing, if one of them does not exist."""
+    """Copies a run's numbers, page, other files and the named figures, as WebP, to the folder `to`. Raises ValueError,
+    and copies nothing, if one of them does not exist, or if the code of the run was not committed."""
     images = [run / "figures" / f"{name}.png" for name in figures]
     for file in (run / "metrics.json", run / "notebook.html", *images):
         if not file.exists():
             known = sorted(f.stem for f in (run / "figures").glob("*.png"))
             raise ValueError(f"{file}: does not exist; the figures of this run are {known}")
+    (result,) = read_results(run)
+    if not result["commit"] or not result["clean"]:
+        state = "had changes that are in no commit" if result["commit"] else "is of an unknown commit"
+        raise ValueError(f"{run}: nobody could repeat this run, as its code {state}: commit, and run it again")
     part = to.with_name(f".{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -128,7 +173,6 @@ def publish_run(run: Path, to: Path, *, figures: Sequence[str] = ()) -> None:
             shutil.copy(file, part)
     for image in images:
         (part / "figures").mkdir(exist_ok=True)
-        quantized = Image.open(image).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        quantized.save(part / "figures" / image.name, optimize=True)
+        (part / "figures" / f"{image.stem}.webp").write_bytes(to_webp(image.read_bytes()))
     shutil.rmtree(to, ignore_errors=True)
     part.rename(to)

@@ -3,30 +3,42 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from PIL import Image
 
+from omni_lab.experiments import provenance
 from omni_lab.experiments.claims import Claim, load_claims, score_claims
 from omni_lab.experiments.cli import main
-from omni_lab.experiments.report import print_results, print_scorecard, publish_run, scorecard_markdown, write_index
+from omni_lab.experiments.report import (
+    add_published,
+    agreement,
+    print_results,
+    print_scorecard,
+    publish_run,
+    scorecard_markdown,
+    scorecard_rows,
+    write_index,
+)
 from omni_lab.experiments.results import RunRecorder, read_results, start_run
 from omni_lab.utils.env import project_root
 
 
-def new_run(folder: Path) -> RunRecorder:
-    return start_run("nn", profile="smoke", seed=0, output_dir=str(folder))
+def new_run(folder: Path, profile: str = "smoke") -> RunRecorder:
+    return start_run("nn", profile=profile, seed=0, output_dir=str(folder))
 
 
 CLAIMS = [
     Claim("one", "It <saves>", {"room/saved": ">= 0.5"}, reported="half", notebook="nn", controls=["room/control"]),
     Claim("two", "It is quick", {"room/time": "< 1", "room/saved": ">= 0.1"}, notebook="nn"),
-    Claim("two", "It flies", {"wing/height": "> 0"}),
+    Claim("two", "It flies", {"wing/height": "> 0"}, reason="it has no wings", note="of lead"),
 ]
 
 
 @pytest.fixture
-def recorded(tmp_path: Path) -> Path:
-    run = new_run(tmp_path / "smoke" / "nn" / "seed0")
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(provenance, "code_state", lambda: ("0123456789" * 4, True))
+    run = new_run(tmp_path / "standard" / "nn" / "seed0", "standard")
     run.record("room/saved", 0.7, interval=(0.6, 0.8), unit="x")
     run.record("room/control", 0.1, control=True)
     run.record("room/time", 1.5, higher_is_better=False)
@@ -58,17 +70,55 @@ def test_the_scorecard_says_what_held_what_did_not_and_what_is_to_come(
         "– not measured yet",
         "saved: 0.7 x (0.6 to 0.8); bar >= 0.5",
         "nn, seed0",
+        "commit 012345678901",
+        "not measured: it has no wings",
+        "note: of lead",
     ):
         assert words in shown, words
     assert "3 claims: 1 held, 1 did not hold, 1 not measured yet" in shown
     table = scorecard_markdown(scored)
-    assert "| It <saves> | half | saved: 0.7 x (0.6 to 0.8); bar >= 0.5 | control: 0.1 | ✓ held |" in table
-    assert "| It flies |  | height: not recorded; bar > 0 |  | – not measured yet |" in table
+    assert "| It <saves> | half | saved: 0.7 x (0.6 to 0.8); bar >= 0.5<br>*nn, seed0, standard, " in table
+    assert "this machine* | control: 0.1 | ✓ held |" in table
+    why = "not measured: it has no wings<br>note: of lead"
+    assert f"| It flies |  | height: not recorded; bar > 0<br>{why} |  | – not measured yet |" in table
+
+
+def test_what_quick_measured_stands_beside_the_claim_that_it_cannot_decide(recorded: Path) -> None:
+    new_run(recorded / "quick" / "nn" / "seed0", "quick").record("room/saved", 0.1, interval=(0.0, 0.2))
+    row, *_ = scorecard_rows(score_claims(CLAIMS, read_results(recorded)))
+    assert row["verdict"] == "held"
+    assert row["ours"] == ["saved: 0.7 x (0.6 to 0.8); bar >= 0.5", "here, quick: saved: 0.1 (0 to 0.2)"]
+
+
+def test_numbers_stand_beside_the_published_ones(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (recorded / "published").mkdir()
+    (recorded / "standard").rename(recorded / "published" / "standard")
+    run = new_run(recorded / "quick" / "nn" / "seed0", "quick")
+    run.record("room/saved", 0.65, interval=(0.5, 0.75))
+    run.record("room/control", 0.3, interval=(0.2, 0.4))
+    run.record("room/time", 2.5, interval=(2.0, 3.0), unit="x")
+    run.record("room/new", 2.5, interval=(2.0, 3.0))
+    results = add_published(read_results(recorded / "quick"), read_results(recorded / "published"))
+    assert [m["published"] and m["published"]["value"] for m in results[0]["metrics"]] == [0.7, 0.1, 1.5, None]
+    agrees, *apart = agreement(results)
+    assert agrees.startswith("1 of 3 numbers agree") and agrees.endswith("which depend on the machine: 1 of 2")
+    assert apart == [
+        "nn/seed0 room/control: 0.3 (0.2 to 0.4), published 0.1",
+        "nn/seed0 room/time: 2.5 x (2 to 3), published 1.5, a time",
+    ]
+    assert agreement(read_results(recorded / "published")) == [], "nothing to compare with"
+    assert main(["report", "--profile", "quick", "--output", str(recorded)]) == 0
+    shown = capsys.readouterr().out
+    assert agrees in shown and apart[0] in shown
+    page = (recorded / "quick" / "index.html").read_text()
+    assert "<th>published</th>" in page and agrees in page and "<td>0.1</td>" in page
 
 
 def test_the_index_page_begins_with_the_scorecard_and_links_what_is_there(recorded: Path) -> None:
     results = read_results(recorded)
-    page = write_index(recorded / "smoke", results, title="a <title>", scored=score_claims(CLAIMS, results)).read_text()
+    page = write_index(
+        recorded / "standard", results, title="a <title>", scored=score_claims(CLAIMS, results)
+    ).read_text()
     assert 'src="nn/seed0/figures/curve.png"' in page and 'href="nn/seed0/notebook.html"' in page
     assert "a &lt;title&gt;" in page and "It &lt;saves&gt;" in page
     assert page.index("did not hold") < page.index("curve.png")
@@ -80,21 +130,21 @@ def test_the_index_page_begins_with_the_scorecard_and_links_what_is_there(record
 def test_the_command_line_prints_it_and_names_what_is_broken(
     recorded: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = recorded / "published" / "smoke" / "nn" / "seed1"
+    broken = recorded / "published" / "standard" / "nn" / "seed1"
     broken.mkdir(parents=True)
     (broken / "metrics.json").write_text("{")
-    assert main(["scorecard", "--profile", "smoke", "--output", str(recorded)]) == 0
+    assert main(["scorecard", "--profile", "standard", "--output", str(recorded)]) == 0
     said = capsys.readouterr()
     assert "claims: " in said.out and "seed1/metrics.json: not a metrics file" in said.err.replace("\n", "")
-    assert main(["report", "--profile", "smoke", "--output", str(recorded)]) == 0
-    assert "Scorecard" in (recorded / "smoke" / "index.html").read_text()
+    assert main(["report", "--profile", "standard", "--output", str(recorded)]) == 0
+    assert "Scorecard" in (recorded / "standard" / "index.html").read_text()
 
 
 def test_what_is_published_is_numbers_page_and_the_figures_named(
     recorded: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = recorded / "published" / "smoke"
-    run, to = recorded / "smoke" / "nn" / "seed0", root / "nn" / "seed0"
+    root = recorded / "published" / "standard"
+    run, to = recorded / "standard" / "nn" / "seed0", root / "nn" / "seed0"
     with pytest.raises(ValueError, match=r"other.png: does not exist; the figures of this run are \['curve'\]"):
         publish_run(run, to, figures=["curve", "other"])
     assert not root.exists()
@@ -105,23 +155,47 @@ def test_what_is_published_is_numbers_page_and_the_figures_named(
         "metrics.json",
         "notebook.html",
         "answers.npz",
-        "figures/curve.png",
+        "figures/curve.webp",
     }
-    few, whole = Image.open(to / "figures" / "curve.png"), Image.open(run / "figures" / "curve.png")
-    assert few.mode == "P" and few.size == whole.size
-    assert (to / "figures/curve.png").stat().st_size < (run / "figures/curve.png").stat().st_size
+    few, whole = Image.open(to / "figures" / "curve.webp"), Image.open(run / "figures" / "curve.png").convert("RGB")
+    assert few.mode == "RGB" and few.size == whole.size
+    assert np.abs(np.asarray(few, int) - np.asarray(whole, int)).mean() < 1, "true colours"
+    assert (to / "figures/curve.webp").stat().st_size < (run / "figures/curve.png").stat().st_size
     publish_run(run, to)
     assert not (to / "figures").exists(), "the earlier copy is replaced"
-    words = ["publish", "01", "--profile", "smoke", "--output", str(recorded)]
+    words = ["publish", "01", "--profile", "standard", "--output", str(recorded)]
     assert main(words) == 2 and "01_data_preparation/seed0/metrics.json: does not exist" in capsys.readouterr().err
     run.parent.rename(run.parents[1] / "01_data_preparation")
     assert main(words) == 0
     index = (root / "index.html").read_text()
     assert 'href="01_data_preparation/seed0/notebook.html"' in index and "Scorecard" in index
+    capsys.readouterr()
+    assert main(["scorecard", "--published", "--markdown", "--output", str(recorded)]) == 0
+    assert (recorded / "published" / "SCORECARD.md").read_text() == capsys.readouterr().out
 
 
-def test_the_readme_shows_the_published_scorecard() -> None:
-    root = project_root()
-    scored = score_claims(load_claims(), read_results(root / "reports/published/standard"))
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    assert scorecard_markdown(scored) in readme, "omni-lab scorecard --published --markdown prints what belongs there"
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ((None, None), "its code is of an unknown commit"),
+        (("ab" * 20, False), "its code had changes that are in no commit"),
+    ],
+)
+def test_a_run_whose_code_is_in_no_commit_is_not_published(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, state: tuple[str | None, bool | None], message: str
+) -> None:
+    monkeypatch.setattr(provenance, "code_state", lambda: state)
+    run = new_run(recorded / "standard" / "nn" / "seed1", "standard").folder
+    (run / "notebook.html").write_text("")
+    with pytest.raises(
+        ValueError, match=f"seed1: nobody could repeat this run, as {message}: commit, and run it again"
+    ):
+        publish_run(run, recorded / "published" / "standard" / "nn" / "seed1")
+    assert not (recorded / "published").exists()
+
+
+def test_the_published_scorecard_is_that_of_the_published_runs() -> None:
+    folder = project_root() / "reports" / "published"
+    scored = score_claims(load_claims(), read_results(folder))
+    page = (folder / "SCORECARD.md").read_text(encoding="utf-8")
+    assert page == scorecard_markdown(scored), "omni-lab scorecard --published --markdown prints what belongs there"
