@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -77,8 +77,8 @@ class ShadesOfGray:
             splits[split] = made
         return splits
 
-    def media(self, modality: Modality) -> Iterator[MediaItem]:
-        for key in range(20):
+    def media(self, modality: Modality, keys: Sequence[int]) -> Iterator[MediaItem]:
+        for key in keys:
             shade = 40 if key % 2 else 210
             yield MediaItem(key, np.full((3, 16, 16), shade, dtype=np.uint8), {"shade": shade})
 

@@ -4,6 +4,7 @@ sources/       data sets that are read from files, and the interface of all sour
 media_io.py    read images and audio
 uploads.py     turn uploaded bytes into a model input
 tokenizer.py   byte-level BPE; the text decoder's tokenizer; letters for text to speech
+media_chunks.py  the media of a store, built in chunks when they are needed
 store.py       the memory-mapped store that a source is written to once
 collate.py     Sample, and collate: samples to an OmniBatch
 sampler.py     which samples go into which batch

@@ -130,6 +130,16 @@ class VQADataset(Dataset[Sample]):
         written = [i for i in about if self.texts[i] is not None]
         return self._sample(text, self._rows(int((written or about)[0])))
 
+    def used_rows(self, modality: Modality) -> list[int]:
+        """The rows in the store that the samples carry, each once, sorted."""
+        return np.unique(self.media_rows[modality][self.present[:, modality.column]]).tolist()
+
+    def build_media(self) -> None:
+        """Builds all media that the samples carry, as far as no latents stand for them."""
+        for modality in self.media_rows:
+            if modality not in self.latents:
+                self.store.build(modality, self.used_rows(modality))
+
     def load_media(self, modality: Modality, row: int) -> torch.Tensor:
         """An image or video as it is stored, audio as [S] float32 from -1 to 1."""
         values = torch.from_numpy(self.store.media(modality, row).copy())
@@ -157,12 +167,15 @@ class VQADataset(Dataset[Sample]):
 
 class ResumableLoader(DataLoader[Sample]):
     """A DataLoader that can continue in the middle of an epoch: its state, which Lightning puts into every checkpoint,
-    counts the batches handed out, not those prefetched by workers."""
+    counts the batches handed out, not those prefetched by workers. Media are built before workers start: these may not
+    start processes."""
 
     batch_sampler: OmniBatchSampler | ConsecutiveBatchSampler
     handed_out = 0
 
     def __iter__(self) -> Iterator[OmniBatch]:  # type: ignore[override]
+        if isinstance(self.dataset, VQADataset):
+            self.dataset.build_media()
         self.handed_out = self.batch_sampler.start_batch
         for batch in super().__iter__():
             self.handed_out += 1
@@ -192,7 +205,8 @@ class OmniDataModule(L.LightningDataModule):
         self._datasets: dict[str, VQADataset] = {}
 
     def prepare_data(self) -> None:
-        ensure_store(self.source, self.root)
+        for split in ("train", "validation"):
+            self.dataset(split).build_media()
 
     @cached_property
     def store(self) -> Store:

@@ -34,7 +34,8 @@ def train_early_exits(
         encoder.early_exit.requires_grad_(True)
         optimizer = torch.optim.AdamW(encoder.early_exit.parameters(), lr=LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        rows = np.unique(dataset.media_rows[modality][dataset.present[:, modality.column]])
+        rows = dataset.used_rows(modality)
+        dataset.store.build(modality, rows)
         rng = np.random.default_rng([seed, modality.column])
         for _ in track_progress(range(steps), f"{modality} exit", total=steps, unit="step"):
             sampled = rng.choice(rows, size=min(batch_size, len(rows)), replace=False).tolist()
@@ -59,7 +60,8 @@ def cache_latents(model: OmniModel, dataset: VQADataset, modalities: Collection[
     for modality in modalities:
         encoder, full, early = cast(Any, model.encoders[modality.value]), LatentTable(), LatentTable()
         has_exit = ComputeLevel.EARLY_EXIT in model.space.allowed_levels(modality)
-        rows = np.unique(dataset.media_rows[modality][dataset.present[:, modality.column]]).tolist()
+        rows = dataset.used_rows(modality)
+        dataset.store.build(modality, rows)
         chunks = [rows[start : start + ENCODE_BATCH_SIZE] for start in range(0, len(rows), ENCODE_BATCH_SIZE)]
         for chunk in track_progress(chunks, f"{modality} latents", total=len(chunks), unit="batch"):
             inputs = _load_media(dataset, modality, chunk, model)

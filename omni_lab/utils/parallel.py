@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import current_process
 from typing import TypeVar
 
 import torch
@@ -21,10 +22,10 @@ def parallel_map(
 
     min_items: with so many, other processes do the work (default: MIN_PARALLEL_ITEMS); all must then be picklable.
     chunksize: items that a process takes at a time.
-    Errors of the function are raised here.
+    Errors of the function are raised here. A DataLoader's workers, which may not start processes, do all themselves.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if len(items) < (MIN_PARALLEL_ITEMS if min_items is None else min_items) or cores == 1:
+    if len(items) < (MIN_PARALLEL_ITEMS if min_items is None else min_items) or cores == 1 or current_process().daemon:
         yield from map(function, items)
         return
     pool = ProcessPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))

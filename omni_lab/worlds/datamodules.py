@@ -16,6 +16,7 @@ from omni_lab.config.schema import MultitaskConfig
 from omni_lab.data.collate import collate
 from omni_lab.data.datamodule import OmniDataModule, ResumableLoader
 from omni_lab.data.sampler import ConsecutiveBatchSampler
+from omni_lab.data.store import ensure_store
 from omni_lab.data.tokenizer import DecoderTokenizer, encode_text, train_tokenizer
 from omni_lab.worlds.contrastive_views import ContrastiveViews
 from omni_lab.worlds.emoji_world import EmojiWorld
@@ -127,6 +128,9 @@ class ContrastiveDataModule(OmniDataModule):
         self.views = views
         self.views_per_batch = views_per_batch
         self.mix = mix
+
+    def prepare_data(self) -> None:
+        ensure_store(self.source, self.root)  # for its tokenizer: views are rendered anew
 
     def loader(self, split: str, *, share: tuple[Modality, ...] = ()) -> ResumableLoader:
         training, world, tokenizer = split == "train", self.source, self.store.tokenizer

@@ -7,9 +7,8 @@ level. This holds by construction: what a question asks about is sampled indepen
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -17,15 +16,16 @@ from typing import Any
 import numpy as np
 
 from omni_lab.batch import Modality
-from omni_lab.data.sources.base import SPLITS, MediaItem, Question, QuestionFamily
+from omni_lab.data.sources.base import SPLITS, MediaItem, Question, QuestionFamily, split_keys
 from omni_lab.utils.parallel import parallel_map
-from omni_lab.worlds.espeak import synthesize_cached
+from omni_lab.worlds.espeak import prepare_speech, synthesize_cached
 from omni_lab.worlds.question_families import DIGITS, PLACES, SPEAKABLE, WRITTEN, spoken_family
 from omni_lab.worlds.scene import Scene, SpeechTrack, caption, mix_audio, render_image, render_video
 from omni_lab.worlds.scene_sampler import SceneSampler
 from omni_lab.worlds.things import LANGUAGES, background, thing_vocabulary
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
+MANY_SCENES = 1000  # that are sampled on all cores
 SPOKEN_KEY_OFFSET = 1_000_000  # from a scene's key to that of its first spoken question; twice to its second
 
 
@@ -41,7 +41,7 @@ class EmojiWorld:
     image_size: int = 64  # side in pixels
     frame_size: int = 32  # side of a frame of the video in pixels
     seed: int = 0
-    _scenes: dict[str, list[Scene]] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _scenes: dict[int, Scene] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -70,12 +70,21 @@ class EmojiWorld:
             return {name: family for name, family in written.items() if AUDIO not in family.required_modalities}
         return written | {f"spoken_{name}": spoken_family(written[name]) for name in SPEAKABLE}
 
+    def __getstate__(self) -> dict[str, Any]:  # pickled without the cached scenes
+        return vars(self) | {"_scenes": {}}
+
     def split_scenes(self, split: str) -> list[Scene]:
         """The scenes of a split, cached."""
-        if split not in self._scenes:
-            first = sum(self.scenes[s] for s in SPLITS[: SPLITS.index(split)])
-            self._scenes[split] = [self.scene(split, first + i) for i in range(self.scenes[split])]
-        return self._scenes[split]
+        return self._cached_scenes(split_keys(self.scenes)[split])
+
+    def _cached_scenes(self, keys: Sequence[int]) -> list[Scene]:
+        for split, own in split_keys(self.scenes).items():
+            missing = [key for key in dict.fromkeys(keys) if key in own and key not in self._scenes]
+            if self.speech and len(missing) >= MANY_SCENES:  # else the processes would synthesize the same names
+                prepare_speech([thing.names["en"] for thing in thing_vocabulary(self.things)], split)
+            sampled = parallel_map(partial(self.scene, split), missing, min_items=MANY_SCENES)
+            self._scenes.update(zip(missing, sampled, strict=True))
+        return [self._scenes[key] for key in keys]
 
     def scene(self, split: str, key: int) -> Scene:
         """One scene, which depends only on the seed, the split and the key."""
@@ -100,19 +109,20 @@ class EmojiWorld:
                     questions.append(Question(name, None, f"spoken_{family}", scene.key, {answer: 1.0}, media))
         return found
 
-    def media(self, modality: Modality) -> Iterator[MediaItem]:
-        scenes = [scene for split in SPLITS for scene in self.split_scenes(split)]
-        world = replace(self)  # a copy without the cached scenes is sent to other processes
-        return itertools.chain.from_iterable(parallel_map(partial(world.scene_media, modality), scenes))
+    def media(self, modality: Modality, keys: Sequence[int]) -> Iterator[MediaItem]:
+        scenes = self._cached_scenes([key % SPOKEN_KEY_OFFSET for key in keys])
+        min_items = 64 if modality is AUDIO else None  # speech takes ten times as long
+        return parallel_map(partial(self._item, modality), [*zip(keys, scenes, strict=True)], min_items=min_items)
 
-    def scene_media(self, modality: Modality, scene: Scene) -> list[MediaItem]:
-        """The image of a scene, its video, or each of its audio tracks."""
+    def _item(self, modality: Modality, key_and_scene: tuple[int, Scene]) -> MediaItem:
+        key, scene = key_and_scene
         if modality is IMAGE:
-            return [MediaItem(scene.key, self.render_image(scene), scene.image_annotations())]
+            return MediaItem(key, self.render_image(scene), scene.image_annotations())
         if modality is VIDEO:
-            return [MediaItem(scene.key, self.render_video(scene), scene.video_annotations())]
-        tracks = [(i, track) for i, track in enumerate((scene.speech, *scene.spoken_tracks)) if track is not None]
-        return [MediaItem(scene.key + i * SPOKEN_KEY_OFFSET, *self.render_audio(scene, track)) for i, track in tracks]
+            return MediaItem(key, self.render_video(scene), scene.video_annotations())
+        track = (scene.speech, *scene.spoken_tracks)[key // SPOKEN_KEY_OFFSET]
+        assert track is not None, "a world without speech has no audio"
+        return MediaItem(key, *self.render_audio(scene, track))
 
     def render_image(self, scene: Scene) -> np.ndarray:
         """[3, H, W] uint8."""

@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -113,8 +113,9 @@ def render_image(background: Image.Image, placed: Sequence[PlacedThing]) -> np.n
 
 def render_video(background: Image.Image, moving: Sequence[MovingThing], frames: int) -> np.ndarray:
     """The moving things over a background, [F, 3, h, w] uint8; a frame shows the middle of its time span."""
-    moments = [[m.at((f + 0.5) / frames) for m in moving] for f in range(frames)]
-    return np.stack([render_image(background, [p for p in placed if p is not None]) for placed in moments])
+    moments = [tuple(m.at((f + 0.5) / frames) for m in moving) for f in range(frames)]
+    images = {m: render_image(background, [p for p in m if p is not None]) for m in dict.fromkeys(moments)}
+    return np.stack([images[m] for m in moments])
 
 
 def pick(items: Sequence[T], rng: np.random.Generator) -> T:
@@ -141,8 +142,13 @@ def coloured_noise(length: int, rng: np.random.Generator, *, slope: float | None
     size = -(-length // 4096) * 4096  # an FFT of a length with large prime factors takes several times as long
     spectrum = np.fft.rfft(rng.standard_normal(size).astype(np.float32))
     slope = rng.choice([0.0, 0.5, 1.0]) if slope is None else slope
-    spectrum *= np.arange(1, len(spectrum) + 1) ** -slope
+    spectrum *= _spectral_weights(len(spectrum), float(slope))
     return np.fft.irfft(spectrum, size)[:length].astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def _spectral_weights(size: int, slope: float) -> np.ndarray:
+    return np.arange(1, size + 1) ** -slope
 
 
 def add_noise(speech: np.ndarray, snr: float, rng: np.random.Generator, split: str) -> Float[Tensor, " s"]:

@@ -6,7 +6,7 @@ Audio and lips are strongly associated: neither alone tells whether they match.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from omni_lab.batch import Modality
-from omni_lab.data.sources.base import SPLITS, MediaItem, Question, QuestionFamily
+from omni_lab.data.sources.base import SPLITS, MediaItem, Question, QuestionFamily, split_keys
 from omni_lab.utils.parallel import parallel_map
 from omni_lab.worlds.captions import RELATIONS, relation
 from omni_lab.worlds.espeak import Utterance, sample_voice, synthesize_cached
@@ -70,7 +70,7 @@ class TalkingFace:
     frame_size: int = 32  # side in pixels
     snr: tuple[float, float] = (0.0, 30.0)  # range of the signal-to-noise ratio in dB
     seed: int = 0
-    _cache: dict[str, list[FaceClip]] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _clips: dict[int, FaceClip] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -94,13 +94,20 @@ class TalkingFace:
     def corpus(self) -> Sequence[str]:
         return ()
 
+    def __getstate__(self) -> dict[str, Any]:  # pickled without the cached clips
+        return vars(self) | {"_clips": {}}
+
     def split_clips(self, split: str) -> list[FaceClip]:
         """The clips of a split, cached."""
-        if split not in self._cache:
-            first = sum(self.clips[s] for s in SPLITS[: SPLITS.index(split)])
-            keys = range(first, first + self.clips[split])
-            self._cache[split] = list(parallel_map(partial(replace(self).clip, split), keys))
-        return self._cache[split]
+        return self._cached_clips(split_keys(self.clips)[split])
+
+    def _cached_clips(self, keys: Sequence[int]) -> list[FaceClip]:
+        for split, own in split_keys(self.clips).items():
+            missing = [key for key in keys if key in own and key not in self._clips]
+            self._clips.update(
+                zip(missing, parallel_map(partial(self.clip, split), missing, min_items=64), strict=True)
+            )
+        return [self._clips[key] for key in keys]
 
     def clip(self, split: str, key: int) -> FaceClip:
         """One clip. Both starts are always sampled, used or not, so that neither stream alone tells the kind."""
@@ -130,10 +137,9 @@ class TalkingFace:
 
         return {split: [question(clip) for clip in self.split_clips(split)] for split in SPLITS}
 
-    def media(self, modality: Modality) -> Iterator[MediaItem]:
-        clips = [clip for split in SPLITS for clip in self.split_clips(split)]
-        world = replace(self)  # a copy without the cached clips is sent to other processes
-        return parallel_map(world.video_item if modality is Modality.VIDEO else world.audio_item, clips)
+    def media(self, modality: Modality, keys: Sequence[int]) -> Iterator[MediaItem]:
+        render = self.video_item if modality is Modality.VIDEO else self.audio_item
+        return parallel_map(render, self._cached_clips(keys), min_items=64)
 
     def audio_item(self, clip: FaceClip) -> MediaItem:
         utterance = synthesize_cached(clip.text, clip.speech.voice)
@@ -151,7 +157,7 @@ class TalkingFace:
 def draw_faces(shapes: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """One random face with a frame for each mouth shape (open, wide) of shapes [F, 2]. [F, 3, size, size] uint8."""
     side = size * 4  # drawn larger, then averaged: the mouth's edge moves by less than a pixel
-    base = background(side, rng)
+    base = background(side, rng).convert("RGB")
     skin = tuple(int(c) for c in np.array([205, 160, 130]) * rng.uniform(0.45, 1.15) + rng.uniform(-10, 10, size=3))
     x, y = rng.uniform(-0.04, 0.04, size=2) * side + side / 2
     pen = ImageDraw.Draw(base)
@@ -166,5 +172,5 @@ def draw_faces(shapes: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
         box = (x - half_width, y + 0.22 * side - half_height, x + half_width, y + 0.22 * side + half_height)
         ImageDraw.Draw(face).ellipse(box, fill=(110, 20, 30))
         small = face.resize((size, size), Image.Resampling.BOX)
-        frames.append(np.asarray(small)[..., :3].transpose(2, 0, 1))
+        frames.append(np.asarray(small).transpose(2, 0, 1))
     return np.stack(frames)

@@ -30,6 +30,10 @@ class Thing:
     measure: str  # Chinese measure word
     colour: str | None  # English; None where captions mention none
 
+    def __reduce__(self) -> tuple[Any, ...]:  # another process sends back one of the things that this one knows
+        things = all_things()
+        return (_thing, (things.index(self),)) if self in things else (Thing, tuple(vars(self).values()))
+
 
 @dataclass(frozen=True, eq=False)
 class AmbiguousWord:
@@ -61,6 +65,10 @@ def all_things() -> tuple[Thing, ...]:
         Thing(symbol, names_of(symbol), {"en": en, "de": de}, gender, measure, colour or None)
         for symbol, en, gender, de, measure, colour in load_table("things.csv")
     )
+
+
+def _thing(index: int) -> Thing:
+    return all_things()[index]
 
 
 def thing_vocabulary(size: int) -> tuple[Thing, ...]:
@@ -123,11 +131,15 @@ def artwork(symbol: str) -> Image.Image:
         return file.convert("RGBA")
 
 
+@lru_cache(maxsize=2048)
+def _turned(symbol: str, angle: int) -> Image.Image:
+    return artwork(symbol).rotate(angle, resample=Image.Resampling.BILINEAR)
+
+
 @lru_cache(maxsize=65536)
 def sprite(symbol: str, size: int, angle: int) -> Image.Image:
     """RGBA, size x size, turned counter-clockwise by `angle` degrees."""
-    turned = artwork(symbol).rotate(angle, resample=Image.Resampling.BILINEAR)
-    return turned.resize((size, size), Image.Resampling.BOX if size < 24 else Image.Resampling.BILINEAR)
+    return _turned(symbol, angle).resize((size, size), Image.Resampling.BOX if size < 24 else Image.Resampling.BILINEAR)
 
 
 def background(size: int, rng: np.random.Generator) -> Image.Image:
@@ -136,6 +148,6 @@ def background(size: int, rng: np.random.Generator) -> Image.Image:
     direction = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:size, 0:size] / (size - 1) - 0.5
     along = (np.cos(direction) * x + np.sin(direction) * y) * 0.7 + 0.5  # [size, size], about 0 to 1
-    mottle = np.kron(rng.normal(0, 10, size=(size // 8, size // 8)), np.ones((8, 8)))
+    mottle = rng.normal(0, 10, size=(size // 8, size // 8)).repeat(8, axis=0).repeat(8, axis=1)
     pixels = ends[0] + along[..., None] * (ends[1] - ends[0]) + mottle[..., None]
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8), "RGB").convert("RGBA")

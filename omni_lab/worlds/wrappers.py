@@ -53,8 +53,8 @@ class WithDistractors:
             ]
         return found
 
-    def media(self, modality: Modality) -> Iterator[MediaItem]:
-        yield from (self.world if modality in self.added else self.source).media(modality)
+    def media(self, modality: Modality, keys: Sequence[int]) -> Iterator[MediaItem]:
+        return (self.world if modality in self.added else self.source).media(modality, keys)
 
 
 class SpokenQuestions:
@@ -101,14 +101,14 @@ class SpokenQuestions:
             ]
         return spoken
 
-    def media(self, modality: Modality) -> Iterator[MediaItem]:
+    def media(self, modality: Modality, keys: Sequence[int]) -> Iterator[MediaItem]:
         if modality is not Modality.AUDIO:
-            yield from self.source.media(modality)
+            yield from self.source.media(modality, keys)
             return
-        used = {q.media_keys[Modality.AUDIO] for questions in self.questions().values() for q in questions}
-        for (split, text), first in self._first_takes().items():
-            for key in (k for k in range(first, first + self.takes) if k in used):
-                rng = np.random.default_rng([self.seed, key])
-                track = SpeechTrack(((text, 0.05),), sample_voice(split, rng), float(rng.uniform(15, 40)))
-                samples = mix_audio(track, [synthesize_cached(text, track.voice)], rng)
-                yield MediaItem(key, samples, {"transcript": text, "voice": track.voice.variant})
+        texts = [*self._first_takes()]
+        for key in keys:
+            split, text = texts[key // self.takes]
+            rng = np.random.default_rng([self.seed, key])
+            track = SpeechTrack(((text, 0.05),), sample_voice(split, rng), float(rng.uniform(15, 40)))
+            samples = mix_audio(track, [synthesize_cached(text, track.voice)], rng)
+            yield MediaItem(key, samples, {"transcript": text, "voice": track.voice.variant})

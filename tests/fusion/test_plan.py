@@ -33,7 +33,7 @@ def faces() -> tuple[list[Sample], list[Sample]]:
     """Matched pairs of sound and lips, and the same with each clip given to another sound."""
     source = TalkingFace(clips={"train": 80, "validation": 1, "test": 1})
     media: dict[Modality, dict[int, torch.Tensor]] = {
-        m: {x.key: torch.from_numpy(np.asarray(x.values)) for x in source.media(m)} for m in (AUDIO, VIDEO)
+        m: {x.key: torch.from_numpy(np.asarray(x.values)) for x in source.media(m, range(80))} for m in (AUDIO, VIDEO)
     }
     keys = [pair.key for pair in source.split_clips("train") if pair.kind == "matched"]
 

@@ -10,6 +10,7 @@ import pytest
 from omni_lab.batch import Modality
 from omni_lab.utils import parallel as parallel_module
 from omni_lab.utils.parallel import parallel_map
+from omni_lab.worlds import emoji_world
 from omni_lab.worlds.emoji_world import EmojiWorld
 from omni_lab.worlds.talking_face import TalkingFace
 
@@ -68,9 +69,12 @@ def test_a_world_is_the_same_however_many_make_it(
     world: EmojiWorld | TalkingFace, modality: Modality, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("espeakng_loader")
-    alone = list(replace(world).media(modality))
+    keys = list(dict.fromkeys(q.media_keys[modality] for questions in world.questions().values() for q in questions))
+    alone = list(replace(world).media(modality, keys))
+    assert [item.key for item in alone] == keys
     monkeypatch.setattr(parallel_module, "MIN_PARALLEL_ITEMS", 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    together = list(replace(world).media(modality))
+    monkeypatch.setattr(emoji_world, "MANY_SCENES", 2)
+    together = list(replace(world).media(modality, keys))
     assert [(m.key, m.annotations) for m in alone] == [(m.key, m.annotations) for m in together]
     assert all(np.array_equal(a.values, b.values) for a, b in zip(alone, together, strict=True))

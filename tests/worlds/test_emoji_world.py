@@ -47,7 +47,9 @@ def no_speech(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def checksums(store: Store) -> dict[str, str]:
-    return {name: facts["sha256"] for name, facts in store.manifest["files"].items()}
+    for modality in store.shapes:
+        store.build(modality)
+    return {name: facts["sha256"] for name, facts in store.files.items()}
 
 
 def test_a_store_of_four_modalities(world: EmojiWorld, store: Store) -> None:
@@ -61,6 +63,8 @@ def test_a_store_of_four_modalities(world: EmojiWorld, store: Store) -> None:
     assert sound.dtype == np.int16 and 1.0 <= len(sound) / SAMPLE_RATE < 3.0
     assert store.families == world.families()
     assert np.array_equal(store.media(IMAGE, 3), world.render_image(scenes[3]))
+    files = set(checksums(store))
+    assert {f"{m}-000{chunk}.arrow" for m in ("image", "audio", "video") for chunk in range(3)} < files, "one a split"
 
 
 def test_two_builds_give_the_same_bytes(store: Store, tmp_path: Path) -> None:
@@ -74,7 +78,8 @@ def test_another_process_builds_the_same_bytes(store: Store, tmp_path: Path) -> 
         "from omni_lab.data.store import ensure_store\n"
         "from omni_lab.worlds.emoji_world import EmojiWorld\n"
         f"store = ensure_store(EmojiWorld(things=8, scenes={SCENES}), pathlib.Path(sys.argv[1]))\n"
-        "print(json.dumps({name: facts['sha256'] for name, facts in store.manifest['files'].items()}))"
+        "for modality in store.shapes: store.build(modality)\n"
+        "print(json.dumps({name: facts['sha256'] for name, facts in store.files.items()}))"
     )
     there = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert there.returncode == 0, there.stderr
@@ -102,7 +107,7 @@ def test_no_scene_is_in_two_splits(world: EmojiWorld) -> None:
     scenes = {split: {q.scene for q in questions} for split, questions in world.questions().items()}
     assert {split: len(keys) for split, keys in scenes.items()} == SCENES
     assert len(set.union(*scenes.values())) == 26
-    media = [medium.key for m in world.shapes for medium in world.media(m)]
+    media = [key for questions in world.questions().values() for q in questions for key in q.media_keys.values()]
     assert max(media) < 3 * SPOKEN_KEY_OFFSET, "a scene's key must stay below that of a spoken question"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,8 +79,9 @@ class VQASource(Protocol):
     def corpus(self) -> Iterable[str]:
         """Texts to train the tokenizer on, besides the training questions."""
 
-    def media(self, modality: Modality) -> Iterator[MediaItem]:
-        """Every item of a modality that a question refers to, once."""
+    def media(self, modality: Modality, keys: Sequence[int]) -> Iterator[MediaItem]:
+        """The items of a modality with these keys, in this order. A store asks for them as they are needed, also in
+        worker processes: a source must be picklable, and should leave its caches out."""
 
 
 def read_json(path: Path) -> Any:
@@ -90,6 +92,12 @@ def read_json(path: Path) -> Any:
         raise SourceError(f"{path}: no such file") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SourceError(f"{path}: not complete JSON, perhaps truncated ({error})") from error
+
+
+def split_keys(counts: Mapping[str, int]) -> dict[str, range]:
+    """The keys of each split of a generated set, which are numbered through: train, validation, test."""
+    ends = list(itertools.accumulate(counts[split] for split in SPLITS))
+    return {split: range(end - counts[split], end) for split, end in zip(SPLITS, ends, strict=True)}
 
 
 def split_by_scene(

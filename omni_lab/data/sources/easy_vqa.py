@@ -88,8 +88,8 @@ class EasyVQA:
     def corpus(self) -> Sequence[str]:
         return ()
 
-    def media(self, modality: Modality) -> Iterator[MediaItem]:
-        for part, offset in KEY_OFFSETS.items():
-            for key in sorted({q.scene for q in self._read(part)}):
-                path = self.folder / part / "images" / f"{key - offset}.png"
-                yield MediaItem(key, read_image(path, size=IMAGE_SIZE, exact=True))
+    def media(self, modality: Modality, keys: Sequence[int]) -> Iterator[MediaItem]:
+        for key in keys:
+            part = "test" if key >= KEY_OFFSETS["test"] else "train"
+            path = self.folder / part / "images" / f"{key - KEY_OFFSETS[part]}.png"
+            yield MediaItem(key, read_image(path, size=IMAGE_SIZE, exact=True))

@@ -145,11 +145,16 @@ class VQAv2:
     def corpus(self) -> Sequence[str]:
         return ()
 
-    def media(self, modality: Modality) -> Iterator[MediaItem]:
-        for part, questions in self._questions.items():
-            for key in sorted({q.scene for q in questions}):
-                path = self.folder / part / f"COCO_{part}_{key:012d}.jpg"
-                yield MediaItem(key, read_image(path, size=self.image_size, exact=False))
+    def media(self, modality: Modality, keys: Sequence[int]) -> Iterator[MediaItem]:
+        for key in keys:
+            paths = [self.folder / part / f"COCO_{part}_{key:012d}.jpg" for part in PARTS]
+            found = [path for path in paths if path.exists()]
+            if not found:
+                raise SourceError(f"{self.folder}: no image {' or '.join(f'{p.parent.name}/{p.name}' for p in paths)}")
+            yield MediaItem(key, read_image(found[0], size=self.image_size, exact=False))
+
+    def __getstate__(self) -> dict[str, Any]:  # pickled without the parsed questions
+        return {name: value for name, value in vars(self).items() if name != "_questions"}
 
 
 def _entries(path: Path, field: str, keys: Sequence[str]) -> list[dict[str, Any]]:

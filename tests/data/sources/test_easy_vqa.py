@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from omni_lab.batch import Modality
 from omni_lab.data.media_io import ImageError, read_image
 from omni_lab.data.sources.base import SourceError
 from omni_lab.data.sources.easy_vqa import EasyVQA
@@ -63,13 +64,13 @@ def test_corrupt_and_missing_pictures_are_named(folder: Path, tmp_path: Path) ->
     victim = folder / "train" / "images" / "1.png"
     victim.write_bytes(victim.read_bytes()[:60])
     with pytest.raises(ImageError, match=r"1\.png: not a readable image"):
-        ensure_store(EasyVQA(folder), tmp_path)
+        ensure_store(EasyVQA(folder), tmp_path).build(Modality.IMAGE)
     victim.write_bytes(b"not a picture")
     with pytest.raises(ImageError, match=r"1\.png: not a readable image"):
-        ensure_store(EasyVQA(folder), tmp_path)
+        ensure_store(EasyVQA(folder), tmp_path).build(Modality.IMAGE)
     victim.unlink()
     with pytest.raises(ImageError, match=r"1\.png: no such image file"):
-        ensure_store(EasyVQA(folder), tmp_path)
+        ensure_store(EasyVQA(folder), tmp_path).build(Modality.IMAGE)
 
 
 @pytest.mark.parametrize(("mode", "size"), [("L", (64, 64)), ("RGBA", (64, 64)), ("RGB", (32, 64))])

@@ -137,6 +137,14 @@ def test_missing_and_truncated_files_are_named(folder: Path, tmp_path: Path) -> 
         source(folder).questions()
 
 
+def test_a_missing_photograph_is_named(folder: Path, tmp_path: Path) -> None:
+    store = ensure_store(source(folder), tmp_path)
+    (folder / "val2014" / f"COCO_val2014_{9:012d}.jpg").unlink()
+    assert store.image(0).any()
+    with pytest.raises(SourceError, match=r"no image train2014/.*0009\.jpg or val2014/COCO_val2014_000000000009\.jpg"):
+        store.image(5)
+
+
 def test_inconsistent_files_are_named(folder: Path) -> None:
     questions, annotations = entries(1000, [1, 2])
     write(folder, PART, questions, annotations[:1])
