@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,15 @@ def run_jobs(
             tempfile.TemporaryFile(dir=job.folder.parent).close()
         except OSError as error:
             raise ValueError(f"the output folder {str(job.folder.parent)!r} cannot be written ({error})") from error
-    before, results = set(psutil.Process().children(recursive=True)), list[JobResult]()
+    before, results = set(active_children()), list[JobResult]()
     try:
         _run_all(todo, results, workers, console, on_change)
     except BaseException:  # kernels have a session of their own: they would run on, as would what they have started
-        for process in set(psutil.Process().children(recursive=True)) - before:
+        for worker in set(active_children()) - before:
             with suppress(psutil.NoSuchProcess):
-                process.kill()
+                for process in psutil.Process(worker.pid).children(recursive=True):
+                    process.kill()
+            worker.kill()
         raise
     finally:
         on_change(results, [], len(todo) - len(results))
