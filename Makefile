@@ -1,3 +1,4 @@
+# make tour      set up, run the tour (a minute or two); its last line names the page to open
 # make reports   set up, run the notebook series (profile quick), print the results
 # make test      lint, types, unit tests, every notebook under the smoke profile
 # make lab       JupyterLab in notebooks/ with the right kernel
@@ -13,10 +14,15 @@ NOTEBOOKS := notebooks/*.ipynb notebooks/solutions/*.ipynb
 
 # Without cached byte code, importing lightning alone takes half a minute in every kernel.
 unexport PYTHONDONTWRITEBYTECODE
+# Threads that spin while they wait slow down all others.
+export OMP_WAIT_POLICY ?= PASSIVE
 export PYTHONPATH :=
 
-.PHONY: reports test lab format lint types spell strip hooks clean
+.PHONY: tour reports test lab format lint types spell strip hooks clean
 .DELETE_ON_ERROR:
+
+tour: $(READY)
+	$(BIN)/omni-lab run 00_tour --profile $(PROFILE)
 
 reports: $(READY)
 	$(BIN)/omni-lab run --profile $(PROFILE)
@@ -61,7 +67,7 @@ $(READY): pyproject.toml constraints.txt worlds.txt
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]" && \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement worlds.txt; \
 	fi
-	$(BIN)/python -m ipykernel install --prefix $(VENV) --name omni-lab --display-name "omni-lab"
+	$(BIN)/python -m ipykernel install --prefix $(VENV) --name omni-lab --display-name "omni-lab" --env OMP_WAIT_POLICY PASSIVE
 	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then git config filter.nbstripout.clean "$(CURDIR)/$(BIN)/nbstripout"; fi
 	touch $(READY)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -37,8 +38,9 @@ def results_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--retrain", is_flag=True, help="ignore all earlier checkpoints (implies --force)")
 def run(notebooks: Sequence[str], profile: str, output: Path, **options: Any) -> int:
     """Execute notebooks headless. NOTEBOOKS are names or numbers, like 04_training or 04 (default: all)."""
-    from omni_lab.experiments.jobs import find_notebook, list_notebooks, plan_jobs, read_grid
-    from omni_lab.experiments.runner import run_jobs
+    from omni_lab.experiments.jobs import Job, find_notebook, list_notebooks, plan_jobs, read_grid
+    from omni_lab.experiments.report import series_state
+    from omni_lab.experiments.runner import JobResult, run_jobs
 
     if options["grid"] and notebooks:
         raise ValueError("give notebooks either by name or by --grid, not both")
@@ -50,8 +52,20 @@ def run(notebooks: Sequence[str], profile: str, output: Path, **options: Any) ->
         os.environ[RETRAIN_SINCE_ENV_VAR] = str(time.time())
     found = [find_notebook(name) for name in names] or list_notebooks()
     jobs = plan_jobs(found, output=output, parameters=parameters, grid=grid)
-    results = run_jobs(jobs, workers=options["jobs"], force=options["force"] or options["retrain"])
-    return int(any(result.error for result in results))
+    pages = sorted({job.folder.parents[1] / "index.html" for job in jobs})
+
+    def show(ended: Sequence[JobResult], running: Sequence[Job], waiting: int) -> None:
+        for page in pages:
+            state = series_state(len(jobs), ended, running, waiting)
+            _write_index(page.parent, warn=lambda message: None, state=state, running=bool(running))
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    click.echo(f"results appear in {', '.join(map(str, pages))}")
+    force = options["force"] or options["retrain"]
+    failed = any(result.error for result in run_jobs(jobs, workers=options["jobs"], force=force, on_change=show))
+    last = pages if failed or len(jobs) > 1 else [jobs[0].folder / "notebook.html"]
+    click.echo(f"results: {', '.join(map(str, last))}")
+    return int(failed)
 
 
 def _parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
@@ -102,13 +116,15 @@ def list_runs(profile: str, output: Path) -> None:
     Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 
-def _read_scored(output: Path, profile: str, *folders: str) -> tuple[list[dict[str, Any]], list[Any]]:
+def _read_scored(
+    output: Path, profile: str, *folders: str, warn: Callable[[str], Any] | None = None
+) -> tuple[list[dict[str, Any]], list[Any]]:
     """Results recorded in folders below `output`, and the claims scored by them. Broken files are named."""
     from omni_lab.config.profiles import get_profile
     from omni_lab.experiments.claims import load_claims, score_claims
     from omni_lab.experiments.results import read_results
 
-    trained, warn = get_profile(profile).trained_as, partial(print, file=sys.stderr)
+    trained, warn = get_profile(profile).trained_as, warn or partial(print, file=sys.stderr)
     paths = [output / folder.format(profile=profile, trained=trained) for folder in folders]
     results = [result for path in dict.fromkeys(paths) for result in read_results(path, broken=warn)]
     return results, score_claims(load_claims(), results, profile=trained)
@@ -117,19 +133,28 @@ def _read_scored(output: Path, profile: str, *folders: str) -> tuple[list[dict[s
 ALL_RESULTS = ("published", "{trained}", "{profile}")
 
 
+def _write_index(folder: Path, *, warn: Callable[[str], Any] | None = None, **state: Any) -> list[dict[str, Any]]:
+    """Writes the index page of a profile's folder, where it has runs or a state, and returns its results."""
+    from omni_lab.experiments.report import add_published, write_index
+
+    recorded, scored = _read_scored(folder.parent, folder.name, *ALL_RESULTS, warn=warn)
+    published = [result for result in recorded if folder.parent / "published" in result["folder"].parents]
+    results = add_published([result for result in recorded if folder in result["folder"].parents], published)
+    if results or state:
+        write_index(folder, results, title=f"omni-lab: {folder.name}", scored=scored, **state)
+    return results
+
+
 @app.command()
 @results_options
 def report(profile: str, output: Path) -> None:
     """Print the recorded results beside the published ones, and write the index page."""
-    from omni_lab.experiments.report import add_published, print_results, write_index
+    from omni_lab.experiments.report import print_results
 
-    recorded, scored = _read_scored(output, profile, *ALL_RESULTS)
-    published = [result for result in recorded if output / "published" in result["folder"].parents]
-    folder = output / profile
-    results = add_published([result for result in recorded if folder in result["folder"].parents], published)
+    results = _write_index(output / profile)
     print_results(results, title=f"recorded results, profile {profile}")
     if results:
-        print(f"report: {write_index(folder, results, title=f'omni-lab: {profile}', scored=scored)}")
+        print(f"report: {output / profile / 'index.html'}")
 
 
 @app.command()
@@ -170,6 +195,7 @@ def publish(notebook: str, profile: str, output: Path, run_name: str, figures: S
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command. Returns 0, or 1 if a notebook failed, 2 for wrong usage, 130 after an interrupt."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see the runner
     try:
         return int(app(argv, prog_name="omni-lab", standalone_mode=False) or 0)
     except click.ClickException as error:

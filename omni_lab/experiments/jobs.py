@@ -19,6 +19,12 @@ from omni_lab.utils.env import project_root
 from omni_lab.utils.lookup import lookup
 
 RESERVED_PARAMETERS = ("profile", "seed", "output_dir")  # every notebook has them
+CPU_CAPABILITIES = {  # values of the parameter `cpu_capability`, with what holds torch's libraries to it
+    "": {},
+    "default": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "avx512": {"ATEN_CPU_CAPABILITY": "avx512"},
+}
 
 
 @dataclass(frozen=True)
@@ -61,30 +67,37 @@ class Notebook:
 
 def read_notebook(path: Path) -> Notebook:
     """Reads a notebook. Raises ValueError if it is not readable or its parameters cell is not `NAME = VALUE` lines."""
-    import nbformat
-    import papermill
-
-    try:
-        cells = nbformat.read(path, as_version=4).cells
-        inspected = papermill.inspect_notebook(path)
-        tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-        statements = [statement for cell in tagged for statement in ast.parse(cell.source).body]
+    try:  # as JSON: importing nbformat takes a second
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        sources = ["".join(cell["source"]) for cell in cells]
+        tags = [cell["metadata"].get("tags", []) for cell in cells]
+        tagged = [i for i, of_cell in enumerate(tags) if "parameters" in of_cell]
+        if len(tagged) != 1:
+            raise ValueError(f"expected one cell tagged 'parameters', found {len(tagged)}")
+        parameters = dict(_read_parameters(sources[tagged[0]]))
+        if missing := [name for name in RESERVED_PARAMETERS if name not in parameters]:
+            raise ValueError(f"the parameters cell lacks {missing}")
+        title = sources[0].splitlines()[0].lstrip("# ")
     except Exception as error:
         raise ValueError(f"{path}: not a readable notebook ({error})") from error
-    if len(tagged) != 1:
-        raise ValueError(f"{path}: expected one cell tagged 'parameters', found {len(tagged)}")
-    if len(inspected) != len(statements):  # papermill skips what it cannot read, `x: float | None = None` for one
-        raise ValueError(f"{path}: the parameters cell may hold only NAME = VALUE lines, each with one '='")
-    parameters = {}
-    for name, line in inspected.items():
+    return Notebook(path, title, parameters, "\n".join(sources), "reads-results" in tags[tagged[0]])
+
+
+def _read_parameters(source: str) -> Iterator[tuple[str, NotebookParameter]]:
+    """Names and parameters of a parameters cell. Refused is what papermill, which reads lines, would skip."""
+    for statement in ast.parse(source).body:
+        lines = source.splitlines()[statement.lineno - 1 : statement.end_lineno]
+        if (
+            not isinstance(statement, ast.Assign)
+            or not isinstance(statement.targets[0], ast.Name)
+            or "".join(lines).count("=") != 1
+        ):
+            raise ValueError("the parameters cell may hold only NAME = VALUE lines, each with one '='")
+        name, comment = statement.targets[0].id, lines[-1].encode()[statement.end_col_offset :].decode()
         try:
-            parameters[name] = NotebookParameter(ast.literal_eval(line["default"]), line["help"])
-        except (ValueError, SyntaxError) as error:
-            raise ValueError(f"{path}: parameter {name!r} must be a plain value: got {line['default']}") from error
-    if missing := [name for name in RESERVED_PARAMETERS if name not in parameters]:
-        raise ValueError(f"{path}: the parameters cell lacks {missing}")
-    title, source = cells[0].source.splitlines()[0].lstrip("# "), "\n".join(cell.source for cell in cells)
-    return Notebook(path, title, parameters, source, "reads-results" in tagged[0].metadata.tags)
+            yield name, NotebookParameter(ast.literal_eval(statement.value), comment.strip("# "))
+        except ValueError as error:
+            raise ValueError(f"parameter {name!r} must be a plain value: got {ast.unparse(statement.value)}") from error
 
 
 def list_notebooks() -> list[Notebook]:
@@ -172,6 +185,7 @@ def plan_jobs(
                 raise ValueError(f"{notebook.name}: output_dir is set for each run: give --output instead")
             settings[name] = parameter.check(value, where=f"{notebook.name}: parameter {name!r}")
         get_profile(settings["profile"])
+        lookup(settings.get("cpu_capability", ""), CPU_CAPABILITIES, f"cpu_capability of {notebook.name}")
         folder = (output / settings["profile"] / notebook.name / _run_name(notebook, settings)).resolve()
         if any(job.folder == folder for job in jobs):
             raise ValueError(f"{notebook.name}: two runs with the same parameters: {folder.name}")

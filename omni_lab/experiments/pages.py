@@ -32,6 +32,7 @@ def notebook_page(executed: Path) -> str:
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
     from pygments.formatters import HtmlFormatter
+    from traitlets.config import Config
 
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata.pop("widgets", None)  # the state of a panel is useless without a kernel
@@ -49,7 +50,10 @@ def notebook_page(executed: Path) -> str:
                 data["text/html"] = WAVE.sub(_mp3_source, data["text/html"])
     renderer: Any = IPythonRenderer(escape=False, exclude_anchor_links=True)
     renderer.inline_math, renderer.block_math = to_mathml, partial(to_mathml, display="block")
-    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    streams = Config(CoalesceStreamsPreprocessor={"enabled": True})  # what is printed piece by piece, in one box
+    exporter = HTMLExporter(
+        config=streams, template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
+    )
     exporter.register_filter("markdown2html", MarkdownWithMath(renderer=renderer).render)
     body, _ = exporter.from_notebook_node(notebook)
     style = HtmlFormatter().get_style_defs(".highlight")
@@ -67,8 +71,9 @@ def _mp3_source(wav: re.Match[str]) -> str:
 
 
 def to_webp(png: bytes) -> bytes:
-    """PNG to WebP, lossless if that is smaller."""
+    """PNG to WebP: lossless, unless that is half as large again. Lossy WebP halves the resolution of colour, at any
+    quality, so thin lines pale."""
     image, lossy, lossless = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO(), io.BytesIO()
     image.save(lossy, "WEBP", method=6, quality=90)
     image.save(lossless, "WEBP", method=6, lossless=True)
-    return min(lossy.getvalue(), lossless.getvalue(), key=len)
+    return (lossless if len(lossless.getvalue()) <= 1.5 * len(lossy.getvalue()) else lossy).getvalue()

@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from omni_lab.experiments.claims import ScoredClaim, Verdict, metrics_by_name
+from omni_lab.experiments.jobs import Job
 from omni_lab.experiments.pages import render_template, to_webp
 from omni_lab.experiments.results import find_published, format_duration, read_results
+from omni_lab.experiments.runner import JobResult
 
 VERDICT_MARKS = {Verdict.HELD: "✓", Verdict.NOT_HELD: "✗", Verdict.NOT_MEASURED: "–"}
 VERDICT_COLORS = {Verdict.HELD: "green", Verdict.NOT_HELD: "red", Verdict.NOT_MEASURED: "dim"}
@@ -129,10 +131,31 @@ def print_results(results: Sequence[Mapping[str, Any]], *, title: str) -> None:
         console.print(line, soft_wrap=True, highlight=False)
 
 
+def series_state(total: int, ended: Sequence[JobResult], running: Sequence[Job], waiting: int) -> list[str]:
+    """How far a series of `total` runs is, in lines: how many have finished, are running, failed; which."""
+    failed = [result for result in ended if result.error]
+    finished = total - len(failed) - len(running) - waiting  # now or before
+    counts = {"running": len(running), "failed": len(failed), "to come" if running else "not run": waiting}
+    others = [f"{number} {word}" for word, number in counts.items() if number]
+    lines = [", ".join([f"{finished} of {total} runs finished", *others])]
+    lines += [f"running: {job.label}" for job in running]
+    return lines + [f"failed: {result.job.label}: {result.error}" for result in failed]
+
+
 def write_index(
-    folder: Path, results: Sequence[Mapping[str, Any]], *, title: str, scored: Sequence[ScoredClaim] = ()
+    folder: Path,
+    results: Sequence[Mapping[str, Any]],
+    *,
+    title: str,
+    scored: Sequence[ScoredClaim] = (),
+    state: Sequence[str] = (),
+    running: bool = False,
 ) -> Path:
-    """Writes `folder/index.html`: the scorecard, then figures and numbers of the runs below `folder`."""
+    """Writes `folder/index.html`: the scorecard, then figures and numbers of the runs below `folder`.
+
+    state: lines about a series, shown at the top.
+    running: the series is not at its end: the page loads itself anew every 20 seconds.
+    """
     claimed = {name for one in scored for name in one.claim.measures}
     cards = []
     for result in results:
@@ -147,7 +170,9 @@ def write_index(
         cards.append({**result, "name": run.name, **card})
     values = {"rows": scorecard_rows(scored), "tally": tally(scored), "marks": VERDICT_MARKS, "cards": cards}
     values["agreement"] = agreement(results)
-    page = render_template("index.html.j2", title=title, value=format_value, interval=format_interval, **values)
+    folder.mkdir(parents=True, exist_ok=True)
+    series = {"title": title, "state": state, "running": running}
+    page = render_template("index.html.j2", value=format_value, interval=format_interval, **series, **values)
     part = folder / "index.html.part"
     part.write_text(page, encoding="utf-8")
     return part.replace(folder / "index.html")

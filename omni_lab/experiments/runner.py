@@ -8,19 +8,22 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from omni_lab.experiments.jobs import Job
+from omni_lab.experiments.jobs import CPU_CAPABILITIES, Job
 from omni_lab.experiments.results import format_duration, write_results
 from omni_lab.utils.progress import read_progress
 
@@ -34,9 +37,19 @@ class JobResult:
     error: str | None
 
 
-def run_jobs(jobs: Sequence[Job], *, workers: int = 1, force: bool = False) -> list[JobResult]:
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    workers: int = 1,
+    force: bool = False,
+    on_change: Callable[[Sequence[JobResult], Sequence[Job], int], Any] = lambda ended, running, waiting: None,
+) -> list[JobResult]:
     """Runs the unfinished jobs, with `force` all, `workers` at a time. Those that read results come last, one by one.
-    Raises ValueError if an output folder cannot be written."""
+
+    on_change: called when a job starts or ends, and once more when the series does, with the results so far, the
+        running jobs, and how many are waiting.
+    Raises ValueError if an output folder cannot be written. An interrupt ends the kernels, too.
+    """
     console = Console(width=None if Console().is_terminal else 110)
     todo = [job for job in jobs if force or job.parameters.get("retrain") or not job.finished]
     for job in jobs:
@@ -48,9 +61,28 @@ def run_jobs(jobs: Sequence[Job], *, workers: int = 1, force: bool = False) -> l
             tempfile.TemporaryFile(dir=job.folder.parent).close()
         except OSError as error:
             raise ValueError(f"the output folder {str(job.folder.parent)!r} cannot be written ({error})") from error
+    before, results = set(active_children()), list[JobResult]()
+    try:
+        _run_all(todo, results, workers, console, on_change)
+    except BaseException:  # kernels have a session of their own: they would run on, as would what they have started
+        for worker in set(active_children()) - before:
+            with suppress(psutil.NoSuchProcess):
+                for process in psutil.Process(worker.pid).children(recursive=True):
+                    process.kill()
+            worker.kill()
+        raise
+    finally:
+        on_change(results, [], len(todo) - len(results))
+    return results
+
+
+def _run_all(
+    todo: Sequence[Job], results: list[JobResult], workers: int, console: Console, on_change: Callable[..., Any]
+) -> None:
+    """Runs the jobs and appends how each ended to `results`."""
     waiting = deque(sorted(todo, key=lambda job: job.notebook.reads_results))
     running: dict[Future[JobResult], tuple[Job, TaskID]] = {}
-    results: list[JobResult] = []
+    shown: list[Job] = []
     threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -63,6 +95,10 @@ def run_jobs(jobs: Sequence[Job], *, workers: int = 1, force: bool = False) -> l
                 task = progress.add_task(job.label, total=None, line="starting")
                 running[pool.submit(execute, job, threads)] = (job, task)
                 pool.shutdown(wait=False)
+            now = [job for job, _ in running.values()]
+            if now != shown:
+                on_change(results, now, len(waiting))
+                shown = now
             ended, _ = wait(running, timeout=2, return_when=FIRST_COMPLETED)
             for future in ended:
                 job, task = running.pop(future)
@@ -74,7 +110,6 @@ def run_jobs(jobs: Sequence[Job], *, workers: int = 1, force: bool = False) -> l
             if console.is_terminal:  # reading the notebooks would only disturb the times that they measure
                 for job, task in running.values():
                     progress.update(task, **read_progress(job.part_folder / "executed.ipynb"))
-    return results
 
 
 def _print_result(console: Console, result: JobResult) -> None:
@@ -94,6 +129,8 @@ def execute(job: Job, threads: int | None) -> JobResult:
     from omni_lab.experiments.pages import notebook_page
 
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without cached byte code every kernel starts half a minute later
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait slow down all others
+    os.environ.update(CPU_CAPABILITIES[job.parameters.get("cpu_capability", "")])
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     start, message = time.monotonic(), None

@@ -1,9 +1,16 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from omni_lab.config.profiles import PROFILES
@@ -26,6 +33,7 @@ rate = 0.5  # a number
 names = ["a", "b"]  # a list
 fail = False  # raise an error
 retrain = False  # ignore checkpoints
+cpu_capability = ""  # instructions
 """
 BODY = """
 from omni_lab.experiments.results import start_run
@@ -75,7 +83,16 @@ def run_folder(root: Path, name: str = "seed0") -> Path:
 def test_the_parameters_cell_is_read(root: Path) -> None:
     notebook = find_notebook("00")
     assert notebook.name == "00_first" and notebook.title == "The first notebook"
-    assert list(notebook.parameters) == ["profile", "seed", "output_dir", "rate", "names", "fail", "retrain"]
+    assert list(notebook.parameters) == [
+        "profile",
+        "seed",
+        "output_dir",
+        "rate",
+        "names",
+        "fail",
+        "retrain",
+        "cpu_capability",
+    ]
     assert notebook.parameters["rate"] == NotebookParameter(0.5, "a number")
     assert notebook.parameters["names"].default == ["a", "b"]
 
@@ -87,6 +104,7 @@ def test_the_parameters_cell_is_read(root: Path) -> None:
         (PARAMETERS + "y = 2 * 3", "parameter 'y' must be a plain value"),
         (PARAMETERS + "print(1)", "may hold only NAME = VALUE lines"),
         (PARAMETERS + "y: float | None = None", "may hold only NAME = VALUE lines"),  # invisible to papermill
+        (PARAMETERS + "y = 1  # 0 = none", "may hold only NAME = VALUE lines, each with one '='"),
         (PARAMETERS + "y = 'a=b'", "may hold only NAME = VALUE lines, each with one '='"),
     ],
 )
@@ -113,6 +131,7 @@ def test_a_bad_parameters_cell_is_named(tmp_path: Path, parameters: str, message
         (["run", "-p", "rate"], "expected NAME=VALUE: got 'rate'"),
         (["run", "-p", "rate=a: b: c"], "parameter 'rate' is 'a: b: c', a str"),
         (["run", "-p", "output_dir=here"], "give --output instead"),
+        (["run", "-p", "cpu_capability=avx"], "unknown cpu_capability of 00_first 'avx'; the nearest of .* is 'avx2'"),
         (["run", "--profile", "quik"], "unknown profile 'quik'; the nearest of .* is 'quick'"),
         (["run", "--jobs", "0"], "Invalid value for '--jobs': 0 is not in the range x>=1"),
         (["run", "--sed", "1"], "No such option '--sed'. Did you mean '--seed'?"),
@@ -202,7 +221,7 @@ def test_finished_runs_are_skipped_and_stale_ones_run_again(root: Path, capsys: 
     assert command(root, "list") == 0
     assert "seed0: out of date" in capsys.readouterr().out
     assert command(root, *words) == 0
-    assert "skipped" not in capsys.readouterr().out
+    assert "skipped:" not in capsys.readouterr().out
     assert [len(r["metrics"]) for r in read_results(root / "reports")] == [2, 2]
 
 
@@ -216,6 +235,97 @@ def test_a_notebook_that_reads_results_runs_last_and_every_time(root: Path, caps
     for expected in (["00_first", "99_all"], ["99_all"]):
         assert command(root, "run", "--jobs", "2") == 0
         assert re.findall(r"finished (\d\d_\w+) seed0 in", capsys.readouterr().out) == expected
+
+
+SEEN = """
+import os
+import torch
+from pathlib import Path
+from omni_lab.experiments.results import start_run
+if rate > 1:
+    raise RuntimeError("[/as] was asked")
+run = start_run("00_first", profile=profile, seed=seed, output_dir=output_dir)
+page = (Path(output_dir).parents[1] / "index.html").read_text()
+run.record("seen/now", "refresh" in page and "0 of 3 runs finished, 1 running, 1 failed, 1 to come" in page)
+run.record("seen/error", "seed0-cpu_capability=default-rate=2.0: RuntimeError: [/as] was asked" in page)
+run.record("seen/waits", os.environ["OMP_WAIT_POLICY"] == "PASSIVE")
+run.record("seen/capability", torch.backends.cpu.get_cpu_capability() == "DEFAULT")
+"""
+
+
+@pytest.mark.slow
+def test_the_index_page_grows_and_kernels_get_their_environment(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    write_notebook(root / "notebooks" / "00_first.ipynb", body=SEEN)
+    grid = "notebooks: ['00']\ngrid: {rate: [2.0, 0.5, 3.0], cpu_capability: [default]}"
+    (root / "grid.yaml").write_text(grid)
+    assert command(root, "run", "--grid", str(root / "grid.yaml")) == 1
+    first, *_, last = capsys.readouterr().out.splitlines()
+    index = root / "reports" / "smoke" / "index.html"
+    assert first == f"results appear in {index}" and last == f"results: {index}"
+    (result,) = read_results(root / "reports")
+    assert {m["name"]: m["value"] for m in result["metrics"]} == {
+        "seen/now": 1,
+        "seen/error": 1,
+        "seen/waits": 1,
+        "seen/capability": 1,
+    }
+    page = index.read_text()
+    assert "1 of 3 runs finished, 2 failed<br>" in page and "refresh" not in page
+    assert 'href="00_first/seed0-cpu_capability=default/notebook.html"' in page
+    assert command(root, "list") == 0
+    assert "seed0-cpu_capability=default: finished" in " ".join(capsys.readouterr().out.split())
+
+
+SLEEPS = """
+import os, subprocess, time
+from pathlib import Path
+child = subprocess.Popen(["sleep", "600"])
+Path(output_dir, "pids").write_text(f"{os.getpid()} {child.pid} .")
+time.sleep(600)
+"""
+
+
+def wait_for(condition: Callable[[], object], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_ends_kernels_and_their_children(root: Path, sent: signal.Signals) -> None:
+    write_notebook(root / "notebooks" / "00_first.ipynb", body=SLEEPS)
+    words = ["-m", "omni_lab", "run", "00", "--profile", "smoke", "--output", str(root / "reports")]
+    runner = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
+    pids = run_folder(root, ".seed0.part") / "pids"
+    wait_for(lambda: pids.exists() and pids.read_text().endswith("."), 120)
+    processes = [psutil.Process(int(pid)) for pid in pids.read_text().split()[:2]]
+    try:
+        runner.send_signal(sent)
+        said = runner.communicate(timeout=30)[1].strip()
+        assert said == "omni-lab: interrupted; the same command continues", "no warnings beside it"
+        assert runner.returncode == 130
+        wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes), 5)
+    finally:
+        for process in (runner, *processes):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    page = (root / "reports" / "smoke" / "index.html").read_text()
+    assert "0 of 1 runs finished, 1 not run" in page and "refresh" not in page
+
+
+def test_listing_runs_is_quick() -> None:
+    """What takes time to import is not imported."""
+    code = (
+        "import sys; from omni_lab.experiments.cli import main; assert main(['list']) == 0;"
+        "sys.exit(str({'torch', 'lightning', 'papermill', 'nbformat', 'numpy'} & {*sys.modules} or ''))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert not ended.stderr.strip() and "04_training" in ended.stdout
 
 
 @pytest.mark.slow
