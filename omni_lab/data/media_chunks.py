@@ -40,7 +40,7 @@ class MediaChunks:
         self.modality = modality
         self.starts = starts
         self.version = version
-        self._open: dict[int, pa.RecordBatch] = {}
+        self._open: dict[int, dict[str, pa.Array]] = {}
 
     def file(self, chunk: int) -> Path:
         return self.folder / f"{self.modality}-{chunk:04d}.arrow"
@@ -54,8 +54,8 @@ class MediaChunks:
             raise IndexError(f"row of {self.modality} must be from 0 to {self.starts[-1] - 1}: got {row}")
         return bisect_right(self.starts, row) - 1
 
-    def open(self, chunk: int) -> pa.RecordBatch:
-        """The table of a chunk, memory-mapped. Checks its checksum at first; raises StoreError if it is missing or
+    def open(self, chunk: int) -> dict[str, pa.Array]:
+        """The columns of a chunk, memory-mapped. Checks its checksum at first; raises StoreError if it is missing or
         damaged."""
         if chunk not in self._open:
             self.check(chunk, checksum=True)
@@ -126,9 +126,9 @@ class MediaChunks:
         part.replace(file)
         self._open[chunk] = self._map(chunk)
 
-    def _map(self, chunk: int) -> pa.RecordBatch:
+    def _map(self, chunk: int) -> dict[str, pa.Array]:
         with pa.memory_map(str(self.file(chunk))) as file:  # closing it leaves the pages mapped
-            return pa.ipc.open_file(file).get_batch(0)
+            return dict(zip(SCHEMA.names, pa.ipc.open_file(file).get_batch(0).columns, strict=True))
 
 
 def _check_item(source: VQASource, modality: Modality, item: MediaItem) -> None:

@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -132,12 +133,12 @@ class Store:
     def annotations(self, modality: Modality, row: int) -> dict[str, Any]:
         """The annotations of one item."""
         chunk, offset = self._locate(modality, row)
-        return json.loads(chunk.column("annotations")[offset].as_py())
+        return json.loads(chunk["annotations"][offset].as_py())
 
     def media(self, modality: Modality, row: int) -> np.ndarray:
         """Image [3, H, W] uint8, video [F, 3, H, W] uint8 or audio [S] int16: a read-only view into the mapped file."""
         chunk, offset = self._locate(modality, row)
-        values = np.frombuffer(chunk.column("values")[offset].as_buffer(), dtype=DTYPES[modality])
+        values = np.frombuffer(chunk["values"][offset].as_buffer(), dtype=DTYPES[modality])
         return values.reshape(self.shapes[modality] or -1)
 
     def image(self, row: int) -> np.ndarray:
@@ -156,20 +157,20 @@ class Store:
         missing = [chunk for chunk in sorted(needed) if chunks.find_fault(chunk)]
         if not missing:
             return
+        if self.source is None:
+            raise StoreError(f"{chunks.find_fault(missing[0])}, and the store was opened without its source")
         with _lock(self.path):
             faults = {chunk: fault for chunk in missing if (fault := chunks.find_fault(chunk))}
             for chunk, fault in faults.items():
-                if self.source is None:
-                    raise StoreError(f"{fault}, and the store was opened without its source") from fault
                 if chunks.file(chunk).exists():
                     log.warning("building media again: %s", fault)
-            if faults and self.source is not None:
+            if faults:
                 _check_source(self.source, self.manifest, self.path)
                 keys = self._tables[modality].column("key").to_pylist()
                 chunks.build(list(faults), self.source, keys, partial(self._name_question, modality))
 
-    def _locate(self, modality: Modality, row: int) -> tuple[pa.RecordBatch, int]:
-        """The chunk that holds a row, built if need be, and the row's place in it."""
+    def _locate(self, modality: Modality, row: int) -> tuple[dict[str, pa.Array], int]:
+        """The columns of the chunk that holds a row, built if need be, and the row's place in it."""
         chunks = self._chunks[modality]
         chunk = chunks.chunk_of(row)
         if chunks.find_fault(chunk):
@@ -189,6 +190,8 @@ def ensure_store(source: VQASource, root: Path) -> Store:
     the others wait. Raises StoreError if `root` cannot be written.
     """
     path = root / source.name
+    with suppress(StoreError, OSError):
+        return Store.open(path, source)  # without waiting for a process that builds media
     with _lock(path):
         try:
             return Store.open(path, source)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from omni_lab.batch import Modality
 from omni_lab.data import store as store_module
@@ -149,6 +150,12 @@ def test_a_damaged_chunk_is_built_again_or_refused(
     assert again.image(12)[0, 0, 0] == 210
     assert "building media again" in caplog.text and "image-0001.arrow" in caplog.text
     assert Store.open(store.path).files == files
+
+
+def test_a_store_opens_while_another_process_builds_media(tmp_path: Path) -> None:
+    store = ensure_store(ShadesOfGray(), tmp_path)
+    with FileLock(tmp_path / ".shades.lock"):
+        assert ensure_store(ShadesOfGray(), tmp_path).manifest == store.manifest
 
 
 def test_without_its_source_a_store_gives_what_is_built(tmp_path: Path) -> None:

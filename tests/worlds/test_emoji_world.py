@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from omni_lab.data.store import Store, StoreError, ensure_store
 from omni_lab.worlds import espeak as speech
 from omni_lab.worlds.emoji_world import SPOKEN_KEY_OFFSET, EmojiWorld
 from omni_lab.worlds.espeak import HELD_OUT_VOICES, SpeechError, synthesize_cached
+from omni_lab.worlds.things import unseen_things
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
 SCENES = {"train": 14, "validation": 4, "test": 8}
@@ -93,6 +95,9 @@ def test_a_scene_depends_on_its_seed_and_key_alone(world: EmojiWorld) -> None:
     assert [other.scene("train", key) for key in reversed(range(14))] == known[::-1]
     assert world.scene("train", 6).placed_things != known[5].placed_things
     assert tiny(seed=1).scene("train", 5).placed_things != known[5].placed_things
+    assert pickle.loads(pickle.dumps(known)) == known, "things are compared by identity: other processes know the same"
+    unseen = pickle.loads(pickle.dumps(unseen_things()[0]))
+    assert vars(unseen) == vars(unseen_things()[0])
 
 
 def test_a_changed_copy_draws_scenes_of_its_own() -> None:
