@@ -61,7 +61,7 @@ def librispeech(folder: Path, part: str) -> list[Recording]:
 
 
 def human_recordings(folder: Path | None = None) -> list[Recording]:
-    """The vendored recordings of people that come with a transcript; the speaker is "man" or "woman".
+    """The vendored recordings of people; the speaker is "man" or "woman".
 
     For testing only: nothing may be trained on them. folder: holds recordings.json (default: data/recordings).
     """
@@ -69,8 +69,8 @@ def human_recordings(folder: Path | None = None) -> list[Recording]:
     path = folder / "recordings.json"
     content = read_json(path)
     try:
-        spoken = [e for e in content["recordings"] if e["transcript"] is not None]
-        return [Recording(Path(e["file"]).stem, folder / e["file"], e["transcript"], e["speaker"]) for e in spoken]
+        entries = content["recordings"]
+        return [Recording(Path(e["file"]).stem, folder / e["file"], e["transcript"], e["speaker"]) for e in entries]
     except (KeyError, TypeError) as error:
         raise SourceError(f"{path}: expected a list 'recordings' with file, transcript and speaker of each") from error
 
