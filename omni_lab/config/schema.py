@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -220,6 +221,7 @@ class EmojiWorldConfig:
     choice_penalties: tuple[float, ...] = (0.2, 0.8, 3.2)
     views: int = 6400  # contrastive examples per epoch, sampled anew
     views_per_batch: int = 64
+    front_end_views: int = 7680  # of the one epoch that compares audio front ends
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,12 @@ class Profile:
     models: str = ""  # the profile whose trained models are used; empty: this one trains its own
     eval_scenes: dict[str, int] = field(default_factory=dict)  # by split, evaluate on its first scenes only
     effort: float = 1.0  # notebooks do so much of what is slow: explain this fraction of the questions, say
+    # Of adaptive latents, similarity and error that are tried on the validation split.
+    latent_settings: tuple[tuple[float, float], ...] = tuple(
+        itertools.product((1.01, 0.98, 0.95, 0.9), (0.001, 0.004, 0.016, 0.06))
+    )
+    fresh_scenes: int = 600  # sampled anew, to measure what was tuned after the test split was seen
+    recognized: int = 60  # spoken sentences that the independent recogniser transcribes, of each kind
 
     @property
     def trained_as(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 
 from omni_lab.batch import Modality, OmniBatch
@@ -42,8 +43,9 @@ class VQADataset(Dataset[Sample]):
         max_scenes: int | None = None,
         required_modalities_only: bool = False,
         families: Collection[str] | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
-        """modalities: leave out all others. For the rest see `DataConfig`."""
+        """modalities: leave out all others. tokenizer: by default the store's. For the rest see `DataConfig`."""
         if split not in SPLITS:
             raise ValueError(f"split must be one of {SPLITS}: got {split!r}")
         table = store.questions(split)
@@ -81,9 +83,9 @@ class VQADataset(Dataset[Sample]):
             for answer, score in zip(answers[i], scores[i], strict=True):
                 if answer in index:  # rare answers of VQA v2 are not in the vocabulary: they can only be missed
                     self.scores[i, index[answer]] = score
-        tokenizer = store.tokenizer
+        self.tokenizer = tokenizer or store.tokenizer
         self._tokens = {
-            text: torch.tensor(encode_text(tokenizer, text, name=f"question {name}"))
+            text: torch.tensor(encode_text(self.tokenizer, text, name=f"question {name}"))
             for text, name in dict(zip(self.texts, self.ids, strict=True)).items()
             if text is not None
         }
@@ -153,7 +155,7 @@ class VQADataset(Dataset[Sample]):
         keys: dict[Modality, Any] = dict(rows)
         if text is not None and Modality.TEXT in self.modalities:
             if text not in self._tokens:
-                self._tokens[text] = torch.tensor(encode_text(self.store.tokenizer, text, name="question"))
+                self._tokens[text] = torch.tensor(encode_text(self.tokenizer, text, name="question"))
             inputs[Modality.TEXT], keys[Modality.TEXT] = self._tokens[text], text
         for modality, row in rows.items():
             inputs[modality] = self.latents.get(modality, partial(self.load_media, modality))(row)
@@ -199,6 +201,7 @@ class OmniDataModule(L.LightningDataModule):
     modalities: Collection[Modality] = tuple(Modality)  # leave out all others
     seed: int = 0  # of batches
     eval_scenes: Mapping[str, int] = field(default_factory=dict)  # by split, use only its first scenes
+    tokenizer: Tokenizer | None = None  # of the model that reads the questions, if trained on another store
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -221,6 +224,7 @@ class OmniDataModule(L.LightningDataModule):
                 max_scenes=self.eval_scenes.get(split, self.config.max_scenes),
                 required_modalities_only=self.config.required_modalities_only,
                 families=self.config.families,
+                tokenizer=self.tokenizer,
             )
         return self._datasets[split]
 
@@ -233,7 +237,9 @@ class OmniDataModule(L.LightningDataModule):
         other = copy.copy(self)
         other.config, other.seed, other._datasets = config, seed, dict(self._datasets)
         for split, count in scenes.items():
-            subset = VQADataset(self.store, split, modalities=self.modalities, max_scenes=count)
+            subset = VQADataset(
+                self.store, split, modalities=self.modalities, max_scenes=count, tokenizer=self.tokenizer
+            )
             if not raw:
                 whole = self.dataset(split)
                 subset.latents, subset.early_exit_latents = whole.latents, whole.early_exit_latents

@@ -2,6 +2,8 @@
 
 predictions.py  answers to all questions of a dataset, without each modality, and the majority baseline
 multitask.py    predictions of the task heads, and one score per task
+multitask_baselines.py  what rules answer and describe, from detected or annotated things, and priors
+template_matching.py    detection by correlation with known artwork
 policies.py     routing policies on many questions
 flops.py        FLOPs that calls execute, and the cost model of routes
 profiling.py    time and peak memory
@@ -23,6 +25,7 @@ from omni_lab.evaluation.multitask import (
     task_score,
     without_images,
 )
+from omni_lab.evaluation.multitask_baselines import answer_by_rule, detect_things, prior_answers, template_captions
 from omni_lab.evaluation.policies import PolicyEvaluator, cheapest_keeping, load_outcomes, save_outcomes
 from omni_lab.evaluation.predictions import (
     majority_by_question,
@@ -32,3 +35,4 @@ from omni_lab.evaluation.predictions import (
     shuffle_images,
 )
 from omni_lab.evaluation.profiling import peak_tensor_bytes, time_interleaved, time_ratio
+from omni_lab.evaluation.template_matching import match_templates

@@ -134,12 +134,12 @@ def generate_texts(
         request = {"prompt": batch.targets["prompt"], "generation": decoding or GenerationConfig()}
         ids = model(change(batch.batch), heads={"text": request}).head_outputs["text"].sequences
         texts.predictions.extend(tokenizer.batch_decode(ids))
-        texts.references.extend([_normalize(text) for text in valid] for valid in batch.references)
+        texts.references.extend([normalize_text(text) for text in valid] for valid in batch.references)
         texts.kinds.extend(batch.kinds)
     return texts
 
 
-def _normalize(text: str) -> str:
+def normalize_text(text: str) -> str:
     """As the tokenizer decodes it: in lower case, and with "," for "，"."""
     return unicodedata.normalize("NFKC", text).lower()
 
@@ -225,7 +225,7 @@ def nearest_captions(model: OmniModel, tasks: TaskDataset, count: int, batches: 
     for batch in batches:
         nearest = (_embed_images(model, batch.batch) @ torch.cat(embeddings).T).argmax(1).tolist()
         for i, kind in zip(nearest, batch.kinds, strict=True):
-            captions.append(_normalize(valid_captions(gallery[i], kind.split(",")[0])[0]))
+            captions.append(normalize_text(valid_captions(gallery[i], kind.split(",")[0])[0]))
     return captions
 
 

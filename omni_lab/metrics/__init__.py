@@ -9,7 +9,7 @@ retrieval.py           recall at k, cross-modal consistency
 speech_recognition.py  an independent speech recogniser
 """
 
-from omni_lab.metrics.bootstrap import bootstrap_interval, proportion, t_interval
+from omni_lab.metrics.bootstrap import Estimate, bootstrap_estimate, bootstrap_interval, proportion, t_interval
 from omni_lab.metrics.detection import mean_average_precision
 from omni_lab.metrics.pareto import Policies, hypervolume_difference, paired_difference, paired_ratio
 from omni_lab.metrics.restoration import (

@@ -31,6 +31,15 @@ class Estimate(NamedTuple):
         low, high = np.quantile(resampled, [0.025, 0.975])
         return cls(float(value), float(low), float(high))
 
+    @classmethod
+    def mean_of(cls, estimates: Sequence[Estimate]) -> Estimate:
+        """The mean of independent estimates, with the variances that their intervals tell (Zou and Donner 2008)."""
+        if not estimates:
+            raise ValueError("estimates must hold at least one: got none")
+        values, lows, highs = np.array(estimates).T
+        below, above = (float(np.sqrt(np.square(values - ends).sum())) / len(values) for ends in (lows, highs))
+        return cls(float(values.mean()), float(values.mean()) - below, float(values.mean()) + above)
+
 
 def resample(*sizes: int, resamples: int, seed: int = 0) -> Iterator[list[np.ndarray]]:
     """Yields for each resample one array of indices per size, drawn with replacement: [size] int, below size."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from omni_lab.metrics.bootstrap import Estimate, resample
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist()
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)  # that precision is averaged over
 MAX_DETECTIONS = 100  # per image and class, by score
+RESAMPLES_AT_ONCE = 200  # bounds the memory
 _Matches = tuple[np.ndarray, np.ndarray, np.ndarray]  # of a class: image [n], matched [10, n], objects per image [B]
 
 
@@ -59,8 +61,9 @@ def mean_average_precision(
     )
     result = metric.compute()
     classes = [_match(detections, labels, c, result["ious"]) for c in labels[labels >= 0].unique().tolist()]
-    weights = (np.bincount(i, minlength=len(labels)) for (i,) in resample(len(labels), resamples=resamples))
-    resampled = np.array([_mean_precision(classes, w) for w in weights])  # [R, 2]
+    weights = [np.bincount(i, minlength=len(labels)) for (i,) in resample(len(labels), resamples=resamples)]
+    chunks = np.array_split(np.stack(weights), -(-len(weights) // RESAMPLES_AT_ONCE))
+    resampled = np.concatenate([_mean_precision(classes, w) for w in chunks])  # [R, 2]
     values = np.array([float(result["map_50"]), float(result["map"])])
     unbiased = resampled - np.nanmean(resampled, axis=0) + values
     low, high = np.nanquantile(unbiased, [0.025, 0.975], axis=0).clip(0, 1)
@@ -94,18 +97,19 @@ def _match_greedily(iou: np.ndarray) -> np.ndarray:
     return matched
 
 
-def _mean_precision(classes: Sequence[_Matches], weights: np.ndarray) -> tuple[float, float]:
-    """map50 and map, with each image repeated `weights` [B] times."""
-    means = []
-    for images, matched, objects in classes:
-        count = int(weights @ objects)
-        if count == 0:
-            continue
-        hits = np.cumsum(matched * weights[images], axis=1)  # [10, n]
-        precision = hits / np.maximum(np.cumsum(weights[images]), 1)
-        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        padded = np.pad(precision, ((0, 0), (0, 1)))  # recalls that are never reached have precision 0
-        places = [np.searchsorted(recall, RECALL_THRESHOLDS) for recall in hits / count]
-        means.append([row[place].mean() for row, place in zip(padded, places, strict=True)])
-    mean = np.mean(means, axis=0) if means else np.full(len(IOU_THRESHOLDS), np.nan)
-    return float(mean[0]), float(mean.mean())
+def _mean_precision(classes: Sequence[_Matches], weights: np.ndarray) -> np.ndarray:
+    """[R, B] to [R, 2]: map50 and map, with each image repeated `weights` times; NaN without objects."""
+    means = np.full((len(classes), len(weights), len(IOU_THRESHOLDS)), np.nan)
+    for mean, (images, matched, objects) in zip(means, classes, strict=True):
+        repeats, counts = weights[:, images][:, None], weights @ objects
+        hits = np.cumsum(matched * repeats, axis=2)  # [R, 10, n]
+        precision = hits / np.maximum(np.cumsum(repeats, axis=2), 1)
+        precision = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
+        reached = np.searchsorted(RECALL_THRESHOLDS, hits / np.maximum(counts, 1)[:, None, None], side="right")
+        # Each recall has the precision where it is first reached, or 0.
+        total = (np.diff(reached, axis=2, prepend=0) * precision).sum(2) / len(RECALL_THRESHOLDS)
+        mean[counts > 0] = total[counts > 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a resample without objects
+        averaged = np.nanmean(means, axis=0)
+    return np.stack([averaged[:, 0], averaged.mean(1)], axis=1)

@@ -172,6 +172,7 @@ def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
     (isolated questions that match audio with video), emoji_world (all questions, with distractors), emoji_routed (the
     same, under random routes).
     emoji_world_without_<modality>: the same stages up to emoji_world, without one modality; baselines.
+    front_end_mel, front_end_wav2vec2: a short contrastive training of text and audio alone, to compare front ends.
     easy_vqa_quiet: easy-VQA from emoji_routed. easy_vqa_routed: from there, under random routes, with audio and video
     as distractors.
     talking_face_early, talking_face_mid, talking_face_late: TalkingFace, by the stage at which audio and video fuse.
@@ -190,6 +191,11 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
     contrastive = ContrastiveRecipe(
         "emoji_alignment", name, source, world.model, data, world.contrastive, seed, **views
     )
+    for front_end in ("mel", "wav2vec2"):  # spoken and written names alone
+        audio = replace(world.model.audio, front_end=front_end)
+        model = replace(world.model, modalities=(Modality.TEXT, Modality.AUDIO), audio=audio)
+        names = replace(contrastive, name=f"front_end_{front_end}", model=model, sentences=0.0, voices=0.0)
+        recipes.append(replace(names, views=world.front_end_views, training=replace(world.contrastive, epochs=1)))
     stages = _question_stages(contrastive, world, world.model)
     vision, audio = replace(world.model.vision, early_exit=True), replace(world.model.audio, early_exit=True)
     routed_model = replace(world.model, vision=vision, audio=audio, fusion=replace(world.model.fusion, gated=True))

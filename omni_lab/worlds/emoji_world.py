@@ -45,8 +45,9 @@ class EmojiWorld:
 
     @property
     def name(self) -> str:
-        """Distinct for worlds of different sizes: each has its own store."""
-        return f"emoji_world_{self.things}_{sum(self.scenes.values())}{'' if self.speech else '_mute'}"
+        """Distinct for worlds of different sizes and seeds: each has its own store."""
+        suffix = ("" if self.speech else "_mute") + (f"_seed{self.seed}" if self.seed else "")
+        return f"emoji_world_{self.things}_{sum(self.scenes.values())}{suffix}"
 
     @property
     def shapes(self) -> Mapping[Modality, tuple[int, ...]]:

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +61,15 @@ class TaskExample:
     references: Sequence[str] = ()  # all correct texts
 
 
+class AskedQuestion(NamedTuple):
+    """The question of an example of `answer`, and what its image shows."""
+
+    placed: Sequence[PlacedThing]
+    family: str
+    text: str
+    answer: str
+
+
 @dataclass(eq=False)
 class ExampleSampler:
     """Samples examples: example k of a task depends only on (world.seed, seed, split, task, k) and on the options."""
@@ -91,6 +101,10 @@ class ExampleSampler:
         rng = self._rng("describe", k)
         placed = self.sentences.sample_scene(rng).placed_things
         return placed, self._render(placed, rng)
+
+    def asked_question(self, k: int) -> AskedQuestion:
+        """The question of example k of `answer`; its image is not rendered."""
+        return self._ask(self._rng("answer", k))
 
     def inpainting_candidates(self, k: int) -> tuple[UInt8[Tensor, "n 3 h w"], Float[Tensor, " n"]]:
         """Example k of `restore` with each of the N things in place of the removed one, and their probabilities.
@@ -147,14 +161,18 @@ class ExampleSampler:
         targets = {"labels": labels, "boxes": boxes.clamp(0, 1)}
         return TaskExample(str(len(placed)), self._image_inputs(placed, damage, rng), targets)
 
-    def _answer(self, k: int, rng: np.random.Generator) -> TaskExample:
+    def _ask(self, rng: np.random.Generator) -> AskedQuestion:
         """The question families that a scene allows are equally likely, and so are the questions of one family."""
         scene = self.sentences.sample_scene(rng)
         family = str(rng.choice([*dict.fromkeys(name for name, _, _ in scene.questions if name in VQA_FAMILIES)]))
         text, answer = pick([(text, answer) for name, text, answer in scene.questions if name == family], rng)
+        return AskedQuestion(scene.placed_things, family, text, answer)
+
+    def _answer(self, k: int, rng: np.random.Generator) -> TaskExample:
+        placed, family, text, answer = self._ask(rng)
         scores = torch.zeros(len(self.answers))
         scores[self.answers.index(answer)] = 1.0
-        inputs = {Modality.TEXT: self._encode(text), Modality.IMAGE: self._render(scene.placed_things, rng)}
+        inputs = {Modality.TEXT: self._encode(text), Modality.IMAGE: self._render(placed, rng)}
         return TaskExample(family, inputs, {"answer_scores": scores}, ("answer", None, answer), [answer])
 
     def _restore(self, k: int, rng: np.random.Generator, damage: str, hint: str | None = None) -> TaskExample:

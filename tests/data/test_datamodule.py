@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from omni_lab.batch import Modality
+from omni_lab.config.schema import DataConfig
 from omni_lab.data.collate import collate
 from omni_lab.data.datamodule import OmniDataModule, VQADataset
 from omni_lab.data.store import Store, ensure_store
@@ -95,3 +97,19 @@ def test_batches_cost_what_they_carry(tmp_path: Path) -> None:
         assert len({tuple(row) for row in batch.present.tolist()}) == 1, "all carry the same modalities"
     ids = [i for batch in data.test_dataloader() for i in batch.ids]
     assert sorted(ids) == sorted(data.dataset("test").ids), "every question once"
+
+
+def test_fresh_scenes_are_read_with_the_tokenizer_of_the_model(store: Store, tmp_path: Path) -> None:
+    fresh = replace(WORLD, seed=1, scenes={"train": 1, "validation": 1, "test": 3})
+    data = OmniDataModule(fresh, DataConfig(), root=tmp_path, tokenizer=store.tokenizer)
+    dataset = data.dataset("test")
+    assert data.store.answers == store.answers and data.store.path.name != WORLD.name
+    texts = [text for text in dataset.texts if text is not None]
+    assert texts and not {*texts} <= {*VQADataset(store, "test").texts}
+    for i, text in enumerate(dataset.texts):
+        if text is not None:
+            assert dataset[i].inputs[TEXT].tolist() == store.tokenizer.encode(text).ids
+    own = OmniDataModule(fresh, DataConfig(), root=tmp_path).dataset("test")
+    assert any(not torch.equal(own[i].inputs[TEXT], dataset[i].inputs[TEXT]) for i in range(len(texts)))
+    few = data.with_config(DataConfig(), seed=0, test=1).dataset("test")
+    assert torch.equal(few[0].inputs[TEXT], dataset[0].inputs[TEXT])

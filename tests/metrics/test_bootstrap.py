@@ -83,3 +83,12 @@ def test_groups_are_summed_and_wrong_input_is_named() -> None:
         bootstrap_interval(np.ones(2), np.arange(3), resamples=5)
     with pytest.raises(ValueError, match="resamples must be at least 1: got 0"):
         list(resample(3, resamples=0))
+
+
+def test_the_mean_of_independent_estimates() -> None:
+    """Normal intervals: the half-width of the mean is the root of the summed squares over their number."""
+    mean = Estimate.mean_of([Estimate(0.5, 0.2, 0.9), Estimate(0.7, 0.3, 1.0)])
+    assert mean == pytest.approx((0.6, 0.6 - 0.25, 0.6 + 0.25))
+    assert Estimate.mean_of([Estimate(0.5, 0.2, 0.9)]) == pytest.approx((0.5, 0.2, 0.9))
+    with pytest.raises(ValueError, match="estimates must hold at least one: got none"):
+        Estimate.mean_of([])

@@ -98,13 +98,14 @@ def test_a_resample_equals_an_evaluation_of_the_drawn_images(monkeypatch: pytest
     found, labels, boxes = scenes(30, seed=1)
     weighed, inner = [], module._mean_precision
 
-    def watched(classes: Sequence[module._Matches], weights: np.ndarray) -> tuple[float, float]:
+    def watched(classes: Sequence[module._Matches], weights: np.ndarray) -> np.ndarray:
         weighed.append((weights, inner(classes, weights)))
         return weighed[-1][1]
 
     monkeypatch.setattr(module, "_mean_precision", watched)
     mean_average_precision(found, labels, boxes, resamples=2)
-    for weights, precision in weighed[:2]:
+    assert [len(weights) for weights, _ in weighed] == [2]
+    for weights, precision in zip(*weighed[0], strict=True):
         drawn = np.repeat(np.arange(30), weights)
         again = mean_average_precision([found[i] for i in drawn], labels[drawn], boxes[drawn], resamples=1)
         assert precision == pytest.approx((again.map50.value, again.map.value), abs=1e-6)
