@@ -35,7 +35,7 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> what it may import; a dotted en
 }
 TYPES_ONLY = {("heads", "data.tokenizer")}  # imported under TYPE_CHECKING
 CORE = ("batch", "model", "build", "layers", "encoders", "fusion", "routing", "heads", "lightning_modules")
-CORE_LINES, FILE_LINES, FUNCTION_LINES, ALL_LINES = 5000, 300, 60, 16_500
+CORE_LINES, FILE_LINES, FUNCTION_LINES, ALL_LINES = 5000, 300, 60, 17_300
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -59,7 +59,7 @@ def _require_packages() -> None:
     missing = missing_packages()
     if missing:
         raise ExportError(
-            f"LiteRT files need {', '.join(missing)}, not installed: see the extra 'edge' in CONTRIBUTING.md"
+            f"LiteRT files need {', '.join(missing)}, not installed: see 'edge' in CONTRIBUTING.md"
         )
 
 
