@@ -58,9 +58,7 @@ def quantize_litert(source: Path, file: Path) -> int:
 def _require_packages() -> None:
     missing = missing_packages()
     if missing:
-        raise ExportError(
-            f"LiteRT files need {', '.join(missing)}, not installed: see 'edge' in CONTRIBUTING.md"
-        )
+        raise ExportError(f"LiteRT files need {', '.join(missing)}, not installed: see 'edge' in CONTRIBUTING.md")
 
 
 @contextlib.contextmanager

@@ -237,7 +237,7 @@ def _build_index(source: VQASource, path: Path) -> None:
         train_tokenizer(texts).save(str(part / "tokenizer.json"))
         manifest = {
             "version": FORMAT_VERSION,
-            "source": _fingerprint(source),
+            "source": source_fingerprint(source),
             "answers": answers,
             "families": {name: asdict(family) for name, family in source.families().items()},
             "rows": {split: len(questions[split]) for split in SPLITS} | {m.value: len(rows[m]) for m in rows},
@@ -272,13 +272,14 @@ def _write_table(file: Path, records: list[dict[str, Any]], fields: Mapping[str,
         writer.write_table(pa.Table.from_pylist(records, schema=schema))
 
 
-def _fingerprint(source: VQASource) -> dict[str, Any]:
+def source_fingerprint(source: VQASource) -> dict[str, Any]:
+    """What a store of the source depends on, as its manifest holds it."""
     return json.loads(json.dumps({"name": source.name, "shapes": source.shapes, **source.fingerprint()}, default=dict))
 
 
 def _check_source(source: VQASource, manifest: Mapping[str, Any], path: Path) -> None:
     """Raises StoreError if the store was built from another source, or another version of it."""
-    built_from, current = manifest["source"], _fingerprint(source)
+    built_from, current = manifest["source"], source_fingerprint(source)
     differing = sorted(k for k in current | built_from if current.get(k) != built_from.get(k))
     if differing:
         pairs = ", ".join(f"{k}: {built_from.get(k)!r} -> {current.get(k)!r}" for k in differing)

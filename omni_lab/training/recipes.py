@@ -17,6 +17,7 @@ from omni_lab.config.schema import DataConfig, EmojiWorldConfig, ModelConfig, Mu
 from omni_lab.data.datamodule import OmniDataModule
 from omni_lab.data.sources.base import VQASource
 from omni_lab.data.sources.easy_vqa import EasyVQA
+from omni_lab.data.store import source_fingerprint
 from omni_lab.fusion.plan import FusionPlan, FusionStage
 from omni_lab.lightning_modules.contrastive import ContrastiveModel, LitContrastive
 from omni_lab.lightning_modules.multitask import LitMultitask
@@ -71,9 +72,9 @@ class Recipe(BaseRecipe):
         start = {"start": self.init_from.identity(data)} if self.init_from is not None else {}
         loan = {"loan": self.modality_copy} if self.modality_copy is not None else {}
         return {
-            "source": data.store.manifest["source"],
-            "answers": data.store.answers,
-            "vocabulary": hashlib.sha256(data.store.tokenizer.to_str().encode()).hexdigest(),
+            "source": source_fingerprint(data.source),
+            "answers": list(data.source.answers()),
+            **self._vocabulary(data),
             "model": self.model,
             "data": self.data,
             "training": self.training,
@@ -82,8 +83,14 @@ class Recipe(BaseRecipe):
             **loan,
         }
 
+    def _vocabulary(self, data: Any) -> dict[str, str]:
+        """A model that does not read has none, and its store, which holds the tokenizer, need not be there."""
+        reads = Modality.TEXT in self.model.modalities
+        return {"vocabulary": hashlib.sha256(data.store.tokenizer.to_str().encode()).hexdigest()} if reads else {}
+
     def _build(self, data: Any) -> nn.Module:
-        words, answers = data.store.tokenizer.get_vocab_size(), len(data.store.answers)
+        reads, answers = Modality.TEXT in self.model.modalities, len(data.source.answers())
+        words = data.store.tokenizer.get_vocab_size() if reads else 0
         return build_model(self.model, vocab_size=words, answers=answers)
 
     def lightning_module(self, model: Any, data: Any) -> L.LightningModule:
