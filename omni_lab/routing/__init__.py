@@ -11,10 +11,12 @@ from omni_lab.routing.baselines import (
     StaticRoute,
     at_cost,
     build_static_policies,
+    load_static_policies,
     matched_random,
     modality_subsets,
     oracle_choice,
     random_routes,
+    save_static_policies,
     search_static_routes,
     shuffle_routes,
 )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -138,6 +140,21 @@ def build_static_policies(
         routes = tuple(front[i].static_route for front, i in zip(fronts, best, strict=True))
         policies[best] = StaticPolicy(patterns, routes)
     return [*policies.values()]
+
+
+def save_static_policies(file: Path, policies: Sequence[StaticPolicy]) -> None:
+    """Writes policies, all with the same patterns, for `numpy.load`."""
+    routes = [policy.static_routes for policy in policies]
+    levels = np.stack([[route.encoder_levels.numpy() for route in few] for few in routes])
+    masks = np.stack([[route.path_mask.numpy() for route in few] for few in routes])
+    np.savez_compressed(file, patterns=policies[0].patterns.numpy(), levels=levels, masks=masks)
+
+
+def load_static_policies(file: Path) -> list[StaticPolicy]:
+    """Reads what `save_static_policies` wrote."""
+    with np.load(file) as archive:
+        patterns, levels, masks = (torch.from_numpy(archive[name]) for name in ("patterns", "levels", "masks"))
+    return [StaticPolicy(patterns, tuple(map(StaticRoute, *pair))) for pair in zip(levels, masks, strict=True)]
 
 
 def random_routes(space: RouteSpace, present: Bool[Tensor, "b m"], prob: float, *, generator: torch.Generator) -> Route:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,9 +12,12 @@ from omni_lab.routing.baselines import (
     StaticRoute,
     at_cost,
     build_static_policies,
+    load_static_policies,
     matched_random,
+    modality_subsets,
     oracle_choice,
     random_routes,
+    save_static_policies,
     search_static_routes,
     shuffle_routes,
 )
@@ -146,3 +151,15 @@ def test_a_policy_of_a_given_cost_is_found(routed: OmniModel) -> None:
         assert cost(at_cost(make, cost, target)) == pytest.approx(target, abs=0.01)
     with pytest.raises(ValueError, match=r"no such policy costs 1\.500 of the dense cost: they cost 0\.000 to 1\.000"):
         at_cost(make, cost, 1.5)
+
+
+def test_static_policies_are_read_back(routed: OmniModel, tmp_path: Path) -> None:
+    subsets = modality_subsets(routed.space)
+    patterns = torch.tensor([[True, True, True, True], [False, True, True, True]])
+    policies = [StaticPolicy(patterns, (subsets[i], subsets[-1])) for i in (0, 1, 2)]
+    save_static_policies(tmp_path / "policies.npz", policies)
+    for saved, read in zip(policies, load_static_policies(tmp_path / "policies.npz"), strict=True):
+        assert torch.equal(saved.patterns, read.patterns) and len(read.static_routes) == 2
+        for one, other in zip(saved.static_routes, read.static_routes, strict=True):
+            assert torch.equal(one.encoder_levels, other.encoder_levels)
+            assert torch.equal(one.path_mask, other.path_mask)
