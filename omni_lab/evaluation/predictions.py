@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_f1_score
 from omni_lab.batch import Modality, OmniBatch
 from omni_lab.data.datamodule import VQADataset
 from omni_lab.data.sources.base import QuestionFamily
-from omni_lab.metrics.bootstrap import bootstrap_interval
+from omni_lab.metrics.bootstrap import proportion
 from omni_lab.model import OmniModel
 
 
@@ -101,7 +101,7 @@ def modality_ablation_table(
         ablated = {m: predictions[m].for_family(name) for m in family.required_modalities}
         removed = max(ablated, key=lambda m: ablated[m].accuracy)
         dense_pair, blind_pair = (
-            (p.accuracy, bootstrap_interval(p.score, p.scene, resamples=resamples, seed=seed))
+            (p.accuracy, proportion(p.score, p.scene, resamples=resamples, seed=seed).interval)
             for p in (dense, ablated[removed])
         )
         rows.append(ModalityAblationRow(name, family.chance, *dense_pair, *blind_pair, removed, len(dense.score)))
