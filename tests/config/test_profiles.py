@@ -34,7 +34,7 @@ def test_no_value_of_a_profile_has_changed() -> None:
         "smoke": "c577d814",
         "standard": "da3f55e5",
         "quick": "d54dd0b3",
-        "full": "389677c3",
+        "full": "ad032b1f",
     }
 
 
