@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,8 @@ def show_scene(
         axes["image"].add_patch(Rectangle(corner, right - left, bottom - top, fill=False, lw=1.5, ec="white"))
     axes["image"].set_title("picture, with its boxes")
     languages = ("en", "de", "zh") if chinese_font() else ("en", "de")
-    axes["image"].set_xlabel("\n".join(annotations["captions"][language] for language in languages))
+    captions = [textwrap.fill(annotations["captions"][language], 34) for language in languages]
+    axes["image"].set_xlabel("\n".join(captions), fontsize=9)
     axes["video"].imshow(filmstrip(video))
     axes["video"].set_title("clip, frame by frame")
     for name in ("image", "video"):
