@@ -89,11 +89,13 @@ def _parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
 @click.option("--retrain", is_flag=True, help="begin again, whatever was trained before")
 def train(recipe: str, profile: str, seed: int, retrain: bool) -> None:
     """Train a model, or continue where it stopped. RECIPE is a name like emoji_world; a wrong one lists them all."""
+    from dataclasses import replace
+
     from omni_lab.config.profiles import get_profile
     from omni_lab.training.fit import load_or_train
     from omni_lab.training.recipes import get_recipe
 
-    found = get_recipe(recipe, get_profile(profile), seed=seed)
+    found = replace(get_recipe(recipe, get_profile(profile), seed=seed), may_train=True)
     trained = load_or_train(found, retrain=retrain, use_published=False)
     last = ", ".join(f"{name} {value:.4g}" for name, value in trained.metadata["history"][-1].items())
     print(f"{found.name}: {trained.origin}; {last}\nin {found.work_folder(trained.data)}")
