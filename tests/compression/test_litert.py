@@ -25,7 +25,7 @@ def parts(routed: OmniModel, make_batch: MakeBatch) -> dict[str, ModelPart]:
 
 def test_what_is_missing_is_named(parts: dict[str, ModelPart], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omni_lab.compression.litert.PACKAGES", ("litert_of_tomorrow",))
-    with pytest.raises(ExportError, match="litert_of_tomorrow, not installed: see the extra 'edge'"):
+    with pytest.raises(ExportError, match="litert_of_tomorrow, not installed: see 'edge' in CONTRIBUTING"):
         export_litert(parts["block.0.text"], tmp_path / "block.tflite")
     assert not [*tmp_path.iterdir()]
 
