@@ -68,7 +68,7 @@ $(READY): pyproject.toml constraints.txt worlds.txt
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement worlds.txt; \
 	fi
 	$(BIN)/python -m ipykernel install --prefix $(VENV) --name omni-lab --display-name "omni-lab" --env OMP_WAIT_POLICY PASSIVE
-	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then git config filter.nbstripout.clean "$(CURDIR)/$(BIN)/nbstripout"; fi
+	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then git status >/dev/null; git config filter.nbstripout.clean "$(CURDIR)/$(BIN)/nbstripout"; fi
 	touch $(READY)
 
 clean:

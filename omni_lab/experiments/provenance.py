@@ -36,7 +36,8 @@ def code_state(checkout: Path = Path(__file__).parents[2]) -> tuple[str | None, 
     top, _, commit = (_output("git", "-C", str(checkout), "rev-parse", "--show-toplevel", "HEAD") or "").partition("\n")
     if not commit or not checkout.samefile(top):  # the library may be installed below another project's checkout
         return None, None
-    changes = _output("git", "--no-optional-locks", "-C", str(checkout), "status", "--porcelain", "--", *CODE)
+    # It may refresh the index: else the filter that strips outputs would be run on every notebook, each time.
+    changes = _output("git", "-C", str(checkout), "status", "--porcelain", "--", *CODE)
     return commit, None if changes is None else not changes
 
 
