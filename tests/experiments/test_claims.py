@@ -17,9 +17,6 @@ AWAITED = {  # what notebooks record since the last published run
     "heads/answer_detector_rule_accuracy",
     "heads/caption_detector_template_bleu4",
     "heads/detection_template_matching_map",
-    "latents/fresh_bytes_saved",
-    "latents/fresh_accuracy_kept",
-    "latents/fresh_fixed_accuracy_kept",
 }
 
 
