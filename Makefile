@@ -14,8 +14,8 @@ NOTEBOOKS := notebooks/*.ipynb notebooks/solutions/*.ipynb
 
 # Without cached byte code, importing lightning alone takes half a minute in every kernel.
 unexport PYTHONDONTWRITEBYTECODE
-# Threads that spin while they wait slow down all others.
-export OMP_WAIT_POLICY ?= PASSIVE
+# Threads that spin on while they wait slow down all others.
+export GOMP_SPINCOUNT ?= 1000
 export PYTHONPATH :=
 
 .PHONY: tour reports test lab format lint types spell strip hooks clean
@@ -67,7 +67,7 @@ $(READY): pyproject.toml constraints.txt worlds.txt
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]" && \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement worlds.txt; \
 	fi
-	$(BIN)/python -m ipykernel install --prefix $(VENV) --name omni-lab --display-name "omni-lab" --env OMP_WAIT_POLICY PASSIVE
+	$(BIN)/python -m ipykernel install --prefix $(VENV) --name omni-lab --display-name "omni-lab" --env GOMP_SPINCOUNT 1000
 	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then git status >/dev/null; git config filter.nbstripout.clean "$(CURDIR)/$(BIN)/nbstripout"; fi
 	touch $(READY)
 

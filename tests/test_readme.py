@@ -1,4 +1,4 @@
-"""Numbers in README come from published runs.
+"""Numbers in README and in the text of notebooks come from published runs.
 
 A result is followed by a comment that names the run and the metric:
 `0.958 (0.955 to 0.961)<!-- metric: 01_data_preparation/seed0 worlds/dense_accuracy -->`.
@@ -7,6 +7,7 @@ It speaks for the numbers before it, back to the comment before, the table's cel
 
 from __future__ import annotations
 
+import json
 import re
 from fnmatch import fnmatchcase
 
@@ -17,6 +18,7 @@ from omni_lab.utils.env import project_root
 
 ROOT = project_root()
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 MARK = re.compile(r"<!-- metric:\s+(\S+)\s+([^>]+?)\s+-->")
 DECIMAL = r"(?<![\w.,/])[-+−]?\d+\.\d+(?! ?MB| ?GB|\.\d|\w)"
 CODE_AND_LINKS = r"```.*?```|`[^`\n]*`|<[^>]+>|\]\([^)]*\)"
@@ -51,10 +53,18 @@ def wrong_numbers(text: str, values: list[float]) -> list[str]:
     return [n for n in numbers if not any(is_rounded(n, v) for v in values)] if numbers else ["no number"]
 
 
-def test_marked_numbers_are_those_of_the_runs() -> None:
-    start = 0
-    for mark in MARK.finditer(README):
-        before = re.split(r"\||\n\n", README[start : mark.start()])[-1]
+def text_of(document: str) -> str:
+    if document == "README.md":
+        return README
+    cells = json.loads((ROOT / "notebooks" / document).read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+@pytest.mark.parametrize("document", ["README.md", *NOTEBOOKS])
+def test_marked_numbers_are_those_of_the_runs(document: str) -> None:
+    text, start = text_of(document), 0
+    for mark in MARK.finditer(text):
+        before = re.split(r"\||\n\n", text[start : mark.start()])[-1]
         values, start = published(mark[1], mark[2]), mark.end()
         assert values, f"{mark[0]}: no published run recorded this"
         assert not wrong_numbers(before, values), f"{before.strip()} {mark[0]}: the run has {values}"

@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from omni_lab.experiments.jobs import CPU_CAPABILITIES, Job
 from omni_lab.experiments.results import format_duration, write_results
+from omni_lab.utils.env import limit_spinning
 from omni_lab.utils.progress import read_progress
 
 
@@ -129,7 +130,7 @@ def execute(job: Job, threads: int | None) -> JobResult:
     from omni_lab.experiments.pages import notebook_page
 
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without cached byte code every kernel starts half a minute later
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait slow down all others
+    limit_spinning()
     os.environ.update(CPU_CAPABILITIES[job.parameters.get("cpu_capability", "")])
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -248,7 +248,7 @@ run = start_run("00_first", profile=profile, seed=seed, output_dir=output_dir)
 page = (Path(output_dir).parents[1] / "index.html").read_text()
 run.record("seen/now", "refresh" in page and "0 of 3 runs finished, 1 running, 1 failed, 1 to come" in page)
 run.record("seen/error", "seed0-cpu_capability=default-rate=2.0: RuntimeError: [/as] was asked" in page)
-run.record("seen/waits", os.environ["OMP_WAIT_POLICY"] == "PASSIVE")
+run.record("seen/waits", os.environ["GOMP_SPINCOUNT"] == "1000")
 run.record("seen/capability", torch.backends.cpu.get_cpu_capability() == "DEFAULT")
 """
 
@@ -257,7 +257,7 @@ run.record("seen/capability", torch.backends.cpu.get_cpu_capability() == "DEFAUL
 def test_the_index_page_grows_and_kernels_get_their_environment(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     write_notebook(root / "notebooks" / "00_first.ipynb", body=SEEN)
     grid = "notebooks: ['00']\ngrid: {rate: [2.0, 0.5, 3.0], cpu_capability: [default]}"
     (root / "grid.yaml").write_text(grid)
