@@ -30,6 +30,16 @@ class Modality(enum.StrEnum):
 NUM_MODALITIES = len(Modality)
 
 
+class ComputeLevel(enum.IntEnum):
+    """How an encoder runs, the cheapest first: not at all, as a tiny encoder that stands in for it, up to its early
+    exit, or in full."""
+
+    SKIP = 0
+    TINY = 1
+    EARLY_EXIT = 2
+    FULL = 3
+
+
 @dataclass(frozen=True)
 class Tokens:
     """The tokens of one modality: what an encoder returns and fusion consumes.
@@ -115,13 +125,13 @@ class ModalityInput:
     mask: [U, T], True where the time axis (or the token axis) is not padding.
     entry_index: [B], the entry of each sample, -1 where the sample lacks the modality. Modalities with equal indices
         share one tensor object: fusion between them is then computed once per entry.
-    early_exit_values: with precomputed tokens, the tokens from the encoder's early exit of the same inputs.
+    lower_values: with precomputed tokens, the tokens of the same inputs at other levels than `ComputeLevel.FULL`.
     """
 
     values: Tensor
     mask: Bool[Tensor, "u t"]
     entry_index: Int[Tensor, " b"]
-    early_exit_values: Float[Tensor, "u n d"] | None = None
+    lower_values: Mapping[ComputeLevel, Float[Tensor, "u n d"]] = field(default_factory=dict)
 
     @property
     def is_encoded(self) -> bool:
@@ -186,7 +196,7 @@ class OmniBatch:
                 values=per_entry(i.values),
                 mask=per_entry(i.mask),
                 entry_index=indices[id(i.entry_index)],
-                early_exit_values=None if i.early_exit_values is None else per_entry(i.early_exit_values),
+                lower_values={level: per_entry(values) for level, values in i.lower_values.items()},
             )
             for m, i in self.inputs.items()
         }

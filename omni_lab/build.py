@@ -8,7 +8,8 @@ from typing import Any, cast
 from torch import nn
 
 from omni_lab.batch import Modality
-from omni_lab.config.schema import ModelConfig, MultitaskConfig
+from omni_lab.config.models import ModelConfig
+from omni_lab.config.schema import MultitaskConfig
 from omni_lab.data.tokenizer import LETTERS, DecoderTokenizer
 from omni_lab.encoders.audio import AudioEncoder, MelFrontEnd
 from omni_lab.encoders.text import TextEncoder
@@ -45,14 +46,22 @@ def _build_early_fusion(encoders: Mapping[Modality, nn.Module]) -> EarlyFusion:
     return EarlyFusion(video_dim=video.project.in_features, audio_dim=audio.front.dim)
 
 
+def _levels(config: ModelConfig, modality: Modality) -> tuple[ComputeLevel, ...]:
+    """What a route may choose of the encoder of a modality; a video encoder is its image encoder, frame by frame."""
+    if modality is Modality.TEXT:  # the shortest
+        return ComputeLevel.SKIP, ComputeLevel.FULL
+    encoder: Any = config.audio if modality is Modality.AUDIO else config.vision
+    tiny = bool(encoder.tiny_channels) and modality is not Modality.VIDEO
+    has = {ComputeLevel.TINY: tiny, ComputeLevel.EARLY_EXIT: encoder.early_exit}
+    return tuple(level for level in ComputeLevel if has.get(level, True))
+
+
 def build_model(config: ModelConfig, *, vocab_size: int, answers: int) -> OmniModel:
     """The model of a configuration, with the answer head alone. answers: number of classes of that head."""
     modalities, dim, paths = config.modalities, config.dim, config.fusion.paths
     every = all_cross_modal_paths(modalities) if paths is None else [CrossModalPath(*path) for path in paths]
     possible = tuple(path for path in every if {*path} <= {*modalities})
-    vision, audio = config.vision.early_exit, config.audio.early_exit
-    exits = {Modality.IMAGE: vision, Modality.VIDEO: vision, Modality.AUDIO: audio}  # text, the shortest, has none
-    levels = {m: tuple(ComputeLevel) for m, has_exit in exits.items() if has_exit and m in modalities}
+    levels = {m: _levels(config, m) for m in modalities}
     # the order of construction decides the weights of a seed
     encoders = build_encoders(config, vocab_size=vocab_size)
     early_fusion = _build_early_fusion(encoders) if config.fusion.early else None

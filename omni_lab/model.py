@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omni_lab.batch import Modality, ModalityInput, OmniBatch, Tokens
+from omni_lab.batch import ComputeLevel, Modality, ModalityInput, OmniBatch, Tokens
 from omni_lab.encoders.latents import fake_quantize_tokens
+from omni_lab.encoders.levels import encoder_at
 from omni_lab.fusion.cross_modal import FusionOutput
 from omni_lab.fusion.early import EarlyFusion
 from omni_lab.heads.context import ContextEncoder, FusedContext, HeadError
-from omni_lab.routing.route import ComputeLevel, CrossModalPath, Route, RouteSpace
+from omni_lab.routing.route import CrossModalPath, Route, RouteSpace
 from omni_lab.routing.router import Router, pool_questions
 
 log = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ class OmniModel(nn.Module):
     def _encode_routed(
         self, batch: OmniBatch, route: Route, precomputed: Mapping[Modality, Tokens], *, masked: bool
     ) -> dict[Modality, Tokens]:
-        """Per modality: precomputed entries, then those that some sample requests in full, then up to the early exit.
+        """Per modality: precomputed entries, then those that some sample requests, level by level from the full one.
 
         masked: encode every entry at every allowed level, requested or not.
         """
@@ -226,30 +227,29 @@ class OmniModel(nn.Module):
                 tokens = precomputed[modality]
                 entry_index = torch.where(levels == ComputeLevel.FULL, cast(Tensor, tokens.entry_index).cpu(), -1)
                 parts.append(replace(tokens, entry_index=None))
-            for level in (ComputeLevel.FULL, ComputeLevel.EARLY_EXIT):
+            for level in (ComputeLevel.FULL, ComputeLevel.EARLY_EXIT, ComputeLevel.TINY):
                 requested = (levels == level) & (entries >= 0) & (entry_index < 0)
                 every = masked and level in self.space.allowed_levels(modality)
                 used = entries[(entries >= 0) if every else requested].unique()
                 if len(used):
                     entry_index[requested] = sum(map(len, parts)) + torch.searchsorted(used, entries[requested])
-                    parts.append(self._encode_entries(level, modality, inputs, used.to(inputs.entry_index.device)))
+                    parts.append(self.encode_entries(level, modality, inputs, used.to(inputs.entry_index.device)))
             if parts:
-                streams[modality] = replace(
-                    _stack_entries(parts), entry_index=entry_index.to(inputs.entry_index.device)
-                )
+                streams[modality] = replace(stack_entries(parts), entry_index=entry_index.to(inputs.entry_index.device))
         return streams
 
-    def _encode_entries(
+    def encode_entries(
         self, level: ComputeLevel, modality: Modality, inputs: ModalityInput, entries: Int[Tensor, " e"]
     ) -> Tokens:
-        mask, full = inputs.mask[entries], level is ComputeLevel.FULL
+        """Some of the inputs of a modality at one level; precomputed tokens are looked up."""
+        mask = inputs.mask[entries]
         if inputs.is_encoded:
-            values = inputs.values if full else inputs.early_exit_values
-            if values is None:
-                raise ValueError(f"{modality} tokens were precomputed in full only: they have no early exit")
+            if level is not ComputeLevel.FULL and level not in inputs.lower_values:
+                raise ValueError(f"{modality} tokens were precomputed without the level {level.name.lower()}")
+            values = inputs.values if level is ComputeLevel.FULL else inputs.lower_values[level]
             return Tokens(values[entries], mask)
-        encoder: Any = self.encoders[modality.value]
-        return self._quantize((encoder if full else encoder.forward_early_exit)(inputs.values[entries], mask))
+        encode = encoder_at(self.encoders[modality.value], level)
+        return self._quantize(encode(inputs.values[entries], mask))
 
 
 def _warn_non_finite(head_outputs: Mapping[str, Any], ids: Sequence[str]) -> None:
@@ -262,7 +262,7 @@ def _warn_non_finite(head_outputs: Mapping[str, Any], ids: Sequence[str]) -> Non
                 )
 
 
-def _stack_entries(parts: Sequence[Tokens]) -> Tokens:
+def stack_entries(parts: Sequence[Tokens]) -> Tokens:
     """Concatenates entries of the same shape; times only if every part has them."""
     times = [part.times for part in parts if part.times is not None]
     return Tokens(

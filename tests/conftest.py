@@ -12,20 +12,9 @@ import pytest
 import torch
 
 from omni_lab.batch import Modality
+from omni_lab.config.models import AudioConfig, FusionConfig, ModelConfig, TextConfig, VideoConfig, VisionConfig
 from omni_lab.config.profiles import get_profile
-from omni_lab.config.schema import (
-    AudioConfig,
-    DataConfig,
-    EmojiWorldConfig,
-    FusionConfig,
-    ModelConfig,
-    Profile,
-    TalkingFaceConfig,
-    TextConfig,
-    TrainingConfig,
-    VideoConfig,
-    VisionConfig,
-)
+from omni_lab.config.schema import DataConfig, EmojiWorldConfig, Profile, TalkingFaceConfig, TrainingConfig
 from omni_lab.data.sources.base import MediaItem, Question, QuestionFamily
 from omni_lab.training.checkpoint import from_blocks, to_blocks
 from omni_lab.training.recipes import Recipe, get_recipe

@@ -13,7 +13,7 @@ from torch import Tensor
 from omni_lab.batch import Modality, ModalityInput, OmniBatch
 from omni_lab.build import build_model
 from omni_lab.compression.parts import AssemblySpec
-from omni_lab.config.schema import FusionConfig
+from omni_lab.config.models import FusionConfig
 from omni_lab.data.collate import Sample, collate
 from omni_lab.data.datamodule import VQADataset
 from omni_lab.encoders.latents import Int8Latents

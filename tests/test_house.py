@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "omni_lab"
-MODEL = ("utils", "batch", "config", "layers", "encoders", "routing", "fusion", "heads", "model", "build")
+MODEL = ("utils", "batch", "config", "layers", "encoders", "routing", "fusion", "heads", "model", "rollout", "build")
 RULES: dict[str, tuple[str, ...]] = {  # room -> what it may import; a dotted entry is that module alone
     "utils": (),
     "batch": (),
@@ -21,6 +21,7 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> what it may import; a dotted en
     "fusion": ("batch", "config", "layers", "encoders", "routing.route"),
     "heads": ("batch", "layers"),
     "model": MODEL[:8],
+    "rollout": MODEL[:9],
     "build": (*MODEL[:9], "data.tokenizer"),
     "data": ("utils", "batch", "config"),
     "worlds": ("utils", "batch", "config", "layers", "data"),
@@ -34,8 +35,8 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> what it may import; a dotted en
     "experiments": ("utils", "config"),  # at import time, so that the command line starts at once; all inside functions
 }
 TYPES_ONLY = {("heads", "data.tokenizer")}  # imported under TYPE_CHECKING
-CORE = ("batch", "model", "build", "layers", "encoders", "fusion", "routing", "heads", "lightning_modules")
-CORE_LINES, FILE_LINES, FUNCTION_LINES, ALL_LINES = 5000, 300, 60, 17_300
+CORE = ("batch", "model", "rollout", "build", "layers", "encoders", "fusion", "routing", "heads", "lightning_modules")
+CORE_LINES, FILE_LINES, FUNCTION_LINES, ALL_LINES = 6000, 300, 60, 18_500
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

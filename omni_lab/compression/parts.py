@@ -12,8 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from omni_lab.batch import NUM_MODALITIES, Modality, OmniBatch, Tokens
+from omni_lab.batch import NUM_MODALITIES, ComputeLevel, Modality, OmniBatch, Tokens
 from omni_lab.encoders.audio import AudioEncoder
+from omni_lab.encoders.levels import encoder_at
 from omni_lab.fusion.cross_modal import CrossModalFusion
 from omni_lab.heads.answer import AnswerHead
 from omni_lab.layers.attention import AttentionOutput, MaskedMultiHeadAttention
@@ -63,15 +64,15 @@ class ModelPart:
 
 
 class _EncoderPart(nn.Module):
-    def __init__(self, encoder: nn.Module, early_exit: bool) -> None:
+    def __init__(self, encoder: nn.Module, level: ComputeLevel) -> None:
         super().__init__()
         self.encoder = encoder
-        self.early_exit = early_exit
+        self.level = level
 
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         if values.ndim == 3:  # a waveform, cut into tokens
             values, mask = values.flatten(1), mask.flatten(1)
-        tokens = (cast(Any, self.encoder).forward_early_exit if self.early_exit else self.encoder)(values, mask)
+        tokens = encoder_at(self.encoder, self.level)(values, mask)
         return (tokens.values, tokens.mask) if tokens.times is None else (tokens.values, tokens.mask, tokens.times)
 
 
@@ -186,9 +187,10 @@ def split_model(model: OmniModel, batch: OmniBatch) -> list[ModelPart]:
         if modality is Modality.AUDIO:
             samples = cast(AudioEncoder, encoder).samples_per_token
             example = tuple(_cut_into_tokens(x, samples, min_tokens=2) for x in example)
-        for early_exit in (False, True)[: len(model.space.allowed_levels(modality)) - 1]:
-            name, varies = f"encoder.{modality}" + ".early_exit" * early_exit, modality is not Modality.IMAGE
-            parts.append(ModelPart(name, _EncoderPart(encoder, early_exit), modality, example, names, varies))
+        for level in reversed(model.space.allowed_levels(modality)[1:]):  # the full encoder first
+            name = f"encoder.{modality}" + f".{level.name.lower()}" * (level is not ComputeLevel.FULL)
+            varies = modality is not Modality.IMAGE
+            parts.append(ModelPart(name, _EncoderPart(encoder, level), modality, example, names, varies))
     for depth, layer in enumerate(cast(Any, model.fusion).layers):
         for path in layer.paths:
             module, inputs = _TokensPart(layer.cross[str(path)]), ("query", "query_mask", "context", "context_mask")
@@ -221,6 +223,9 @@ class _RemoteEncoder(_RemoteModule):
 
     def forward_early_exit(self, values: Tensor, mask: Tensor) -> Tokens:
         return Tokens(*self.run(f"{self.name}.early_exit", values, mask))
+
+    def forward_tiny(self, values: Tensor, mask: Tensor) -> Tokens:
+        return Tokens(*self.run(f"{self.name}.tiny", values, mask))
 
 
 class _RemoteCrossAttention(_RemoteModule):

@@ -1,6 +1,7 @@
 """Configuration of everything that is built and trained.
 
-schema.py      frozen dataclasses, from the config of one encoder to a whole `Profile`
+models.py      frozen dataclasses of encoders, fusion and the whole model
+schema.py      those of data, training and worlds, up to a whole `Profile`
 profiles.py    `get_profile`: smoke, quick or full, read from profiles.yaml
 profiles.yaml  the values of the three profiles
 """

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from omni_lab.batch import Modality, ModalityInput, OmniBatch
+from omni_lab.batch import ComputeLevel, Modality, ModalityInput, OmniBatch
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Sample:
     # Token ids [T] int64, image [3, H, W] uint8, waveform [S] float32, video [F, 3, H, W] uint8; or tokens [N, D].
     inputs: Mapping[Modality, Tensor]
     dedup_keys: Mapping[Modality, Hashable] = field(default_factory=dict)  # a batch stores inputs of equal keys once
-    early_exit_inputs: Mapping[Modality, Tensor] = field(default_factory=dict)  # tokens [N, D] of the early exit
+    # Tokens [N, D] at the levels below the full one.
+    lower_inputs: Mapping[Modality, Mapping[ComputeLevel, Tensor]] = field(default_factory=dict)
     targets: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -55,7 +57,7 @@ def collate(samples: Sequence[Sample], *, dedup: Collection[Modality] = tuple(Mo
 def _collate_modality(samples: Sequence[Sample], modality: Modality, dedup: bool) -> ModalityInput:
     entries: dict[Hashable, int] = {}  # the index in `values` by key
     values: list[Tensor] = []
-    exits: list[Tensor] = []
+    lower: list[Mapping[ComputeLevel, Tensor]] = []
     first = next(s.inputs[modality] for s in samples if modality in s.inputs)
     has_length = modality is not Modality.IMAGE or first.ndim == 2  # the first axis is time, or counts tokens: padded
     entry_index = torch.full((len(samples),), -1)
@@ -74,12 +76,13 @@ def _collate_modality(samples: Sequence[Sample], modality: Modality, dedup: bool
                 )
             entries[key] = len(values)
             values.append(value)
-            if modality in sample.early_exit_inputs:
-                exits.append(sample.early_exit_inputs[modality])
+            lower.append(sample.lower_inputs.get(modality, {}))
         entry_index[b] = entries[key]
     if not has_length:
         return ModalityInput(torch.stack(values), torch.ones(len(values), 1, dtype=torch.bool), entry_index)
     lengths = torch.tensor([len(v) for v in values])
-    padded = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)  # [U, T, ...], zeros after the end
-    padded_exits = torch.nn.utils.rnn.pad_sequence(exits, batch_first=True) if len(exits) == len(values) else None
-    return ModalityInput(padded, torch.arange(padded.shape[1]) < lengths[:, None], entry_index, padded_exits)
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    padded = pad(values)  # [U, T, ...], zeros after the end
+    levels = [level for level in lower[0] if all(level in each for each in lower)]
+    padded_lower = {level: pad([each[level] for each in lower]) for level in levels}
+    return ModalityInput(padded, torch.arange(padded.shape[1]) < lengths[:, None], entry_index, padded_lower)

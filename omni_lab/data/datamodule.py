@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 
-from omni_lab.batch import Modality, OmniBatch
+from omni_lab.batch import ComputeLevel, Modality, OmniBatch
 from omni_lab.config.schema import DataConfig
 from omni_lab.data.collate import Sample, collate
 from omni_lab.data.sampler import ConsecutiveBatchSampler, OmniBatchSampler
@@ -31,7 +31,8 @@ class VQADataset(Dataset[Sample]):
     present: [n, M] bool, the modalities that each sample carries.
     scores: [n, A], soft accuracy of every answer of the vocabulary.
     latents: by modality, gives the precomputed tokens [N, D] of a row; samples then carry them in place of the media.
-    early_exit_latents: beside `latents`, the tokens of the encoder's early exit.
+    lower_latents: beside `latents`, the tokens at other levels than the full one.
+    glances: by modality and row, numbers [G] about the raw input; samples then carry them as the target "glances".
     """
 
     def __init__(
@@ -61,7 +62,8 @@ class VQADataset(Dataset[Sample]):
         self.modalities = modalities
         self.media_rows = {m: table.column(m.value).to_numpy() for m in store.shapes}
         self.latents: dict[Modality, Callable[[int], torch.Tensor]] = {}
-        self.early_exit_latents: dict[Modality, Callable[[int], torch.Tensor]] = {}
+        self.lower_latents: dict[Modality, dict[ComputeLevel, Callable[[int], torch.Tensor]]] = {}
+        self.glances: dict[Modality, dict[int, torch.Tensor]] = {}
         self.scenes = table.column("scene").to_numpy()
         self.ids: list[str] = table.column("id").to_pylist()
         self.texts: list[str | None] = table.column("text").to_pylist()
@@ -159,12 +161,19 @@ class VQADataset(Dataset[Sample]):
             inputs[Modality.TEXT], keys[Modality.TEXT] = self._tokens[text], text
         for modality, row in rows.items():
             inputs[modality] = self.latents.get(modality, partial(self.load_media, modality))(row)
-        exits = {m: self.early_exit_latents[m](row) for m, row in rows.items() if m in self.early_exit_latents}
-        return Sample(f"question {text!r}", "answer", "", inputs, dedup_keys=keys, early_exit_inputs=exits)
+        lower = {m: {level: get(rows[m]) for level, get in self.lower_latents.get(m, {}).items()} for m in rows}
+        return Sample(f"question {text!r}", "answer", "", inputs, dedup_keys=keys, lower_inputs=lower)
 
     def __getitem__(self, i: int) -> Sample:
         sample = self._sample(self.texts[i] if self.present[i, Modality.TEXT.column] else None, self._rows(i))
-        return replace(sample, id=self.ids[i], family=self.families[i], targets={"answer_scores": self.scores[i]})
+        targets = {"answer_scores": self.scores[i]}
+        if self.glances:
+            width = len(next(iter(next(iter(self.glances.values())).values())))
+            targets["glances"] = torch.zeros(len(Modality), width)
+            for modality, row in self._rows(i).items():
+                if modality in self.glances:
+                    targets["glances"][modality.column] = self.glances[modality][row]
+        return replace(sample, id=self.ids[i], family=self.families[i], targets=targets)
 
 
 class ResumableLoader(DataLoader[Sample]):
@@ -242,7 +251,8 @@ class OmniDataModule(L.LightningDataModule):
             )
             if not raw:
                 whole = self.dataset(split)
-                subset.latents, subset.early_exit_latents = whole.latents, whole.early_exit_latents
+                subset.latents, subset.lower_latents = whole.latents, whole.lower_latents
+                subset.glances = whole.glances
             other._datasets[split] = subset
         return other
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchaudio.functional import resample
 
 from omni_lab.batch import SAMPLE_RATE, Tokens
-from omni_lab.config.schema import AudioConfig
+from omni_lab.config.models import AudioConfig
+from omni_lab.encoders.tiny import TinyAudio
 from omni_lab.layers.attention import transformer_blocks
 from omni_lab.layers.mel import HOP_LENGTH, N_MELS, LogMelSpectrogram
 from omni_lab.layers.positional import HIGH_AMPLITUDE, layer_norm_no_affine, sinusoidal_time_embedding
@@ -123,6 +124,8 @@ class AudioEncoder(nn.Module):
         if config.early_exit and config.front_end != "mel":
             raise ValueError(f"only the mel front end has an early exit: got front_end {config.front_end!r}")
         self.early_exit = nn.Linear(self.front.dim, out_dim) if config.early_exit else None
+        channels, covered = config.tiny_channels, round(self.seconds_per_token * SAMPLE_RATE)
+        self.tiny = TinyAudio(channels, samples_per_token=covered, out_dim=out_dim) if channels else None
 
     @property
     def seconds_per_token(self) -> float:
@@ -139,6 +142,12 @@ class AudioEncoder(nn.Module):
 
     def lower(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> Tokens:
         """The frames of the front end, before its transformer in the case of the mel front end."""
+        return self.front(*self._prepare(waves, mask))
+
+    def _prepare(
+        self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]
+    ) -> tuple[Float[Tensor, "u t"], Int[Tensor, " u"]]:
+        """At 16 kHz, silent beyond the end, and as long as the convolutions need; with the lengths in samples."""
         lengths = mask.sum(1)
         if self.sample_rate != SAMPLE_RATE:
             waves = resample(waves, self.sample_rate, SAMPLE_RATE)
@@ -146,7 +155,7 @@ class AudioEncoder(nn.Module):
         waves = waves * (torch.arange(waves.shape[1], device=waves.device) < lengths[:, None])
         if waves.shape[1] < MIN_SAMPLES:
             waves = F.pad(waves, (0, MIN_SAMPLES - waves.shape[1]))
-        return self.front(waves, lengths)
+        return waves, lengths
 
     def upper(self, frames: Tokens) -> Tokens:
         """The transformer and the output; `upper` of `lower` is `forward`."""
@@ -157,13 +166,24 @@ class AudioEncoder(nn.Module):
         assert self.early_exit is not None
         return self._to_tokens(self.lower(waves, mask), layer_norm_no_affine, self.early_exit)
 
+    def forward_tiny(self, waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> Tokens:
+        """The same tokens from the tiny encoder alone."""
+        assert self.tiny is not None
+        samples, lengths = self._prepare(waves, mask)
+        features = self.tiny(samples)
+        starts = torch.arange(features.shape[1], device=samples.device) * self.tiny.samples_per_token
+        return self._with_times(features, starts < lengths[:, None])
+
     def _to_tokens(self, frames: Tokens, norm: Callable[[Tensor], Tensor], project: nn.Linear) -> Tokens:
         """Averages the real frames of each token, projects the means, and adds their times."""
         padding = -frames.values.shape[1] % self.pool
         x = F.pad(frames.values, (0, 0, 0, padding)).unflatten(1, (-1, self.pool))  # [U, N, pool, dim]
         weight = F.pad(frames.mask, (0, padding)).unflatten(1, (-1, self.pool))[..., None].to(x.dtype)
         pooled = (x * weight).sum(2) / weight.sum(2).clamp(min=1)  # [U, N, dim]
-        times = (torch.arange(pooled.shape[1], device=x.device) + 0.5) * self.seconds_per_token
-        values = layer_norm_no_affine(project(norm(pooled)))
+        return self._with_times(project(norm(pooled)), weight.squeeze(-1).any(dim=2))
+
+    def _with_times(self, features: Float[Tensor, "u n d"], mask: Bool[Tensor, "u n"]) -> Tokens:
+        times = (torch.arange(features.shape[1], device=features.device) + 0.5) * self.seconds_per_token
+        values = layer_norm_no_affine(features)
         values = values + sinusoidal_time_embedding(times, values.shape[2], amplitude=HIGH_AMPLITUDE)
-        return Tokens(values, weight.squeeze(-1).any(dim=2), times.expand(values.shape[0], -1))
+        return Tokens(values, mask, times.expand(values.shape[0], -1))

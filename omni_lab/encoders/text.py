@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from omni_lab.batch import Tokens
-from omni_lab.config.schema import TextConfig
+from omni_lab.config.models import TextConfig
 from omni_lab.layers.attention import transformer_blocks
 from omni_lab.layers.positional import HIGH_AMPLITUDE, layer_norm_no_affine
 

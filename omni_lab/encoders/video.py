@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from omni_lab.batch import Tokens
-from omni_lab.config.schema import VideoConfig
+from omni_lab.config.models import VideoConfig
 from omni_lab.encoders.vision import VisionEncoder
 from omni_lab.layers.attention import transformer_blocks
 from omni_lab.layers.positional import (

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from omni_lab.batch import Tokens
-from omni_lab.config.schema import VisionConfig
+from omni_lab.config.models import VisionConfig
+from omni_lab.encoders.tiny import TinyVision
 from omni_lab.layers.positional import HIGH_AMPLITUDE, layer_norm_no_affine, sinusoidal_grid_embedding
 
 
@@ -27,24 +28,36 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: VisionConfig, *, out_dim: int) -> None:
         super().__init__()
         self.image_size = config.image_size
-        architecture = timm.is_model(config.name) and timm.model_entrypoint(config.name).__module__
-        if architecture not in ("timm.models.swin_transformer", "timm.models.swin_transformer_v2"):
-            raise ValueError(f"vision encoder must be a Swin transformer of timm: got {config.name!r}")
-        swin: Any = timm.create_model(
-            config.name, pretrained=config.pretrained, img_size=config.image_size, num_classes=0, **config.overrides
+        self.is_swin = timm.is_model(config.name) and timm.model_entrypoint(config.name).__module__.startswith(
+            "timm.models.swin_transformer"
         )
-        self.swin = swin
-        self.stride: int = swin.feature_info[-1]["reduction"]
+        if not self.is_swin and not config.overrides.get("features_only"):
+            raise ValueError(
+                "vision encoder must be a Swin transformer of timm, or a convolutional network of timm with the "
+                f"overrides features_only and out_indices: got {config.name!r}"
+            )
+        if not self.is_swin and config.early_exit:
+            raise ValueError(f"only a Swin transformer has an early exit: got {config.name!r}")
+        sizes: dict[str, Any] = {"img_size": config.image_size, "num_classes": 0} if self.is_swin else {}
+        backbone: Any = timm.create_model(config.name, pretrained=config.pretrained, **sizes, **config.overrides)
+        self.swin = backbone
+        last: Any = backbone.feature_info[-1] if self.is_swin else backbone.feature_info.get_dicts()[-1]
+        self.stride: int = last["reduction"]
+        self.num_features: int = last["num_chs"]
         self.grid = (config.image_size // self.stride, config.image_size // self.stride)
-        statistics = timm.data.resolve_model_data_config(swin)
+        statistics = timm.data.resolve_model_data_config(backbone)
         self.register_buffer("mean", torch.tensor(statistics["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(statistics["std"]).view(3, 1, 1), persistent=False)
-        self.project = nn.Linear(self.swin.num_features, out_dim)
+        self.project = nn.Linear(self.num_features, out_dim)
         self.position = nn.Parameter(sinusoidal_grid_embedding(*self.grid, out_dim, amplitude=HIGH_AMPLITUDE))
         self.early_exit = nn.Linear(self.shallow_channels, out_dim) if config.early_exit else None
+        channels = config.tiny_channels
+        self.tiny = TinyVision(channels, grid=self.grid, out_dim=out_dim) if channels else None
 
     def cells(self, images: UInt8[Tensor, "u 3 h w"]) -> Float[Tensor, "u i j c"]:
         """Features of the last stage, for images of any size that the Swin accepts."""
+        if not self.is_swin:
+            return self.swin(self._normalize(images))[-1].permute(0, 2, 3, 1)
         return self.swin.forward_features(self._normalize(images))
 
     @property
@@ -64,6 +77,11 @@ class VisionEncoder(nn.Module):
         """The same tokens from the first stage alone (early exit, BranchyNet, Teerapittayanon et al. 2016)."""
         assert self.early_exit is not None
         return self._to_tokens(self.early_exit(self.shallow_cells(images).flatten(1, 2)), mask)
+
+    def forward_tiny(self, images: UInt8[Tensor, "u 3 h w"], mask: Bool[Tensor, "u 1"]) -> Tokens:
+        """The same tokens from the tiny encoder alone."""
+        assert self.tiny is not None
+        return self._to_tokens(self.tiny(images), mask)
 
     def forward(self, images: UInt8[Tensor, "u 3 h w"], mask: Bool[Tensor, "u 1"]) -> Tokens:
         """mask: True for every real image; an image has a time axis of length 1."""

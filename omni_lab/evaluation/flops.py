@@ -10,10 +10,10 @@ from typing import Any, cast
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from omni_lab.batch import NUM_MODALITIES, Modality, OmniBatch
+from omni_lab.batch import NUM_MODALITIES, ComputeLevel, Modality, OmniBatch
+from omni_lab.encoders.levels import encoder_at
 from omni_lab.model import OmniModel
 from omni_lab.routing.cost import CostModel
-from omni_lab.routing.route import ComputeLevel
 
 
 def count_flops(function: Callable[[], Any]) -> int:
@@ -61,7 +61,7 @@ def build_cost_model(model: OmniModel, *, frames: int = 8, router_flops: float =
 def _encoder_polynomial(model: OmniModel, modality: Modality, level: ComputeLevel, frames: int) -> torch.Tensor:
     """[3]: coefficients of 1, n and n^2, for n tokens."""
     encoder: Any = model.encoders[modality.value]
-    call = encoder if level is ComputeLevel.FULL else encoder.forward_early_exit
+    call = encoder_at(encoder, level)
     if modality is Modality.IMAGE:
         inputs = {0: torch.zeros(1, 3, encoder.image_size, encoder.image_size, dtype=torch.uint8)}
     elif modality is Modality.VIDEO:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from omni_lab.data.datamodule import VQADataset
 from omni_lab.evaluation.flops import build_cost_model
 from omni_lab.metrics.pareto import RequiredModalityScore, paired_difference, required_modality_score
 from omni_lab.model import OmniModel
+from omni_lab.rollout import answer_sequentially
 from omni_lab.routing.cost import FlopBreakdown
 from omni_lab.routing.route import ComputeLevel, Route
+from omni_lab.routing.sequential import SequentialRouter, Trajectory
 from omni_lab.utils.progress import track_progress
 
 EVAL_BATCH_SIZE = 128
@@ -177,6 +179,25 @@ class PolicyEvaluator:
         """Of a policy that skips nothing. answer: a function from a batch to answer logits."""
         correct = [_correct(answer(batch.to(self._device)), batch) for _, batch in self._batches(name)]
         return self._outcome(torch.cat(correct).numpy(), self.space.dense(self.present), router_flops)
+
+    @torch.inference_mode()
+    def evaluate_sequential(
+        self, router: SequentialRouter, *, glances: float, penalty: float | None = None, name: str | None = None
+    ) -> tuple[PolicyOutcome, Trajectory]:
+        """Of a sequential router, run for real. glances: FLOPs of looking at all inputs of a question."""
+        hits, parts = [], []
+        for _, batch in self._batches(name):
+            output, trajectory = answer_sequentially(self.model, router, batch.to(self._device), penalty=penalty)
+            hits.append(_correct(output.head_outputs["answer"], batch))
+            parts.append(trajectory.to("cpu"))
+        route = Route.cat([part.route for part in parts])
+        trajectory = Trajectory(route, *map(torch.cat, list(zip(*parts, strict=True))[1:]))
+        looked = torch.full((len(self),), glances, dtype=torch.double)
+        flops = self.costs.of_trajectory(
+            self.space, trajectory, self.token_counts, step=router.step_flops, glances=looked
+        )
+        outcome = self._outcome(torch.cat(hits).numpy(), route, 0.0)
+        return replace(outcome, flops=flops.total.numpy()), trajectory
 
     def _outcome(self, correct: np.ndarray, route: Route, router_flops: float) -> PolicyOutcome:
         flops = self.flops(route)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from omni_lab.batch import Modality
-from omni_lab.config.schema import FusionConfig
+from omni_lab.config.models import FusionConfig
 
 Pair = tuple[Modality, Modality]  # in the order of Modality
 TIMED_MODALITIES = (Modality.AUDIO, Modality.VIDEO)

@@ -5,6 +5,7 @@ contrastive.py  LitContrastive: contrastive pre-training of the encoders
 vqa.py          LitVQA: supervised training on the answer head
 multitask.py    LitMultitask: all heads, one task per batch
 router.py       LitRouter: the router, by policy gradient on a frozen network
+sequential_router.py  LitSequentialRouter: the router that looks, decides and looks again, by policy gradient
 gates.py        LitGates: gates by backpropagation, the router's baselines
 qat.py          LitQAT: quantization-aware training, with distillation after pruning
 """

@@ -15,7 +15,8 @@ from torchaudio.functional import resample
 
 from omni_lab.batch import SAMPLE_RATE, Modality, OmniBatch, Tokens
 from omni_lab.build import build_encoders
-from omni_lab.config.schema import ModelConfig, TrainingConfig
+from omni_lab.config.models import ModelConfig
+from omni_lab.config.schema import TrainingConfig
 from omni_lab.encoders.audio import AudioEncoder
 from omni_lab.layers.mel import N_MELS, LogMelSpectrogram
 from omni_lab.lightning_modules.base import SeededModule

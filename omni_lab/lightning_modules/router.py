@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from omni_lab.batch import Modality, OmniBatch
 from omni_lab.config.schema import RouterConfig
@@ -77,15 +77,16 @@ class LitRouterBase(SeededModule):
     estimators: ClassVar[tuple[str, ...]]  # what `RouterConfig.estimator` may be
 
     def __init__(
-        self, model: OmniModel, router: Router, config: RouterConfig, *, costs: CostModel, seed: int = 0
+        self, model: OmniModel, router: nn.Module, config: RouterConfig, *, costs: CostModel, seed: int = 0
     ) -> None:
         """model: the network. costs: with the router's FLOPs. Raises ValueError for an estimator of another class."""
         if config.estimator not in self.estimators:
             raise ValueError(f"estimator must be one of {self.estimators}: got {config.estimator!r}")
         super().__init__(config, seed)
-        self.router = router
+        self.router: Any = router
         self.costs = costs
         self.penalty = CostPenalty(weight=config.penalty, anneal=0, budget=config.budget)
+        self.steps = 1  # of the whole training
         self._network = [model.eval().requires_grad_(False)]  # in a list, so that it is no submodule
 
     @property
@@ -95,8 +96,8 @@ class LitRouterBase(SeededModule):
     def on_fit_start(self) -> None:
         self.network.to(self.device)
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        steps = self.config.epochs * -(-batches // self.config.accumulate)
-        self.penalty.anneal = round(self.config.anneal_fraction * steps)
+        self.steps = self.config.epochs * -(-batches // self.config.accumulate)
+        self.penalty.anneal = round(self.config.anneal_fraction * self.steps)
 
     @property
     def at_full_penalty(self) -> bool:

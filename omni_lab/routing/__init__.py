@@ -3,6 +3,8 @@
 route.py            Route, the decisions for a batch; RouteSpace, all legal routes of a model
 cost.py             CostModel: the FLOPs of a route
 router.py           Router: the learned policy; it sees the question, not the encoders that it may skip
+glance.py           what may be seen before any encoder runs
+sequential.py       SequentialRouter: looks, decides, looks again and stops
 policy_gradient.py  advantages, loss and cost penalty that train it
 baselines.py        what it must beat: static, random, matched and shuffled routes; the oracle
 """

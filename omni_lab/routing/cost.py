@@ -16,6 +16,7 @@ from torch import Tensor
 
 from omni_lab.batch import Modality, OmniBatch
 from omni_lab.routing.route import ComputeLevel, Route, RouteSpace
+from omni_lab.routing.sequential import Trajectory
 
 
 class FlopBreakdown(NamedTuple):
@@ -99,3 +100,16 @@ class CostModel:
             blocks += encoded * self.block_flops(space, modality, tokens[:, column])
         paths = (space.path_mask(route).sum(1) * self.path_flops(space, tokens)).sum(1)
         return FlopBreakdown(encoders, paths, blocks, heads, zero + self.router_flops)
+
+    def of_trajectory(
+        self, space: RouteSpace, trajectory: Trajectory, tokens: Int[Tensor, "b m"], *, step: float, glances: Tensor
+    ) -> FlopBreakdown:
+        """Of everything that a sequential router ran. step: of one decision. glances: [B], of looking at the inputs."""
+        parts = self(space, trajectory.route, tokens)
+        again = torch.zeros_like(parts.encoders)  # levels whose tokens a higher one replaced
+        for modality in space.modalities:
+            column = modality.column
+            for level in space.allowed_levels(modality)[1:]:
+                replaced = trajectory.ran[:, column, level] & (trajectory.route.encoder_levels[:, column] > level)
+                again += replaced * self.encoder_flops(modality, level, tokens[:, column])
+        return parts._replace(encoders=parts.encoders + again, router=trajectory.steps * step + glances)

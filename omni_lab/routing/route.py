@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from omni_lab.batch import NUM_MODALITIES, Modality
+from omni_lab.batch import NUM_MODALITIES, ComputeLevel, Modality
 
 
 class CrossModalPath(NamedTuple):
@@ -32,14 +31,6 @@ class CrossModalPath(NamedTuple):
 def all_cross_modal_paths(modalities: Sequence[Modality]) -> list[CrossModalPath]:
     """Every directed pair of different modalities."""
     return [CrossModalPath(m, n) for m in modalities for n in modalities if m is not n]
-
-
-class ComputeLevel(enum.IntEnum):
-    """How much of an encoder runs: nothing, the layers up to its early exit, or all."""
-
-    SKIP = 0
-    EARLY_EXIT = 1
-    FULL = 2
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from omni_lab.batch import NUM_MODALITIES, Modality, Tokens
-from omni_lab.routing.route import ComputeLevel, Route, RouteSpace
+from omni_lab.batch import NUM_MODALITIES, ComputeLevel, Modality, Tokens
+from omni_lab.routing.route import Route, RouteSpace
 
 MASKED_LOGIT = -1e9  # of levels that may not be chosen
 MIN_PENALTY, MAX_PENALTY = 0.0125, 3.2  # the range that a penalty-conditioned router is trained on
@@ -24,7 +24,7 @@ NO_PENALTY_INPUT = "this router was trained with one penalty: it takes neither a
 class RouterLogits(NamedTuple):
     """Logits of all decisions. path_logits: of a path running."""
 
-    level_logits: Float[Tensor, "b m 3"]
+    level_logits: Float[Tensor, "b m l"]
     path_logits: Float[Tensor, "b l p"]
 
 
@@ -65,7 +65,9 @@ class Router(nn.Module):
         self.space = space
         self.penalty_conditioned = penalty_conditioned
         self.num_choices = num_choices
-        self.num_logits = (NUM_MODALITIES * len(ComputeLevel), space.depth * len(space.paths))  # of levels, of paths
+        allowed = {level for modality in space.modalities for level in space.allowed_levels(modality)}
+        self.levels = sorted(allowed)  # that there are logits for
+        self.num_logits = (NUM_MODALITIES * len(self.levels), space.depth * len(space.paths))  # of levels, of paths
         self.question_proj = nn.ModuleDict({m.value: nn.Linear(dim, hidden_dim) for m in space.modalities})
         self.presence_proj = nn.Linear(NUM_MODALITIES, hidden_dim)
         self.logit_head = nn.Linear(hidden_dim, num_choices or sum(self.num_logits))
@@ -75,10 +77,10 @@ class Router(nn.Module):
             self.register_buffer("costs", torch.full((NUM_KNOTS,), torch.nan))
         nn.init.zeros_(self.logit_head.weight)
         nn.init.zeros_(self.logit_head.bias)
-        allowed = torch.zeros(NUM_MODALITIES, len(ComputeLevel), dtype=torch.bool)
+        table = torch.zeros(NUM_MODALITIES, len(ComputeLevel), dtype=torch.bool)
         for modality in space.modalities:
-            allowed[modality.column, [int(level) for level in space.allowed_levels(modality)]] = True
-        self.register_buffer("allowed", allowed, persistent=False)
+            table[modality.column, [int(level) for level in space.allowed_levels(modality)]] = True
+        self.register_buffer("allowed", table, persistent=False)
 
     allowed: Tensor
     costs: Tensor
@@ -102,9 +104,10 @@ class Router(nn.Module):
         """
         logits = self.raw_logits(question_embeddings, present, penalty)
         level_logits, path_logits = logits.split(self.num_logits, dim=1)
-        level_logits = level_logits.unflatten(1, (NUM_MODALITIES, len(ComputeLevel)))
+        every_level = logits.new_full((len(logits), NUM_MODALITIES, len(ComputeLevel)), MASKED_LOGIT)
+        every_level[:, :, self.levels] = level_logits.unflatten(1, (NUM_MODALITIES, len(self.levels)))
         path_logits = path_logits.unflatten(1, (self.space.depth, len(self.space.paths)))
-        return RouterLogits(level_logits.masked_fill(~self.allowed, MASKED_LOGIT), path_logits)
+        return RouterLogits(every_level.masked_fill(~self.allowed, MASKED_LOGIT), path_logits)
 
     def raw_logits(
         self,

@@ -5,6 +5,7 @@ frozen_encoders.py      training of early exits, and latents that are computed o
 callbacks.py            the progress table, the best router's weights, latents for a training
 recipes.py              recipes of models, by name
 fit.py                  `load_or_train` for models, and the Lightning trainer of all trainings
+sequential_recipes.py  SequentialRecipe: a router that looks, decides and looks again, trained on cached tokens
 router_recipes.py       recipes of routers, by name, and `load_or_train_router`
 compression_recipes.py  recipes of compressed models, by name, and `compress`
 """

@@ -8,12 +8,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from omni_lab.batch import Modality, ModalityInput
+from omni_lab.batch import ComputeLevel, Modality, ModalityInput
 from omni_lab.data.collate import Sample, collate
 from omni_lab.data.datamodule import VQADataset
 from omni_lab.encoders.latents import Int8Latents, LatentTable
+from omni_lab.encoders.levels import encoder_at
 from omni_lab.model import OmniModel
-from omni_lab.routing.route import ComputeLevel
+from omni_lab.routing.glance import Glance
 from omni_lab.utils.progress import track_progress
 
 LEARNING_RATE = 2e-3  # of the early exits
@@ -53,26 +54,41 @@ def train_early_exits(
 
 
 def cache_latents(model: OmniModel, dataset: VQADataset, modalities: Collection[Modality]) -> None:
-    """Replaces these modalities in the samples of `dataset` by the 8-bit latents that `model` encodes them to, by the
-    full encoder and, where there is one, by the early exit."""
+    """Replaces these modalities in the samples of `dataset` by the 8-bit latents that `model` encodes them to, at every
+    level that routes may choose."""
     was_training = model.training
     model.eval()
     for modality in modalities:
-        encoder, full, early = cast(Any, model.encoders[modality.value]), LatentTable(), LatentTable()
-        has_exit = ComputeLevel.EARLY_EXIT in model.space.allowed_levels(modality)
+        encoder = model.encoders[modality.value]
+        levels = {ComputeLevel.FULL, *model.space.allowed_levels(modality)} - {ComputeLevel.SKIP}
+        tables = {level: LatentTable() for level in sorted(levels)}
         rows = dataset.used_rows(modality)
         dataset.store.build(modality, rows)
         chunks = [rows[start : start + ENCODE_BATCH_SIZE] for start in range(0, len(rows), ENCODE_BATCH_SIZE)]
         for chunk in track_progress(chunks, f"{modality} latents", total=len(chunks), unit="batch"):
             inputs = _load_media(dataset, modality, chunk, model)
             with torch.inference_mode():
-                full.add(chunk, Int8Latents.from_tokens(encoder(inputs.values, inputs.mask)))
-                if has_exit:
-                    early.add(chunk, Int8Latents.from_tokens(encoder.forward_early_exit(inputs.values, inputs.mask)))
-        dataset.latents[modality] = full
-        if has_exit:
-            dataset.early_exit_latents[modality] = early
+                for level, table in tables.items():
+                    tokens = encoder_at(encoder, level)(inputs.values, inputs.mask)
+                    table.add(chunk, Int8Latents.from_tokens(tokens))
+        dataset.latents[modality] = tables.pop(ComputeLevel.FULL)
+        dataset.lower_latents[modality] = dict(tables)
     model.train(was_training)
+
+
+def cache_glances(glance: Glance, dataset: VQADataset) -> None:
+    """Looks once at every medium of the samples of `dataset`; batches then carry raw "glances" among their targets."""
+    for modality in glance.modalities:
+        if modality not in dataset.media_rows:
+            continue
+        rows = dataset.used_rows(modality)
+        found: dict[int, torch.Tensor] = {}
+        dataset.store.build(modality, rows)
+        for start in range(0, len(rows), ENCODE_BATCH_SIZE):
+            chunk = rows[start : start + ENCODE_BATCH_SIZE]
+            samples = [Sample(str(row), "", "", {modality: dataset.load_media(modality, row)}) for row in chunk]
+            found |= zip(chunk, glance.raw(collate(samples))[:, modality.column], strict=True)
+        dataset.glances[modality] = found
 
 
 def _load_media(dataset: VQADataset, modality: Modality, rows: Sequence[int], model: OmniModel) -> ModalityInput:

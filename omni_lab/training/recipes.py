@@ -13,7 +13,8 @@ from torch import nn
 
 from omni_lab.batch import Modality
 from omni_lab.build import add_task_heads, build_model
-from omni_lab.config.schema import DataConfig, EmojiWorldConfig, ModelConfig, MultitaskConfig, Profile, TrainingConfig
+from omni_lab.config.models import ModelConfig
+from omni_lab.config.schema import DataConfig, EmojiWorldConfig, MultitaskConfig, Profile, TrainingConfig
 from omni_lab.data.datamodule import OmniDataModule
 from omni_lab.data.sources.base import VQASource
 from omni_lab.data.sources.easy_vqa import EasyVQA

@@ -52,7 +52,7 @@ class RouterRecipe(BaseRecipe):
             "seed": self.seed,
         }
 
-    def _build(self, network: TrainedModel) -> Router:
+    def _build(self, network: TrainedModel) -> Any:
         space, dim, hidden = network.model.space, self.network.model.dim, self.router.hidden
         conditioned = self.router.penalty_conditioned
         choices = len(modality_subsets(space)) if self.router.estimator == "choice" else 0

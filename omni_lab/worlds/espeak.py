@@ -8,7 +8,7 @@ from __future__ import annotations
 import _ctypes
 import ctypes
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import pairwise, product
@@ -203,10 +203,17 @@ def synthesize_cached(words: str, voice: Voice) -> Utterance:
 
 def prepare_speech(words: Sequence[str], split: str) -> None:
     """Synthesizes these words by all voices of a split, on all cores, for `synthesize_cached`."""
+    _prepared.update(synthesize_by_all(words, split, known=_prepared))
+
+
+def synthesize_by_all(
+    words: Sequence[str], split: str, *, known: Collection[tuple[str, Voice]] = ()
+) -> dict[tuple[str, Voice], Utterance]:
+    """These words by all voices of a split, on all cores, except those that are known."""
     variants = [v for v in WOMEN + MEN if (v in HELD_OUT_VOICES) == (split == "test")]
     spoken = [(w, Voice(*voice)) for w in words for voice in product(variants, RATES, PITCHES)]
-    missing = [pair for pair in spoken if pair not in _prepared]
-    _prepared.update(zip(missing, parallel_map(_synthesize_english, missing), strict=True))
+    missing = [pair for pair in spoken if pair not in known]
+    return dict(zip(missing, parallel_map(_synthesize_english, missing), strict=True))
 
 
 def _synthesize_english(spoken: tuple[str, Voice]) -> Utterance:

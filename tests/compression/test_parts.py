@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from omni_lab.batch import Modality, ModalityInput
+from omni_lab.batch import ComputeLevel, Modality, ModalityInput
 from omni_lab.compression.parts import AssemblySpec, assemble_model, split_model
 from omni_lab.model import OmniModel
 from tests.routing.conftest import MakeBatch, make_batch, routed
@@ -49,7 +49,7 @@ def test_a_closed_part_is_not_called(routed: OmniModel, make_batch: MakeBatch) -
     runner, batch = Runner(routed, make_batch(2)), make_batch(5)
     whole, space = assemble_model(AssemblySpec.from_model(routed), runner), routed.space
     levels = torch.zeros(5, 4, dtype=torch.long)
-    levels[:, IMAGE.column] = 1
+    levels[:, IMAGE.column] = ComputeLevel.EARLY_EXIT
     opened = torch.zeros(5, space.depth, len(space.paths), dtype=torch.bool)
     to_picture = [p.query is TEXT and p.key is IMAGE for p in space.paths].index(True)
     opened[:, 1, to_picture] = True

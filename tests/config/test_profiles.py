@@ -12,8 +12,9 @@ import torch
 from omni_lab.batch import Modality
 from omni_lab.build import build_model
 from omni_lab.config import profiles as profiles_module
+from omni_lab.config.models import ModelConfig
 from omni_lab.config.profiles import PROFILES, get_profile, load_profiles, parse_config
-from omni_lab.config.schema import DataConfig, ModelConfig, Profile, TrainingConfig, with_changes
+from omni_lab.config.schema import DataConfig, Profile, TrainingConfig, with_changes
 from omni_lab.data.collate import Sample, collate
 from omni_lab.training.checkpoint import digest
 from omni_lab.utils.env import project_root

@@ -8,7 +8,7 @@ import torchaudio
 from torch import Tensor
 
 from omni_lab.batch import Tokens
-from omni_lab.config.schema import AudioConfig, ModelConfig
+from omni_lab.config.models import AudioConfig, ModelConfig
 from omni_lab.encoders.audio import AudioEncoder
 from omni_lab.layers.positional import sinusoidal_time_embedding
 from tests.conftest import TINY_WORLD

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omni_lab.config.schema import TextConfig, VisionConfig
+from omni_lab.config.models import TextConfig, VisionConfig
 from omni_lab.encoders.text import TextEncoder
 from omni_lab.encoders.vision import VisionEncoder
 
@@ -54,6 +54,6 @@ def test_pictures_of_the_wrong_size_or_type_are_named() -> None:
         encoder(torch.zeros(1, 3, 32, 16, dtype=torch.uint8), torch.ones(1, 1, dtype=torch.bool))
 
 
-def test_only_swin_transformers_are_taken() -> None:
-    with pytest.raises(ValueError, match="must be a Swin transformer of timm: got 'resnet18'"):
+def test_other_networks_must_return_features() -> None:
+    with pytest.raises(ValueError, match="must be a Swin transformer of timm, or .* features_only .*: got 'resnet18'"):
         VisionEncoder(VisionConfig(name="resnet18", image_size=224), out_dim=8)

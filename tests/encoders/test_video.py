@@ -10,7 +10,7 @@ from torch import Tensor
 
 from omni_lab.batch import Modality
 from omni_lab.build import build_encoders, build_model
-from omni_lab.config.schema import ModelConfig, VideoConfig
+from omni_lab.config.models import ModelConfig, VideoConfig
 from omni_lab.encoders.video import VideoEncoder
 from omni_lab.encoders.vision import VisionEncoder
 from omni_lab.training.checkpoint import load_model, save_model

@@ -10,7 +10,7 @@ from torch import nn
 
 from omni_lab.batch import Modality, ModalityInput, OmniBatch
 from omni_lab.build import build_model
-from omni_lab.config.schema import AudioConfig, FusionConfig
+from omni_lab.config.models import AudioConfig, FusionConfig
 from omni_lab.model import OmniModel
 from tests.conftest import TINY_WORLD
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from omni_lab.batch import Modality
-from omni_lab.config.schema import FusionConfig
+from omni_lab.config.models import FusionConfig
 from omni_lab.data.collate import Sample
 from omni_lab.evaluation.association import canonical_correlation
 from omni_lab.fusion.plan import FusionPlan, FusionStage

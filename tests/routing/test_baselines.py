@@ -54,7 +54,7 @@ def test_the_static_search_finds_the_useful_path(routed: OmniModel) -> None:
     from_image = [str(p) for p in space.paths].index("text_from_image")
 
     def evaluate(route: StaticRoute) -> tuple[float, float]:
-        levels = route.encoder_levels[[IMAGE.column, AUDIO.column, VIDEO.column]].sum().item()
+        levels = (route.encoder_levels[[IMAGE.column, AUDIO.column, VIDEO.column]] - 1).clamp(min=0).sum().item()
         useful = bool(route.path_mask[0, from_image]) and route.encoder_levels[IMAGE.column] == ComputeLevel.FULL
         return 0.9 if useful else 0.3, 0.01 + 0.1 * levels + 0.05 * route.path_mask.sum().item()
 

@@ -22,7 +22,7 @@ BOTH = torch.tensor([[True, True, False, False]])
 
 def logits_of(levels: list[float], paths: list[float]) -> RouterLogits:
     """Logits for the levels of the image, and for the two paths."""
-    table = torch.zeros(1, 4, 3)
+    table = torch.zeros(1, 4, 4)
     table[0, IMAGE.column] = torch.tensor(levels)
     return RouterLogits(table, torch.tensor(paths)[None, None])
 
@@ -30,22 +30,22 @@ def logits_of(levels: list[float], paths: list[float]) -> RouterLogits:
 def test_all_routes_add_up_to_one() -> None:
     """Every combination of decisions, with the probability that the router gives it."""
     router = Router(SMALL, dim=4)
-    logits = logits_of([0.3, -0.2, 1.0], [0.5, -1.0])
+    logits = logits_of([0.3, -0.2, 0.4, 1.0], [0.5, -1.0])
     totals: dict[tuple[int, ...], float] = {}
     for level in ComputeLevel:
         for bits in itertools.product([False, True], repeat=2):
-            levels = torch.tensor([[2, int(level), 0, 0]])
+            levels = torch.tensor([[3, int(level), 0, 0]])
             out = router.evaluate_actions(logits, levels, torch.tensor(bits)[None, None], BOTH)
             key = tuple(out.route.signature()[0].tolist())
             chance = math.exp(out.log_prob.item())
             assert totals.setdefault(key, chance) == pytest.approx(chance), "a route has one probability"
-    assert len(totals) == 1 + 2 * 4, "without the image no path is a decision"
+    assert len(totals) == 1 + 3 * 4, "without the image no path is a decision"
     assert sum(totals.values()) == pytest.approx(1.0)
 
 
 def test_samples_are_as_likely_as_they_say() -> None:
     router = Router(SMALL, dim=4)
-    single = logits_of([0.3, -0.2, 1.0], [0.5, -1.0])
+    single = logits_of([0.3, -0.2, 0.4, 1.0], [0.5, -1.0])
     many = RouterLogits(single.level_logits.expand(20_000, -1, -1), single.path_logits.expand(20_000, -1, -1))
     present = BOTH.expand(20_000, -1)
     out = router.sample(many, present, generator=torch.Generator().manual_seed(0))
@@ -57,7 +57,7 @@ def test_samples_are_as_likely_as_they_say() -> None:
 
 def test_the_likeliest_is_chosen_greedily() -> None:
     router = Router(SMALL, dim=4)
-    route = router.greedy(logits_of([0.0, 2.0, 1.0], [0.1, -0.1]), BOTH)
+    route = router.greedy(logits_of([0.0, 0.5, 2.0, 1.0], [0.1, -0.1]), BOTH)
     assert route.encoder_levels[0].tolist() == [
         ComputeLevel.FULL,
         ComputeLevel.EARLY_EXIT,

@@ -1,0 +1,284 @@
+"""A router that looks, decides, looks again and stops: a policy over encoders whose state holds what they found.
+
+At each step it runs one encoder at one level, or stops and opens cross-modal paths. With no step before the stop it is
+the one-shot `Router` with glances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from omni_lab.batch import NUM_MODALITIES, ComputeLevel, Modality
+from omni_lab.routing.glance import WIDTH, Glance
+from omni_lab.routing.route import Route, RouteSpace
+from omni_lab.routing.router import MASKED_LOGIT, NO_PENALTY_INPUT, NUM_KNOTS, penalty_to_knots
+
+NUM_LEVELS = len(ComputeLevel)
+# Runs one encoder at one level for some samples of the batch [P], and returns their mean tokens [P, D].
+Encode = Callable[[Tensor, Modality, ComputeLevel], Tensor]
+
+
+@dataclass(frozen=True)
+class RouterState:
+    """What the router knows of each sample.
+
+    question: mean of the question's tokens.
+    glances: see `Glance`.
+    ran: True for each level at which an encoder ran, the question's included.
+    summaries: mean tokens of each modality, from the highest level that ran; zero where none did.
+    """
+
+    question: Float[Tensor, "b d"]
+    present: Bool[Tensor, "b m"]
+    question_mask: Bool[Tensor, "b m"]
+    glances: Float[Tensor, "b m g"]
+    ran: Bool[Tensor, "b m l"]
+    summaries: Float[Tensor, "b m d"]
+
+    @classmethod
+    def initial(
+        cls,
+        question: Float[Tensor, "b d"],
+        present: Bool[Tensor, "b m"],
+        question_mask: Bool[Tensor, "b m"],
+        glances: Tensor,
+    ) -> RouterState:
+        """Before the first step: the question alone has run."""
+        ran = torch.zeros(*present.shape, NUM_LEVELS, dtype=torch.bool, device=present.device)
+        ran[:, :, ComputeLevel.FULL] = question_mask
+        summaries = question[:, None] * question_mask[:, :, None]
+        return cls(question, present, question_mask, glances, ran, summaries)
+
+    def __len__(self) -> int:
+        return len(self.question)
+
+    def select(self, samples: Int[Tensor, " p"]) -> RouterState:
+        return RouterState(**{name: value[samples] for name, value in vars(self).items()})
+
+    def repeat(self, times: int) -> RouterState:
+        """The whole batch so many times, one after the other."""
+        return RouterState(**{name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in vars(self).items()})
+
+    @property
+    def levels(self) -> Int[Tensor, "b m"]:
+        """The highest level that ran."""
+        order = torch.arange(NUM_LEVELS, device=self.ran.device)
+        return (self.ran * order).amax(dim=2)
+
+    def after(self, samples: Int[Tensor, " p"], modality: Modality, level: ComputeLevel, found: Tensor) -> RouterState:
+        """With the summaries [P, D] that an encoder found in some of the samples."""
+        ran, summaries = self.ran.clone(), self.summaries.clone()
+        ran[samples, modality.column, level] = True
+        summaries[samples, modality.column] = found.to(summaries.dtype)
+        return replace(self, ran=ran, summaries=summaries)
+
+
+class SequentialLogits(NamedTuple):
+    """action_logits: of stopping, then of each of `SequentialRouter.actions`. answer_logits: the early head's."""
+
+    action_logits: Float[Tensor, "b k"]
+    path_logits: Float[Tensor, "b l p"]
+    answer_logits: Float[Tensor, "b a"]
+
+
+class Trajectory(NamedTuple):
+    """What ran for each sample, and how it was decided.
+
+    ran: True for each level at which an encoder ran. steps: decisions, the stop included.
+    log_prob, entropy: summed over the decisions; entropy is that of the policy at each.
+    confidence: the largest probability of the early head at the stop.
+    """
+
+    route: Route
+    ran: Bool[Tensor, "b m l"]
+    steps: Int[Tensor, " b"]
+    log_prob: Float[Tensor, " b"]
+    entropy: Float[Tensor, " b"]
+    confidence: Float[Tensor, " b"]
+
+    def to(self, device: torch.device | str) -> Trajectory:
+        return self._replace(**{name: part.to(device) for name, part in self._asdict().items()})
+
+
+class SequentialRouter(nn.Module):
+    """The policy, and an early answer head on the summaries, whose posterior is part of the state.
+
+    dim: width of the tokens. num_answers: of the early head.
+    penalty_conditioned: also read the cost penalty, as `Router` does.
+    """
+
+    def __init__(
+        self, space: RouteSpace, *, dim: int, num_answers: int, hidden_dim: int = 64, penalty_conditioned: bool = False
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.glance = Glance(space.modalities)
+        self.penalty_conditioned = penalty_conditioned
+        self.actions: list[tuple[Modality, ComputeLevel]] = [
+            (m, level)
+            for m in space.modalities
+            if m is not Modality.TEXT
+            for level in space.allowed_levels(m)
+            if level is not ComputeLevel.SKIP
+        ]
+        names = [m.value for m in space.modalities]
+        self.early_proj = nn.ModuleDict({name: nn.Linear(dim, hidden_dim) for name in names})
+        self.early_head = nn.Linear(hidden_dim, num_answers)
+        self.question_proj = nn.Linear(dim, hidden_dim)
+        self.summary_proj = nn.ModuleDict({name: nn.Linear(dim, hidden_dim) for name in names})
+        self.facts_proj = nn.Linear(NUM_MODALITIES * (1 + NUM_LEVELS + WIDTH), hidden_dim)
+        self.posterior_proj = nn.Linear(num_answers + 2, hidden_dim)
+        self.hidden = nn.Linear(hidden_dim, hidden_dim)
+        self.action_head = nn.Linear(hidden_dim, 1 + len(self.actions))
+        self.path_head = nn.Linear(hidden_dim, space.depth * len(space.paths))
+        if penalty_conditioned:
+            self.penalty_gain = nn.Linear(NUM_KNOTS, hidden_dim, bias=False)
+            nn.init.zeros_(self.penalty_gain.weight)
+        for head in (self.action_head, self.path_head):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        nn.init.constant_(self.path_head.bias, 2.0)  # what was encoded is combined, until something else proves better
+
+    def early_parameters(self) -> list[nn.Parameter]:
+        return [*self.early_proj.parameters(), *self.early_head.parameters()]
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        early = {id(p) for p in self.early_parameters()}
+        return [p for p in self.parameters() if id(p) not in early]
+
+    @property
+    def step_flops(self) -> float:
+        """Of one decision, with the early head, for a sample of all modalities."""
+        layers = [m for m in self.modules() if isinstance(m, nn.Linear)]
+        return sum(2.0 * layer.in_features * layer.out_features for layer in layers)
+
+    def early_answer(self, state: RouterState) -> Float[Tensor, "b a"]:
+        """Logits of the early head, from the summaries alone."""
+        hidden = sum(
+            self.early_proj[m.value](F.layer_norm(state.summaries[:, m.column], state.summaries.shape[2:]))
+            * state.ran[:, m.column].any(1, keepdim=True)
+            for m in self.space.modalities
+        )
+        return self.early_head(F.gelu(hidden))
+
+    def forward(self, state: RouterState, penalty: Float[Tensor, " b"] | None = None) -> SequentialLogits:
+        """Raises ValueError for a missing penalty if `penalty_conditioned`, else for a given one."""
+        if (penalty is not None) != self.penalty_conditioned:
+            raise ValueError(
+                "this router is conditioned on a penalty: pass one" if penalty is None else NO_PENALTY_INPUT
+            )
+        answers = self.early_answer(state)
+        probs = answers.detach().float().softmax(1)
+        top = probs.topk(2, dim=1).values
+        posterior = torch.cat([probs, top[:, :1], top[:, :1] - top[:, 1:]], dim=1)
+        facts = torch.cat([state.present.float(), state.ran.flatten(1).float(), state.glances.flatten(1)], dim=1)
+        x = self.question_proj(F.layer_norm(state.question, state.question.shape[1:]))
+        x = x + self.facts_proj(facts) + self.posterior_proj(posterior)
+        for m in self.space.modalities:
+            summary = F.layer_norm(state.summaries[:, m.column], state.summaries.shape[2:])
+            x = x + self.summary_proj[m.value](summary) * state.ran[:, m.column].any(1, keepdim=True)
+        x = F.gelu(self.hidden(F.gelu(x)))
+        if penalty is not None:
+            x = x * (1 + self.penalty_gain(penalty_to_knots(penalty)))
+        path_logits = self.path_head(x).unflatten(1, (self.space.depth, len(self.space.paths)))
+        action_logits = self.action_head(x).masked_fill(~self.legal_actions(state), MASKED_LOGIT)
+        return SequentialLogits(action_logits, path_logits, answers)
+
+    def legal_actions(self, state: RouterState) -> Bool[Tensor, "b k"]:
+        """Stopping; an encoder of a modality that is present and not the question, above the levels it ran at."""
+        levels, legal = state.levels, [torch.ones(len(state), dtype=torch.bool, device=state.ran.device)]
+        for modality, level in self.actions:
+            open_ = state.present[:, modality.column] & ~state.question_mask[:, modality.column]
+            legal.append(open_ & (levels[:, modality.column] < level))
+        return torch.stack(legal, dim=1)
+
+    def run(
+        self,
+        state: RouterState,
+        encode: Encode,
+        *,
+        penalty: Float[Tensor, " b"] | None = None,
+        generator: torch.Generator | None = None,
+        greedy: bool = True,
+    ) -> tuple[Trajectory, RouterState]:
+        """Decides until every sample has stopped. At each step the samples that chose the same action are encoded
+        together; nothing else runs. Returns the trajectory and the last state."""
+        size, device, depth, paths = len(state), state.question.device, self.space.depth, len(self.space.paths)
+        log_prob, entropy, confidence = (torch.zeros(size, device=device) for _ in range(3))
+        steps = torch.zeros(size, dtype=torch.long, device=device)
+        path_mask = torch.zeros(size, depth, paths, dtype=torch.bool, device=device)
+        active = torch.arange(size, device=device)
+        while len(active):
+            logits = self(state.select(active), None if penalty is None else penalty[active])
+            chosen, log_p, h = choose(logits.action_logits, greedy, generator)
+            steps[active] += 1
+            log_prob, entropy = log_prob.index_add(0, active, log_p), entropy.index_add(0, active, h)
+            stops = chosen == 0
+            if stops.any():
+                here = active[stops]
+                opened, log_p, h = self._open_paths(logits.path_logits[stops], state.levels[here], greedy, generator)
+                path_mask[here] = opened
+                log_prob, entropy = log_prob.index_add(0, here, log_p), entropy.index_add(0, here, h)
+                confidence[here] = logits.answer_logits[stops].detach().float().softmax(1).amax(1)
+            for k in chosen.unique().tolist():
+                if k:
+                    samples, (modality, level) = active[chosen == k], self.actions[k - 1]
+                    state = state.after(samples, modality, level, encode(samples, modality, level))
+            active = active[~stops]
+        route = self.space.project(state.levels, path_mask, state.present)
+        return Trajectory(route, state.ran, steps, log_prob, entropy, confidence), state
+
+    def _open_paths(
+        self,
+        logits: Float[Tensor, "b l p"],
+        levels: Int[Tensor, "b m"],
+        greedy: bool,
+        generator: torch.Generator | None,
+    ) -> tuple[Bool[Tensor, "b l p"], Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """Paths, their log-probability and entropy; those without both ends encoded are no decisions."""
+        queries, keys = self.space.path_columns
+        encoded = levels > ComputeLevel.SKIP
+        decided = (encoded[:, queries] & encoded[:, keys])[:, None]
+        uniform = torch.rand(logits.shape, generator=generator).to(logits.device)
+        opened = logits > 0 if greedy else uniform < logits.sigmoid()
+        log_open, log_closed, p = F.logsigmoid(logits), F.logsigmoid(-logits), logits.sigmoid()
+        log_prob = (torch.where(opened, log_open, log_closed) * decided).sum((1, 2))
+        return opened, log_prob, (-(p * log_open + (1 - p) * log_closed) * decided).sum((1, 2))
+
+
+def choose(
+    logits: Float[Tensor, "b k"], greedy: bool, generator: torch.Generator | None = None
+) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """An action per sample, its log-probability, and the entropy of the policy."""
+    log_probs = logits.log_softmax(1)
+    if greedy:
+        chosen = logits.argmax(1)
+    else:
+        uniform = torch.rand(logits.shape, generator=generator).to(logits.device).clamp(min=1e-9)
+        chosen = (logits - (-uniform.log()).log()).argmax(1)  # the Gumbel-max trick
+    return chosen, log_probs.gather(1, chosen[:, None])[:, 0], -(log_probs.exp() * log_probs).sum(1)
+
+
+def centred_advantages(rewards: Float[Tensor, "g b"]) -> Float[Tensor, "g b"]:
+    """Rewards of the G trajectories of each sample minus their mean. Not divided by their spread, which weighs samples
+    whose trajectories hardly differ as much as others (Liu et al. 2025, "Understanding R1-Zero-like training")."""
+    if len(rewards) < 2:
+        raise ValueError(f"a group needs at least two trajectories: got {len(rewards)}")
+    return rewards - rewards.mean(dim=0, keepdim=True)
+
+
+def check_actions(actions: Sequence[tuple[Modality, ComputeLevel]], space: RouteSpace) -> None:
+    """Raises ValueError if a router of these actions cannot route a model of this space."""
+    expected = [
+        (m, level) for m in space.modalities if m is not Modality.TEXT for level in space.allowed_levels(m) if level
+    ]
+    if list(actions) != expected:
+        names = [[f"{m} {level.name.lower()}" for m, level in each] for each in (actions, expected)]
+        raise ValueError(f"a router with the actions {names[0]} cannot route a model with {names[1]}")
