@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -300,7 +301,8 @@ def wait_for(condition: Callable[[], object], seconds: float) -> None:
 def test_an_interrupt_ends_kernels_and_their_children(root: Path, sent: signal.Signals) -> None:
     write_notebook(root / "notebooks" / "00_first.ipynb", body=SLEEPS)
     words = ["-m", "omni_lab", "run", "00", "--profile", "smoke", "--output", str(root / "reports")]
-    runner = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
+    default = partial(signal.signal, sent, signal.SIG_DFL)  # shells have what they start behind `&` ignore interrupts
+    runner = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True, preexec_fn=default)
     pids = run_folder(root, ".seed0.part") / "pids"
     wait_for(lambda: pids.exists() and pids.read_text().endswith("."), 120)
     processes = [psutil.Process(int(pid)) for pid in pids.read_text().split()[:2]]
