@@ -137,7 +137,7 @@ def series_state(total: int, ended: Sequence[JobResult], running: Sequence[Job],
     finished = total - len(failed) - len(running) - waiting  # now or before
     counts = {"running": len(running), "failed": len(failed), "to come" if running else "not run": waiting}
     others = [f"{number} {word}" for word, number in counts.items() if number]
-    lines = [", ".join([f"{finished} of {total} runs finished", *others])]
+    lines = [", ".join([f"this command: {finished} of {total} runs finished", *others])]
     lines += [f"running: {job.label}" for job in running]
     return lines + [f"failed: {result.job.label}: {result.error}" for result in failed]
 

@@ -109,6 +109,30 @@ class LitRouterBase(SeededModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.penalty.weight = checkpoint["penalty"]
 
+    def check_conditioning(self) -> None:
+        """Raises ValueError if the router's conditioning is not the configuration's."""
+        if self.router.penalty_conditioned != self.config.penalty_conditioned:
+            raise ValueError(f"penalty_conditioned is {self.config.penalty_conditioned}: the router's must be the same")
+        if self.config.penalty_conditioned and self.config.budget is not None:
+            raise ValueError(
+                f"a penalty-conditioned router learns all budgets: got budget={self.config.budget} as well"
+            )
+
+    def training_penalty(self, size: int) -> tuple[Any, Tensor | None]:
+        """The annealed penalty, and what a conditioned router reads: a random penalty per question, annealed alike."""
+        penalty: Any = self.penalty.at(self.global_step)
+        if not self.config.penalty_conditioned:
+            return penalty, None
+        condition = MIN_PENALTY * (MAX_PENALTY / MIN_PENALTY) ** torch.rand(size, device=self.device)
+        return condition * (penalty / self.config.penalty), condition
+
+    def validation_penalty(self, size: int) -> tuple[Any, Tensor | None]:
+        """The penalty, and what a conditioned router reads: penalties spread over the range of training."""
+        if not self.config.penalty_conditioned:
+            return self.config.penalty, None
+        spread = torch.logspace(math.log10(MIN_PENALTY), math.log10(MAX_PENALTY), size, device=self.device)
+        return spread, spread
+
     def question_embeddings(self, batch: OmniBatch) -> dict[Modality, Tensor]:
         """The router's input: the pooled tokens of the questions, by modality."""
         with torch.no_grad():
@@ -144,10 +168,7 @@ class LitRouter(LitRouterBase):
         super().__init__(model, router, config, costs=costs, seed=seed)
         if router.space.to_dict() != model.space.to_dict():
             raise ValueError(f"a router for {router.space.to_dict()} cannot route a model of {model.space.to_dict()}")
-        if router.penalty_conditioned != config.penalty_conditioned:
-            raise ValueError(f"penalty_conditioned is {config.penalty_conditioned}: the router's must be the same")
-        if config.penalty_conditioned and config.budget is not None:
-            raise ValueError(f"a penalty-conditioned router learns all budgets: got budget={config.budget} as well")
+        self.check_conditioning()
         self._validation: list[tuple[Tensor, RouteOutcome, Route, Sequence[str]]] = []
 
     def route(self, batch: OmniBatch) -> Route:
@@ -156,11 +177,7 @@ class LitRouter(LitRouterBase):
 
     def training_step(self, batch: OmniBatch, batch_idx: int) -> Tensor:
         present, group = batch.present, self.config.group_size
-        penalty: Any = self.penalty.at(self.global_step)
-        condition = None
-        if self.config.penalty_conditioned:  # a penalty per question, annealed like a single one
-            condition = MIN_PENALTY * (MAX_PENALTY / MIN_PENALTY) ** torch.rand(len(batch), device=self.device)
-            penalty = condition * (penalty / self.config.penalty)
+        penalty, condition = self.training_penalty(len(batch))
         logits = self.router(self.question_embeddings(batch), present, condition)
         samples = [self.router.sample(logits, present) for _ in range(group)]
         routes = Route.cat([sample.route for sample in samples])
@@ -187,10 +204,7 @@ class LitRouter(LitRouterBase):
         return policy_loss(log_prob, advantages, entropy, entropy_coef=self.config.entropy_coef)
 
     def validation_step(self, batch: OmniBatch, batch_idx: int) -> None:
-        present, penalty, condition = batch.present, self.config.penalty, None
-        if self.config.penalty_conditioned:
-            penalty = torch.logspace(math.log10(MIN_PENALTY), math.log10(MAX_PENALTY), len(batch), device=self.device)
-            condition = penalty
+        present, (penalty, condition) = batch.present, self.validation_penalty(len(batch))
         route = self.router.greedy(self.router(self.question_embeddings(batch), present, condition), present)
         outcome = self.evaluate_route(batch, route)
         rewards = outcome.answer_prob - penalty * outcome.cost

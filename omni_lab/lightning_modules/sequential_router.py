@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -16,15 +15,13 @@ from omni_lab.lightning_modules.vqa import answer_loss
 from omni_lab.model import OmniModel
 from omni_lab.rollout import initial_state
 from omni_lab.routing.cost import CostModel
-from omni_lab.routing.policy_gradient import policy_loss
+from omni_lab.routing.policy_gradient import centred_advantages, policy_loss
 from omni_lab.routing.route import RouteSpace
-from omni_lab.routing.router import MAX_PENALTY, MIN_PENALTY
 from omni_lab.routing.sequential import (
     NUM_LEVELS,
     RouterState,
     SequentialRouter,
     Trajectory,
-    centred_advantages,
     check_actions,
 )
 
@@ -62,8 +59,7 @@ class LitSequentialRouter(LitRouterBase):
         """glance_flops: of a sample with every modality."""
         super().__init__(model, router, config, costs=costs, seed=seed)
         check_actions(router.actions, model.space)
-        if router.penalty_conditioned != config.penalty_conditioned:
-            raise ValueError(f"penalty_conditioned is {config.penalty_conditioned}: the router's must be the same")
+        self.check_conditioning()
         self.glance_flops = glance_flops
         self._validation: list[RouteOutcome] = []
 
@@ -93,11 +89,7 @@ class LitSequentialRouter(LitRouterBase):
 
     def training_step(self, batch: OmniBatch, batch_idx: int) -> Tensor:
         group, progress = self.config.group_size, min(1.0, self.global_step / self.steps)
-        penalty: Any = self.penalty.at(self.global_step)
-        condition = None
-        if self.config.penalty_conditioned:  # a penalty per question, annealed like a single one
-            condition = MIN_PENALTY * (MAX_PENALTY / MIN_PENALTY) ** torch.rand(len(batch), device=self.device)
-            penalty = condition * (penalty / self.config.penalty)
+        penalty, condition = self.training_penalty(len(batch))
         state, summaries = self.start(batch)
         sample = torch.arange(len(batch), device=self.device).repeat(group)
 
@@ -138,10 +130,7 @@ class LitSequentialRouter(LitRouterBase):
 
     def validation_step(self, batch: OmniBatch, batch_idx: int) -> None:
         state, summaries = self.start(batch)
-        condition, penalty = None, torch.full((len(batch),), self.config.penalty, device=self.device)
-        if self.config.penalty_conditioned:
-            penalty = torch.logspace(math.log10(MIN_PENALTY), math.log10(MAX_PENALTY), len(batch), device=self.device)
-            condition = penalty
+        penalty, condition = self.validation_penalty(len(batch))
 
         def look(samples: Tensor, modality: Modality, level: ComputeLevel) -> Tensor:
             return summaries[samples, modality.column, level]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from omni_lab.metrics.bootstrap import Estimate, proportion, sum_by_group, two_way_estimate
+from omni_lab.metrics.bootstrap import Estimate, sum_by_group, two_way_estimate
 
 Point = tuple[float, float]  # cost, accuracy
 
@@ -46,16 +46,10 @@ def paired_ratio(
     first: np.ndarray, second: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int = 0
 ) -> Estimate:
     """Sum of `first` over sum of `second`, none negative, averaged over seeds. Both sums are resampled; the interval
-    ends at 0, so that 1 minus it, a share that is saved, never exceeds 1. Arguments as in `paired_difference`.
-
-    Where two sets of hits, 0 or 1 each, are equal, resamples do not vary; then 1, give or take the exact binomial bound
-    for a difference that no group showed."""
+    ends at 0, so that 1 minus it, a share that is saved, never exceeds 1. Arguments as in `paired_difference`."""
     _check_paired(first, second, groups)
     if first.min() < 0 or second.min() < 0 or not second.any(axis=1).all():
         raise ValueError("a ratio needs values that are not negative, and a second that is not all zero")
-    if np.array_equal(first, second) and np.isin(first, (0, 1)).all():
-        most = proportion(np.zeros(len(np.unique(groups))), resamples=0).high
-        return Estimate(1.0, 1 - most, 1 + most)
     ratio = _ratio(first, second, groups, resamples, seed)
     return ratio._replace(low=max(0.0, ratio.low))
 

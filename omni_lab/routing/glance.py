@@ -61,7 +61,8 @@ def glance_at_audio(waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> F
 
 def glance_at_video(video: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Float[Tensor, "u 8"]:
     """Of grey thumbnails of 8 x 8 cells: mean and spread over cells and over frames, mean and largest difference of
-    successive frames, the mean spread inside cells, and the number of frames that differ from the one before."""
+    successive frames, the mean spread inside cells, the share of frames that differ from the one before, and the number
+    of frames."""
     grey = video.float().mean(2) / 255  # [U, F, h, w]
     cells = F.adaptive_avg_pool2d(grey, THUMBNAIL).flatten(2)  # [U, F, 64]
     squares = F.adaptive_avg_pool2d(grey.square(), THUMBNAIL).flatten(2)

@@ -12,9 +12,15 @@ def group_advantages(rewards: Float[Tensor, "g b"]) -> Float[Tensor, "g b"]:
     Group-relative policy optimisation (GRPO, Shao et al. 2024, section 4.1.2), without a clipped ratio, as every route
     is used once. Zero where all rewards are equal. Raises ValueError for a group of one.
     """
+    return _normalize(centred_advantages(rewards), rewards)
+
+
+def centred_advantages(rewards: Float[Tensor, "g b"]) -> Float[Tensor, "g b"]:
+    """Rewards minus the mean of their group, not divided by their spread, which weighs questions whose routes hardly
+    differ as much as others (Liu et al. 2025, "Understanding R1-Zero-like training"). ValueError for a group of one."""
     if len(rewards) < 2:
         raise ValueError(f"a group needs at least two routes: got {len(rewards)}")
-    return _normalize(rewards - rewards.mean(dim=0, keepdim=True), rewards)
+    return rewards - rewards.mean(dim=0, keepdim=True)
 
 
 def self_critical_advantages(

@@ -163,8 +163,8 @@ class Router(nn.Module):
     ) -> RouterOutput:
         """Samples a route per sample."""
         device = logits.path_logits.device
-        uniform = torch.rand(logits.level_logits.shape, generator=generator).to(device).clamp(min=1e-9)
-        levels = (logits.level_logits - (-uniform.log()).log()).argmax(dim=2)  # the Gumbel-max trick
+        sampled = sample_action(logits.level_logits[:, :, self.levels], generator)
+        levels = torch.tensor(self.levels, device=device)[sampled]
         uniform = torch.rand(logits.path_logits.shape, generator=generator).to(device)
         return self.evaluate_actions(logits, levels, uniform < logits.path_logits.sigmoid(), present)
 
@@ -189,12 +189,25 @@ class Router(nn.Module):
         encoded = route.encoder_levels > ComputeLevel.SKIP
         queries, keys = self.space.path_columns
         decided = encoded[:, queries] & encoded[:, keys]
-        log_open, log_closed = F.logsigmoid(logits.path_logits), F.logsigmoid(-logits.path_logits)
-        path_probs = logits.path_logits.sigmoid()
-        log_prob = log_prob + (torch.where(path_mask, log_open, log_closed) * decided[:, None]).sum((1, 2))
-        path_entropy = -(path_probs * log_open + (1 - path_probs) * log_closed)
-        entropy = entropy + (path_entropy * decided[:, None]).sum((1, 2))
-        return RouterOutput(route, path_probs, log_prob, entropy)
+        path_log_prob, path_entropy = path_decisions(logits.path_logits, path_mask, decided)
+        return RouterOutput(route, logits.path_logits.sigmoid(), log_prob + path_log_prob, entropy + path_entropy)
+
+
+def sample_action(logits: Float[Tensor, "*b k"], generator: torch.Generator | None = None) -> Int[Tensor, "*b"]:
+    """A sample of the categorical distribution of the last axis, by the Gumbel-max trick."""
+    uniform = torch.rand(logits.shape, generator=generator).to(logits.device).clamp(min=1e-9)
+    return (logits - (-uniform.log()).log()).argmax(dim=-1)
+
+
+def path_decisions(
+    path_logits: Float[Tensor, "b l p"], path_mask: Bool[Tensor, "b l p"], decided: Bool[Tensor, "b p"]
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Log-probability and entropy of the paths that run. decided: the others are no decisions and add nothing."""
+    log_open, log_closed = F.logsigmoid(path_logits), F.logsigmoid(-path_logits)
+    probs = path_logits.sigmoid()
+    log_prob = (torch.where(path_mask, log_open, log_closed) * decided[:, None]).sum((1, 2))
+    entropy = -(probs * log_open + (1 - probs) * log_closed)
+    return log_prob, (entropy * decided[:, None]).sum((1, 2))
 
 
 def router_mlp(

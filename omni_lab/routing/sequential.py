@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from omni_lab.batch import NUM_MODALITIES, ComputeLevel, Modality
 from omni_lab.routing.glance import WIDTH, Glance
 from omni_lab.routing.route import Route, RouteSpace
-from omni_lab.routing.router import MASKED_LOGIT, NO_PENALTY_INPUT, NUM_KNOTS, penalty_to_knots
+from omni_lab.routing.router import (
+    MASKED_LOGIT,
+    NO_PENALTY_INPUT,
+    NUM_KNOTS,
+    path_decisions,
+    penalty_to_knots,
+    sample_action,
+)
 
 NUM_LEVELS = len(ComputeLevel)
 # Runs one encoder at one level for some samples of the batch [P], and returns their mean tokens [P, D].
@@ -121,13 +128,7 @@ class SequentialRouter(nn.Module):
         self.space = space
         self.glance = Glance(space.modalities)
         self.penalty_conditioned = penalty_conditioned
-        self.actions: list[tuple[Modality, ComputeLevel]] = [
-            (m, level)
-            for m in space.modalities
-            if m is not Modality.TEXT
-            for level in space.allowed_levels(m)
-            if level is not ComputeLevel.SKIP
-        ]
+        self.actions = encoder_actions(space)
         names = [m.value for m in space.modalities]
         self.early_proj = nn.ModuleDict({name: nn.Linear(dim, hidden_dim) for name in names})
         self.early_head = nn.Linear(hidden_dim, num_answers)
@@ -145,13 +146,6 @@ class SequentialRouter(nn.Module):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
         nn.init.constant_(self.path_head.bias, 2.0)  # what was encoded is combined, until something else proves better
-
-    def early_parameters(self) -> list[nn.Parameter]:
-        return [*self.early_proj.parameters(), *self.early_head.parameters()]
-
-    def policy_parameters(self) -> list[nn.Parameter]:
-        early = {id(p) for p in self.early_parameters()}
-        return [p for p in self.parameters() if id(p) not in early]
 
     @property
     def step_flops(self) -> float:
@@ -215,6 +209,7 @@ class SequentialRouter(nn.Module):
         steps = torch.zeros(size, dtype=torch.long, device=device)
         path_mask = torch.zeros(size, depth, paths, dtype=torch.bool, device=device)
         active = torch.arange(size, device=device)
+        queries, keys = self.space.path_columns
         while len(active):
             logits = self(state.select(active), None if penalty is None else penalty[active])
             chosen, log_p, h = choose(logits.action_logits, greedy, generator)
@@ -223,8 +218,10 @@ class SequentialRouter(nn.Module):
             stops = chosen == 0
             if stops.any():
                 here = active[stops]
-                opened, log_p, h = self._open_paths(logits.path_logits[stops], state.levels[here], greedy, generator)
-                path_mask[here] = opened
+                path_logits, encoded = logits.path_logits[stops], state.levels[here] > ComputeLevel.SKIP
+                uniform = torch.rand(path_logits.shape, generator=generator).to(device)
+                path_mask[here] = path_logits > 0 if greedy else uniform < path_logits.sigmoid()
+                log_p, h = path_decisions(path_logits, path_mask[here], encoded[:, queries] & encoded[:, keys])
                 log_prob, entropy = log_prob.index_add(0, here, log_p), entropy.index_add(0, here, h)
                 confidence[here] = logits.answer_logits[stops].detach().float().softmax(1).amax(1)
             for k in chosen.unique().tolist():
@@ -235,50 +232,25 @@ class SequentialRouter(nn.Module):
         route = self.space.project(state.levels, path_mask, state.present)
         return Trajectory(route, state.ran, steps, log_prob, entropy, confidence), state
 
-    def _open_paths(
-        self,
-        logits: Float[Tensor, "b l p"],
-        levels: Int[Tensor, "b m"],
-        greedy: bool,
-        generator: torch.Generator | None,
-    ) -> tuple[Bool[Tensor, "b l p"], Float[Tensor, " b"], Float[Tensor, " b"]]:
-        """Paths, their log-probability and entropy; those without both ends encoded are no decisions."""
-        queries, keys = self.space.path_columns
-        encoded = levels > ComputeLevel.SKIP
-        decided = (encoded[:, queries] & encoded[:, keys])[:, None]
-        uniform = torch.rand(logits.shape, generator=generator).to(logits.device)
-        opened = logits > 0 if greedy else uniform < logits.sigmoid()
-        log_open, log_closed, p = F.logsigmoid(logits), F.logsigmoid(-logits), logits.sigmoid()
-        log_prob = (torch.where(opened, log_open, log_closed) * decided).sum((1, 2))
-        return opened, log_prob, (-(p * log_open + (1 - p) * log_closed) * decided).sum((1, 2))
-
 
 def choose(
     logits: Float[Tensor, "b k"], greedy: bool, generator: torch.Generator | None = None
 ) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"]]:
     """An action per sample, its log-probability, and the entropy of the policy."""
     log_probs = logits.log_softmax(1)
-    if greedy:
-        chosen = logits.argmax(1)
-    else:
-        uniform = torch.rand(logits.shape, generator=generator).to(logits.device).clamp(min=1e-9)
-        chosen = (logits - (-uniform.log()).log()).argmax(1)  # the Gumbel-max trick
+    chosen = logits.argmax(1) if greedy else sample_action(logits, generator)
     return chosen, log_probs.gather(1, chosen[:, None])[:, 0], -(log_probs.exp() * log_probs).sum(1)
 
 
-def centred_advantages(rewards: Float[Tensor, "g b"]) -> Float[Tensor, "g b"]:
-    """Rewards of the G trajectories of each sample minus their mean. Not divided by their spread, which weighs samples
-    whose trajectories hardly differ as much as others (Liu et al. 2025, "Understanding R1-Zero-like training")."""
-    if len(rewards) < 2:
-        raise ValueError(f"a group needs at least two trajectories: got {len(rewards)}")
-    return rewards - rewards.mean(dim=0, keepdim=True)
+def encoder_actions(space: RouteSpace) -> list[tuple[Modality, ComputeLevel]]:
+    """What a sequential router may run: every encoder but that of text, at every level."""
+    media = [m for m in space.modalities if m is not Modality.TEXT]
+    return [(m, level) for m in media for level in space.allowed_levels(m) if level is not ComputeLevel.SKIP]
 
 
 def check_actions(actions: Sequence[tuple[Modality, ComputeLevel]], space: RouteSpace) -> None:
     """Raises ValueError if a router of these actions cannot route a model of this space."""
-    expected = [
-        (m, level) for m in space.modalities if m is not Modality.TEXT for level in space.allowed_levels(m) if level
-    ]
+    expected = encoder_actions(space)
     if list(actions) != expected:
         names = [[f"{m} {level.name.lower()}" for m, level in each] for each in (actions, expected)]
         raise ValueError(f"a router with the actions {names[0]} cannot route a model with {names[1]}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -100,19 +100,35 @@ def load_or_train_router(recipe: RouterRecipe, network: TrainedModel, *, retrain
 
 def _train(recipe: RouterRecipe, network: TrainedModel, folder: Path) -> tuple[Router, dict[str, Any]]:
     cache_latents_for_routing(network)
-    module, config = build_router_module(recipe, network, recipe.build_model(network)), recipe.router
-    best = RestoreBestWeights(module)
+    module = build_router_module(recipe, network, recipe.build_model(network))
+
+    def measure(data: Any) -> None:
+        if recipe.router.penalty_conditioned:
+            measure_knot_costs(module, data.loader("validation"))
+
+    return module.router, fit_router(module, recipe, network, folder, after=measure)
+
+
+def fit_router(
+    module: LitRouterBase,
+    recipe: RouterRecipe,
+    network: TrainedModel,
+    folder: Path,
+    *,
+    after: Callable[[Any], None] = lambda data: None,
+) -> dict[str, Any]:
+    """Trains a router, gives it its best weights, and returns the metadata. after: called with the data at the end."""
+    best, config = RestoreBestWeights(module), recipe.router
     questions, cost = config.questions_per_scene, config.max_batch_cost
     data_config = replace(network.data.config, questions_per_scene=questions, max_batch_cost=cost)
     data = network.data.with_config(data_config, seed=recipe.seed, validation=config.validation_scenes)
     device = next(network.model.parameters()).device
     try:
         _, table = fit(module, data, config, folder, best, val_check_interval=0.1)
-        if config.penalty_conditioned:
-            measure_knot_costs(module, data.loader("validation"))
+        after(data)
     finally:
         network.model.to(device)
-    return module.router, {
+    return {
         "history": best.history,
         "kept_update": best.step,
         "validation_reward": best.reward,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,10 @@ from omni_lab.batch import Modality
 from omni_lab.evaluation.flops import build_cost_model
 from omni_lab.lightning_modules.sequential_router import LitSequentialRouter
 from omni_lab.routing.sequential import SequentialRouter
-from omni_lab.training.callbacks import RestoreBestWeights
 from omni_lab.training.checkpoint import load_or_fit
-from omni_lab.training.fit import device_name, fit
 from omni_lab.training.frozen_encoders import cache_glances
 from omni_lab.training.recipes import TrainedModel
-from omni_lab.training.router_recipes import RouterRecipe, TrainedRouter, cache_latents_for_routing
+from omni_lab.training.router_recipes import RouterRecipe, TrainedRouter, cache_latents_for_routing, fit_router
 
 
 class SequentialRecipe(RouterRecipe):
@@ -49,34 +46,17 @@ def load_or_train_sequential(
 
 
 def _train(recipe: SequentialRecipe, network: TrainedModel, folder: Path) -> tuple[SequentialRouter, dict[str, Any]]:
-    config, router = recipe.router, recipe.build_model(network)
+    router = recipe.build_model(network)
     for split in ("train", "validation"):
         dataset = network.data.dataset(split)
         if not dataset.glances:
             cache_glances(router.glance, dataset)
     _fit_glance(router, network)
     cache_latents_for_routing(network)
-    batch_config = replace(
-        network.data.config, questions_per_scene=config.questions_per_scene, max_batch_cost=config.max_batch_cost
-    )
-    data = network.data.with_config(batch_config, seed=recipe.seed, validation=config.validation_scenes)
-    costs = build_cost_model(network.model)
-    module = LitSequentialRouter(
-        network.model, router, config, costs=costs, glance_flops=glance_flops(router, network), seed=recipe.seed
-    )
-    best = RestoreBestWeights(module)
-    device = next(network.model.parameters()).device
-    try:
-        _, table = fit(module, data, config, folder, best, val_check_interval=0.1)
-    finally:
-        network.model.to(device)
-    return module.router, {
-        "history": best.history,
-        "kept_update": best.step,
-        "validation_reward": best.reward,
-        "seconds": table.totals["seconds"],
-        "device": device_name(),
-    }
+    charged = glance_flops(router, network)
+    costs, seed = build_cost_model(network.model), recipe.seed
+    module = LitSequentialRouter(network.model, router, recipe.router, costs=costs, glance_flops=charged, seed=seed)
+    return router, fit_router(module, recipe, network, folder)
 
 
 def _fit_glance(router: SequentialRouter, network: TrainedModel) -> None:

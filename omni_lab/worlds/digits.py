@@ -28,10 +28,8 @@ QUESTIONS = {"which": "which digit is it?", "same": "are both the same?"}
 MNIST_SIZE, MARGIN = 28, 2  # pixels
 IMAGE_SIZE = 64  # pixels: damaged pictures of 32 are shown at twice the size
 SECONDS = 0.8  # duration of a sound
-LEGIBLE_SEVERITY = (
-    0.5  # pictures up to here, and sounds from `LEGIBLE_SNR` dB on, tell their digit nine times out of ten
-)
-LEGIBLE_SNR = -10.0
+LEGIBLE_SEVERITY = 0.5  # pictures up to here count as legible
+LEGIBLE_SNR = -10.0  # dB: sounds from here on count as legible
 IMAGES_PER_DIGIT = {"train": 350, "validation": 50, "test": 100}  # of the 500 in the package; splits share none
 
 

@@ -158,8 +158,8 @@ def test_the_gradient_is_that_of_the_expected_reward() -> None:
 
     logits = torch.tensor([0.4, -0.3], requires_grad=True)
     (exact,) = torch.autograd.grad(expected(logits), logits)
-    table = torch.zeros(4000, 4, 3)
-    table[:, IMAGE.column] = torch.tensor([-50.0, -50.0, 50.0])
+    table = torch.zeros(4000, 4, 4)
+    table[:, IMAGE.column] = torch.tensor([-50.0, -50.0, -50.0, 50.0])
     present = BOTH.expand(4000, -1)
     rng = torch.Generator().manual_seed(0)
     sampled = [router.sample(RouterLogits(table, logits.expand(4000, 1, 2)), present, generator=rng) for _ in range(8)]

@@ -37,7 +37,7 @@ def test_it_is_trained_once_and_answers(network: tuple[Recipe, TrainedModel], mo
     start = recipe.build_model(network[1])
     assert not torch.equal(trained.router.early_head.weight, start.early_head.weight)
     assert trained.router.glance.std.min() > 0 and trained.router.glance.mean.any(), "of the training media"
-    monkeypatch.setattr(sequential_recipes, "fit", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(sequential_recipes, "fit_router", lambda *args, **kwargs: pytest.fail("trained again"))
     again = load_or_train_sequential(recipe, network[1]).router
     assert all(
         torch.equal(a, b)
