@@ -251,6 +251,14 @@ class OmniModel(nn.Module):
         encode = encoder_at(self.encoders[modality.value], level)
         return self._quantize(encode(inputs.values[entries], mask))
 
+    def encode_levels(self, modality: Modality, inputs: ModalityInput) -> tuple[Tokens, Int[Tensor, " l"]]:
+        """All inputs of a modality at every level, one after the other, and where each begins: see `at_levels`."""
+        every = torch.arange(len(inputs.values), device=inputs.values.device)
+        levels = [level for level in self.space.allowed_levels(modality) if level is not ComputeLevel.SKIP]
+        first = torch.zeros(len(ComputeLevel), dtype=torch.long, device=every.device)
+        first[[*map(int, levels)]] = torch.arange(len(levels), device=every.device) * len(every)
+        return stack_entries([self.encode_entries(level, modality, inputs, every) for level in levels]), first
+
 
 def _warn_non_finite(head_outputs: Mapping[str, Any], ids: Sequence[str]) -> None:
     for name, output in head_outputs.items():

@@ -66,7 +66,8 @@ def answer_sequentially(
     """
     check_actions(router.actions, model.space)
     questions = model.encode_questions(batch)
-    state = initial_state(model, batch, questions, router.glance(router.glance.raw(batch), batch.present))
+    raw = batch.targets["glances"] if "glances" in batch.targets else router.glance.raw(batch)
+    state = initial_state(model, batch, questions, router.glance(raw, batch.present))
     encoders = BatchEncoders(model, batch, questions)
     condition = None if penalty is None else torch.full((len(batch),), penalty, device=state.question.device)
     trajectory, _ = router.run(state, encoders, penalty=condition)

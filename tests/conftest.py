@@ -127,6 +127,7 @@ TINY_PROFILE = Profile(
     TINY_TRAINING,
     TINY_WORLD,
     TINY_FACE,
+    get_profile("smoke").digits,
     get_profile("smoke").multitask,
     timing_rounds=2,
     bootstrap_resamples=20,

@@ -25,6 +25,7 @@ class DataConfig:
     # the families only in part.
     balance_families: bool = True
     max_scenes: int | None = None  # use only the first scenes of each split
+    first_scene: int = 0  # leave out so many of the first scenes of the training split
     families: tuple[str, ...] | None = None  # use only these question families
     required_modalities_only: bool = False  # drop what a family does not need; a batch then has one set of modalities
     num_workers: int = field(default=0, metadata=NOT_IDENTITY)  # processes that load batches
@@ -54,6 +55,11 @@ class TrainingConfig:
     random_route_prob: float = (
         0.0  # probability that a batch runs under random routes, so that the model works under any
     )
+    # Random routes that each batch is also trained under. An encoder runs once per level: a route costs fusion alone.
+    routes_per_batch: int = 0
+    # With `routes_per_batch`: weight of linear probes that answer from one encoder alone at one level. They are thrown
+    # away; without them, a tiny encoder rarely has to answer by itself, and learns slowly.
+    probe_weight: float = 0.0
     # Steps between the checkpoints that an interrupted training resumes from.
     checkpoint_every: int = field(default=100, metadata=NOT_IDENTITY)
 
@@ -71,7 +77,9 @@ class RouterConfig:
     epochs: int = 1
     learning_rate: float = 2e-3  # at its peak
     hidden: int = 128  # width of the router's MLP
-    estimator: str = "group"  # "group" (group-relative), "self_critical"; by backpropagation "gumbel", "soft", "choice"
+    # "group" (group-relative), "self_critical"; by backpropagation "gumbel", "soft", "choice". Of sequential routers:
+    # "sequential" samples trajectories on the network; "expected", "fitted_q" know the outcome of all.
+    estimator: str = "group"
     group_size: int = 8  # routes sampled per question
     penalty: float = 0.3  # reward lost by a route of the whole dense cost; a reward is at most 1
     anneal_fraction: float = 0.5  # of the steps over which the penalty grows from zero
@@ -155,6 +163,20 @@ class TalkingFaceConfig:
 
 
 @dataclass(frozen=True)
+class DigitsConfig:
+    """Digits, where what is shown and said decides what to run: the network, and its sequential routers."""
+
+    examples: dict[str, int]  # per split
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+    router: RouterConfig  # by policy gradient
+    fitted_q: RouterConfig  # by regression of values
+    networks: int  # trained with as many seeds, a router of each kind on each
+    one_shot_steps: int  # that train a router which decides once
+
+
+@dataclass(frozen=True)
 class MultitaskConfig:
     """The model with all task heads, and its training data."""
 
@@ -193,6 +215,7 @@ class Profile:
     training: TrainingConfig
     emoji_world: EmojiWorldConfig
     talking_face: TalkingFaceConfig
+    digits: DigitsConfig
     multitask: MultitaskConfig
     timing_rounds: int  # repetitions of each timed measurement
     bootstrap_resamples: int  # behind each confidence interval

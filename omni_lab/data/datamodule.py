@@ -41,6 +41,7 @@ class VQADataset(Dataset[Sample]):
         split: str,
         *,
         modalities: Collection[Modality] = tuple(Modality),
+        first_scene: int = 0,
         max_scenes: int | None = None,
         required_modalities_only: bool = False,
         families: Collection[str] | None = None,
@@ -52,8 +53,8 @@ class VQADataset(Dataset[Sample]):
         table = store.questions(split)
         scenes = table.column("scene").to_numpy()
         mask = np.ones(len(scenes), dtype=bool)
-        if max_scenes is not None:
-            mask &= np.isin(scenes, np.unique(scenes)[:max_scenes])
+        if first_scene or max_scenes is not None:
+            mask &= np.isin(scenes, np.unique(scenes)[first_scene:max_scenes])
         if families is not None:
             mask &= np.isin(table.column("family").to_numpy(zero_copy_only=False), list(families))
         table = table.filter(mask)
@@ -230,6 +231,7 @@ class OmniDataModule(L.LightningDataModule):
                 self.store,
                 split,
                 modalities=self.modalities,
+                first_scene=self.config.first_scene if split == "train" else 0,
                 max_scenes=self.eval_scenes.get(split, self.config.max_scenes),
                 required_modalities_only=self.config.required_modalities_only,
                 families=self.config.families,
@@ -238,13 +240,16 @@ class OmniDataModule(L.LightningDataModule):
         return self._datasets[split]
 
     def with_config(self, config: DataConfig, *, seed: int, raw: bool = False, **scenes: int) -> OmniDataModule:
-        """A copy that samples the same questions by another configuration and seed.
+        """A copy that samples by another configuration and seed; the same questions, unless that chooses others.
 
         scenes: by split, use only so many of its first scenes.
         raw: these splits load raw media; by default they share the precomputed latents.
         """
         other = copy.copy(self)
-        other.config, other.seed, other._datasets = config, seed, dict(self._datasets)
+        other.config, other.seed = config, seed
+        choosing = ("first_scene", "max_scenes", "families", "required_modalities_only")
+        same = all(getattr(config, name) == getattr(self.config, name) for name in choosing)
+        other._datasets = dict(self._datasets) if same else {}
         for split, count in scenes.items():
             subset = VQADataset(
                 self.store, split, modalities=self.modalities, max_scenes=count, tokenizer=self.tokenizer

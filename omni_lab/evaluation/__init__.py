@@ -5,12 +5,26 @@ multitask.py    predictions of the task heads, and one score per task
 multitask_baselines.py  what rules answer and describe, from detected or annotated things, and priors
 template_matching.py    detection by correlation with known artwork
 policies.py     routing policies on many questions
+outcome_table.py  what a network answers to each question under each combination of levels
+contenders.py   kinds of policies on such a table, chosen on validation
 flops.py        FLOPs that calls execute, and the cost model of routes
 profiling.py    time and peak memory
 association.py  canonical correlation of two modalities
 """
 
 from omni_lab.evaluation.association import canonical_correlation
+from omni_lab.evaluation.contenders import (
+    cheapest_policy,
+    choosing,
+    confidence_cascades,
+    dense_plan,
+    family_policies,
+    oracle_policy,
+    random_policies,
+    sequential_policies,
+    shuffle_within,
+    static_policies,
+)
 from omni_lab.evaluation.flops import build_cost_model, count_flops, head_flops, unused_flops
 from omni_lab.evaluation.multitask import (
     answer_hits,
@@ -26,6 +40,7 @@ from omni_lab.evaluation.multitask import (
     without_images,
 )
 from omni_lab.evaluation.multitask_baselines import answer_by_rule, detect_things, prior_answers, template_captions
+from omni_lab.evaluation.outcome_table import build_outcome_table
 from omni_lab.evaluation.policies import PolicyEvaluator, cheapest_keeping, load_outcomes, save_outcomes
 from omni_lab.evaluation.predictions import (
     majority_by_question,

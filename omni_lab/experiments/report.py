@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from omni_lab.experiments.claims import ScoredClaim, Verdict, metrics_by_name
 from omni_lab.experiments.jobs import Job
@@ -117,7 +117,7 @@ def print_results(results: Sequence[Mapping[str, Any]], *, title: str) -> None:
     if not results:
         console.print("nothing recorded yet")
         return
-    table = Table("metric", "value", "95 % interval", "published", "", title=title)
+    table = Table(Column("metric", overflow="fold"), "value", "95 % interval", "published", "", title=title)
     for result in results:
         duration = f"[dim]{format_duration(result['seconds'])} min"
         table.add_row(f"[bold]{result['notebook']}", f"[dim]{result['folder'].name}", duration)

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from omni_lab.batch import Modality, OmniBatch
+from omni_lab.batch import Modality, OmniBatch, Tokens
 from omni_lab.config.schema import TrainingConfig
 from omni_lab.data.sources.base import QuestionFamily
+from omni_lab.encoders.levels import at_levels
 from omni_lab.lightning_modules.base import SeededModule
 from omni_lab.model import OmniModel
 from omni_lab.routing.route import Route
@@ -72,6 +73,10 @@ class LitVQA(SeededModule):
             model.encoders[modality.value].requires_grad_(False)
         self.model = model
         self.families = families
+        self.probed = [m for m in model.space.modalities if m is not Modality.TEXT] if config.probe_weight else []
+        names = [f"{m}_{level.name.lower()}" for m in self.probed for level in model.space.allowed_levels(m)[1:]]
+        dim = cast(Any, model.heads["answer"]).classify[-1].in_features if names else 0
+        self.probes = nn.ModuleDict({name: nn.Linear(dim, answers) for name in names})
         accuracy = MulticlassAccuracy(num_classes=answers, average="micro")
         macro_f1 = MulticlassF1Score(num_classes=answers, average="macro")
         self.metrics = MetricCollection({"accuracy": accuracy, "macro_f1": macro_f1}, prefix="validation/")
@@ -95,10 +100,42 @@ class LitVQA(SeededModule):
             batch = self._drop_distractors(batch, distractor_dropout)
         if len(batch.inputs) > 1 and torch.rand(()) < self.config.modality_dropout:
             batch = batch.without(list(batch.inputs)[int(torch.randint(len(batch.inputs), ()))])
+        if self.config.routes_per_batch:
+            return self._loss_under_routes(batch)
         route = None
         if self.config.random_route_prob > 0 and torch.rand(()) < self.config.random_route_prob:
             route = self.alternative_route(batch)
         return self._step(batch, "train", route)[0]
+
+    def _loss_under_routes(self, batch: OmniBatch) -> Tensor:
+        """Mean of the losses under the dense route and `config.routes_per_batch` random ones."""
+        space, present = self.model.space, batch.present
+        routes = [space.dense(present), *(space.sample(present) for _ in range(self.config.routes_per_batch))]
+        encoded = {m: self.model.encode_levels(m, inputs) for m, inputs in batch.inputs.items()}
+        losses = []
+        for route in routes:
+            streams = at_levels(batch, encoded, route.encoder_levels)
+            logits = self.model.fuse(streams, heads=["answer"], route=route).head_outputs["answer"]
+            losses.append(answer_loss(logits, batch.targets["answer_scores"]))
+        loss = torch.stack(losses).mean()
+        if self.config.probe_weight:
+            loss = loss + self.config.probe_weight * self._probe_loss(batch, encoded)
+        self.log("train/loss", loss, batch_size=len(batch), on_step=False, on_epoch=True)
+        return loss
+
+    def _probe_loss(self, batch: OmniBatch, encoded: Mapping[Modality, tuple[Tokens, Tensor]]) -> Tensor:
+        """Mean over the probes, of questions that need no second medium."""
+        losses = []
+        for m, (tokens, first) in encoded.items():
+            for level in self.model.space.allowed_levels(m)[1:] if m in self.probed else ():
+                entries = batch.inputs[m].entry_index
+                alone = [{*self.families[f].required_modalities} <= {Modality.TEXT, m} for f in batch.families]
+                here = ((entries >= 0) & torch.tensor(alone, device=entries.device)).nonzero().squeeze(1)
+                pooled = tokens.max_pool()[first[level] + entries[here]]
+                logits = self.probes[f"{m}_{level.name.lower()}"](pooled)
+                if len(here):
+                    losses.append(answer_loss(logits, batch.targets["answer_scores"][here]))
+        return torch.stack(losses).mean() if losses else torch.zeros((), device=self.device)
 
     def alternative_route(self, batch: OmniBatch) -> Route:
         """The route that a batch takes with probability `config.random_route_prob`."""

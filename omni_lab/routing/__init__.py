@@ -5,6 +5,8 @@ cost.py             CostModel: the FLOPs of a route
 router.py           Router: the learned policy; it sees the question, not the encoders that it may skip
 glance.py           what may be seen before any encoder runs
 sequential.py       SequentialRouter: looks, decides, looks again and stops
+cascade.py          confidence cascades: encoders in a fixed order, until an answer is confident
+plan_router.py      PlanRouter: one decision among static routes, from the question and the glances
 policy_gradient.py  advantages, loss and cost penalty that train it
 baselines.py        what it must beat: static, random, matched and shuffled routes; the oracle
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -151,6 +151,12 @@ class SequentialRouter(nn.Module):
     def step_flops(self) -> float:
         """Of one decision, with the early head, for a sample of all modalities."""
         layers = [m for m in self.modules() if isinstance(m, nn.Linear)]
+        return sum(2.0 * layer.in_features * layer.out_features for layer in layers)
+
+    @property
+    def early_flops(self) -> float:
+        """Of the early head alone."""
+        layers: list[Any] = [*self.early_proj.values(), self.early_head]
         return sum(2.0 * layer.in_features * layer.out_features for layer in layers)
 
     def early_answer(self, state: RouterState) -> Float[Tensor, "b a"]:

@@ -5,7 +5,9 @@ frozen_encoders.py      training of early exits, and latents that are computed o
 callbacks.py            the progress table, the best router's weights, latents for a training
 recipes.py              recipes of models, by name
 fit.py                  `load_or_train` for models, and the Lightning trainer of all trainings
-sequential_recipes.py  SequentialRecipe: a router that looks, decides and looks again, trained on cached tokens
+sequential_recipes.py   recipes of sequential routers, by name, and `load_or_train_sequential`
+table_routers.py        sequential routers, trained where the outcome of every trajectory is known
+table_baselines.py      routers that decide once, trained where every outcome is known
 router_recipes.py       recipes of routers, by name, and `load_or_train_router`
 compression_recipes.py  recipes of compressed models, by name, and `compress`
 """
@@ -21,3 +23,11 @@ from omni_lab.training.router_recipes import (
     load_or_train_router,
     penalties_of,
 )
+from omni_lab.training.sequential_recipes import (
+    get_sequential_recipe,
+    glance_flops,
+    held_out,
+    load_or_train_sequential,
+    prepare_for_routing,
+)
+from omni_lab.training.table_baselines import ONE_SHOT, train_one_shot

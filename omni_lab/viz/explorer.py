@@ -98,7 +98,7 @@ class Explorer:
     def draw(self, view: ExplorerView, *, title: str = "") -> Figure:
         """The route, the answers, and every input with its map."""
         margins = {"left": 0.01, "right": 0.97, "top": 0.87, "bottom": 0.06, "hspace": 0.45, "wspace": 0.3}
-        options: Any = {"figsize": (10.5, 6.2), "height_ratios": [2.1, 1, 0.8], "gridspec_kw": margins}
+        options: Any = {"figsize": (10.5, 6.8), "height_ratios": [2.7, 1, 0.8], "gridspec_kw": margins}
         # constrained layout takes longer than everything else
         figure, axes = plt.subplot_mosaic(LAYOUT, layout="none", **options)
         route_graph(self.model.space, view.route, axis=axes["route"], title=f"{view.cost:.0%} of the FLOPs")

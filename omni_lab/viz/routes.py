@@ -20,25 +20,28 @@ from omni_lab.viz.style import BASELINE_COLOR, MODALITY_COLORS, labelled_matrix,
 
 WIDTH, HEIGHT, SPACING = 1.5, 0.8, 2.6  # of boxes, and of the columns they stand in
 MIN_RATE = 0.02  # what runs less often is drawn as skipped
+LEVEL_NAMES = dict(zip(ComputeLevel, ("skipped", "tiny", "early exit", "encoder"), strict=True))
 
 
 def route_graph(space: RouteSpace, route: Route, *, title: str = "", axis: Axes | None = None) -> Figure:
     """The network from left to right: encoders, the streams after each fusion layer, the answer head.
 
     Edges between modalities are paths, in the colour of their key modality. The more often a path or an encoder runs
-    (`route` may hold many questions), the stronger it is drawn; what never runs is grey. Early exits are dashed.
+    (`route` may hold many questions), the stronger it is drawn; what never runs is grey. Lower levels are dashed.
     """
     if axis is None:
         _, axis = plt.subplots(figsize=(1.2 + 2.6 * (space.depth + 2), 1.15 * len(space.modalities) + 0.7))
     heights = {m: -1.15 * i for i, m in enumerate(space.modalities)}
     head_y = sum(heights.values()) / len(heights)
     columns = [SPACING * i for i in range(space.depth + 2)]
+    axis.set(xlim=(-0.1, columns[-1] + WIDTH + 0.1), ylim=(min(heights.values()) - 0.6, 1.0))
+    axis.axis("off")
     for m, y in heights.items():
         levels, color = route.encoder_levels[:, m.column], MODALITY_COLORS[m]
         rate, full_rate = _rate(levels > ComputeLevel.SKIP), _rate(levels == ComputeLevel.FULL)
-        runs, early_exit = rate > MIN_RATE, rate > MIN_RATE and full_rate < rate / 2
-        what = f"{rate:.0%}" if len(route) > 1 else "skipped" if not runs else "early exit" if early_exit else "encoder"
-        _node(axis, columns[0], y, f"{m}\n{what}", color, rate, dashed=early_exit)
+        runs, lower = rate > MIN_RATE, rate > MIN_RATE and full_rate < rate / 2
+        what = f"{rate:.0%}" if len(route) > 1 else LEVEL_NAMES[ComputeLevel(int(levels[0]))]
+        _node(axis, columns[0], y, f"{m}\n{what}", color, rate, dashed=lower)
         for x in columns[1:-1]:
             _node(axis, x, y, str(m) if runs else "", color, rate)
         for left, right in pairwise(columns):
@@ -50,8 +53,6 @@ def route_graph(space: RouteSpace, route: Route, *, title: str = "", axis: Axes 
             start, end = (x + WIDTH, heights[path.key]), (columns[layer + 1], heights[path.query])
             _edge(axis, start, end, MODALITY_COLORS[path.key], _rate(route.path_mask(layer, path)))
         axis.text(x + (WIDTH + SPACING) / 2, 0.62, f"layer {layer + 1}", ha="center", color="#444444", fontsize=11)
-    axis.set(xlim=(-0.1, columns[-1] + WIDTH + 0.1), ylim=(min(heights.values()) - 0.6, 1.0))
-    axis.axis("off")
     if title:
         axis.set_title(title)
     figure = axis.get_figure()

@@ -64,10 +64,17 @@ def use_style() -> None:
 
 
 def text_box(axis: Axes, x: float, y: float, text: str, *, size: tuple[float, float], color: str, **box: Any) -> None:
-    """A rounded box with centred text. x: left edge. y: vertical centre. color: of the text. box: look of the box."""
+    """A rounded box with centred text, which shrinks to fit where the limits of the axis are set before.
+
+    x: left edge. y: vertical centre. color: of the text. box: look of the box.
+    """
     (width, height), style = size, "round,pad=0,rounding_size=0.12"
     axis.add_patch(FancyBboxPatch((x, y - height / 2), width, height, boxstyle=style, **box))
-    axis.text(x + width / 2, y, text, ha="center", va="center", fontsize=10.5, color=color)
+    corners = axis.transData.transform([(x, y), (x + width, y + height)])
+    across, up = (corners[1] - corners[0]) * 72 / axis.figure.dpi  # points
+    lines = text.split("\n")
+    fontsize = min(10.5, across / (0.65 * max(1, *map(len, lines))), up / (1.4 * len(lines)))
+    axis.text(x + width / 2, y, text, ha="center", va="center", fontsize=fontsize, color=color)
 
 
 def labelled_matrix(

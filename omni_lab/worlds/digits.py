@@ -93,7 +93,7 @@ class Digits:
     def fingerprint(self) -> dict[str, Any]:
         options = {name: list(getattr(self, name)) for name in ("severity", "snr")}
         packages = {name: version(name) for name in ("mlxtend", "espeakng-loader")}
-        return {"rules": 1, "examples": dict(self.examples), "seed": self.seed, **options, **packages}
+        return {"rules": 2, "examples": dict(self.examples), "seed": self.seed, **options, **packages}
 
     def answers(self) -> Sequence[str]:
         return [*map(str, range(10)), "no", "yes"]
@@ -122,13 +122,15 @@ class Digits:
         return DigitExample(key, split, family, image, shown, said, damage, severity, sample_voice(split, rng), snr)
 
     def questions(self) -> Mapping[str, Sequence[Question]]:
-        """The scene of a question is its MNIST image, so that intervals know which questions share it."""
+        """The scene of a question is its MNIST image, so that intervals know which questions share it. Scenes go round
+        the ten digits, so that the first of them hold all."""
 
         def question(key: int) -> Question:
             example = self.example(key)
             media = dict.fromkeys((Modality.IMAGE, Modality.AUDIO), key)
             scores = {example.answer: 1.0}
-            return Question(str(key), QUESTIONS[example.family], example.family, example.image, scores, media)
+            scene = 10 * (example.image % 500) + example.shown
+            return Question(str(key), QUESTIONS[example.family], example.family, scene, scores, media)
 
         return {split: [question(key) for key in keys] for split, keys in split_keys(self.examples).items()}
 

@@ -92,7 +92,7 @@ def test_other_characters_are_named() -> None:
 
 
 def test_what_cannot_be_encoded_is_named(tokenizer: DecoderTokenizer) -> None:
-    with pytest.raises(TokenizerError, match="unknown language or task 'fr'; the nearest of"):
+    with pytest.raises(TokenizerError, match="unknown language or task 'fr'; expected one of"):
         tokenizer.control_token_id("fr")
     with pytest.raises(TokenizerError, match="a prompt must hold text, or be None: got '  '"):
         tokenizer.encode_prompts(["answer"], ["  "])

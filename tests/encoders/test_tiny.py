@@ -13,7 +13,7 @@ from omni_lab.evaluation.flops import build_cost_model
 
 CONVOLUTIONAL = VisionConfig(
     name="resnet10t",
-    tiny_channels=(12, 24),
+    tiny_channels=(10, 20),
     overrides={
         "features_only": True,
         "out_indices": [3],

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from omni_lab.batch import Modality
-from omni_lab.config.schema import RouterConfig
+from omni_lab.config.schema import Profile, RouterConfig
 from omni_lab.evaluation.policies import PolicyEvaluator
 from omni_lab.routing.glance import WIDTH
 from omni_lab.training import sequential_recipes
@@ -65,3 +65,33 @@ def test_glances_go_with_the_samples(network: tuple[Recipe, TrainedModel]) -> No
         glances = dataset[i].targets["glances"]
         assert glances.shape == (len(Modality), WIDTH) and not glances[Modality.TEXT.column].any()
         assert [bool(glances[m.column].any()) for m in Modality][1:] == dataset.present[i, 1:].tolist()
+
+
+def test_routers_learn_on_scenes_that_the_network_has_not_seen(network: tuple[Recipe, TrainedModel]) -> None:
+    recipe, trained = network
+    part = replace(recipe, data=replace(recipe.data, max_scenes=7))
+    data = part.data_module()
+    rest = sequential_recipes.held_out(trained._replace(data=data)).data
+    seen, unseen, every = (d.dataset("train").scenes for d in (data, rest, trained.data))
+    assert {*seen}.isdisjoint(unseen) and {*seen} | {*unseen} == {*every} and len({*seen}) == 7
+    assert {*rest.dataset("validation").scenes} == {*trained.data.dataset("validation").scenes}
+    assert sequential_recipes.held_out(trained) is trained, "where it was trained on all"
+
+
+@pytest.mark.parametrize("estimator", ["expected", "fitted_q"])
+def test_it_is_trained_on_a_table(network: tuple[Recipe, TrainedModel], estimator: str) -> None:
+    router = replace(ROUTER, estimator=estimator, penalty_conditioned=True, entropy_coef=0.1)
+    recipe = SequentialRecipe(estimator, network[0], router)
+    trained = load_or_train_sequential(recipe, network[1])
+    assert trained.metadata["seconds"] > 0
+    again = load_or_train_sequential(recipe, network[1]).router
+    state = trained.router.state_dict()
+    assert all(torch.equal(weight, state[name]) for name, weight in again.state_dict().items())
+
+
+def test_recipes_go_by_name(tiny_profile: Profile) -> None:
+    recipe = sequential_recipes.get_sequential_recipe("fitted_q", tiny_profile, network_seed=3)
+    assert recipe.network.seed == 3 and recipe.router.estimator == "fitted_q"
+    assert recipe.folder.name == "digits-seed3-fitted_q-seed0"
+    with pytest.raises(ValueError, match="unknown sequential router 'fited_q'; the nearest of .* is 'fitted_q'"):
+        sequential_recipes.get_sequential_recipe("fited_q", tiny_profile)

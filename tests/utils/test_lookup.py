@@ -12,5 +12,8 @@ def test_a_known_name_is_looked_up() -> None:
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"^unknown number 'tow'; the nearest of \['one', 'two'\] is 'two'$"):
         lookup("tow", {"one": 1, "two": 2}, "number")
-    with pytest.raises(LookupError, match=r"unknown number 'one'; the nearest of \[\] is '\(there is none\)'"):
-        lookup("one", {}, "number", error=LookupError)
+
+
+def test_where_no_name_is_near_all_are_named() -> None:
+    with pytest.raises(LookupError, match=r"^unknown number 'xyz'; expected one of \['one', 'two'\]$"):
+        lookup("xyz", {"one": 1, "two": 2}, "number", error=LookupError)

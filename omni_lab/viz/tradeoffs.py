@@ -1,0 +1,57 @@
+"""Accuracy against cost, and what decisions depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from omni_lab.metrics.pareto import Point, pareto_front
+from omni_lab.viz.style import BASELINE_COLOR, METHOD_COLOR, labelled_matrix
+
+COLORS = ["#D55E00", "#009E73", "#CC79A7", "#882255", "#999933", "#661100", "#56B4E9", "#E69F00", "#332288", "#44AA99"]
+
+
+def cost_accuracy_fronts(
+    policies: Mapping[str, Sequence[Point]], *, ours: Sequence[str], close_up: tuple[Point, Point]
+) -> Figure:
+    """The Pareto front of each kind of policy, labelled at its right end, and a close-up of a part beside it.
+
+    policies: points (cost, accuracy) by kind. ours: kinds that are drawn strongly. close_up: opposite corners.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5), width_ratios=[1, 1.15])
+    (left, low), (right, high) = close_up
+    for axis, limits in zip(axes, (None, close_up), strict=True):
+        for number, (kind, points) in enumerate(policies.items()):
+            strong = kind in ours
+            color = METHOD_COLOR if strong else COLORS[number % len(COLORS)] if limits else BASELINE_COLOR
+            front = np.array(pareto_front(points))
+            axis.plot(*front.T, "o-", ms=4, lw=2.5 if strong else 1.2, color=color, alpha=1.0 if strong else 0.8)
+            inside = front[(front[:, 0] <= right) & (front[:, 1] <= high)] if limits else front[-1:]
+            if limits and len(inside) and inside[-1, 1] >= low:
+                end = inside[-1]
+                look: dict[str, Any] = {"color": color, "fontsize": 9, "weight": "bold" if strong else "normal"}
+                axis.annotate(kind, end, xytext=(5, 5), textcoords="offset points", **look)
+        axis.set(xlabel="FLOPs, fraction of the dense ones", ylabel="accuracy, test split")
+    axes[0].add_patch(plt.Rectangle((left, low), right - left, high - low, fill=False, ec="black", lw=1.2))
+    axes[0].set_title("all policies; framed: the close-up")
+    axes[1].set(xlim=(left, right), ylim=(low, high), title="where the contenders are")
+    return figure
+
+
+def decision_maps(
+    shares: Mapping[str, np.ndarray], rows: Sequence[str], columns: Sequence[str], *, xlabel: str, ylabel: str
+) -> Figure:
+    """A matrix of shares, from 0 to 1, for each title, side by side. rows, columns: labels of the bins."""
+    figure, panels = plt.subplots(1, len(shares), figsize=(3.6 * len(shares) + 1, 3.9), sharey=True, squeeze=False)
+    axes: list[Axes] = [*panels[0]]
+    for axis, (title, share) in zip(axes, shares.items(), strict=True):
+        image = labelled_matrix(axis, share, columns, rows)
+        axis.set(title=title, xlabel=xlabel)
+    axes[0].set_ylabel(ylabel)
+    figure.colorbar(image, ax=axes, label="share of the questions")
+    return figure

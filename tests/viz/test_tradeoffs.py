@@ -1,0 +1,35 @@
+"""Fronts are labelled where they end, and shares are drawn as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from omni_lab.viz.tradeoffs import cost_accuracy_fronts, decision_maps
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+def test_fronts_leave_out_what_is_dominated() -> None:
+    policies = {"router": [(0.2, 0.9), (0.5, 0.8), (0.6, 0.95)], "static": [(0.3, 0.85), (1.0, 0.96)]}
+    figure = cost_accuracy_fronts(policies, ours=["router"], close_up=((0.1, 0.8), (0.7, 1.0)))
+    whole, close = figure.axes
+    assert whole.lines[0].get_xydata().tolist() == [[0.2, 0.9], [0.6, 0.95]]
+    assert [text.get_text() for text in close.texts] == ["router", "static"]
+    assert close.texts[1].xy == pytest.approx((0.3, 0.85)), "the last point inside"
+    assert close.get_xlim() == (0.1, 0.7)
+
+
+def test_maps_share_their_labels() -> None:
+    shares = {"a": np.array([[0.0, 1.0], [0.5, 0.25]]), "b": np.zeros((2, 2))}
+    figure = decision_maps(shares, ["low", "high"], ["quiet", "loud"], xlabel="sound", ylabel="picture")
+    first = figure.axes[0]
+    assert first.images[0].get_array().tolist() == shares["a"].tolist() and first.get_ylabel() == "picture"
+    assert [label.get_text() for label in first.get_xticklabels()] == ["quiet", "loud"]
