@@ -23,7 +23,8 @@ def cost_accuracy_fronts(
 
     policies: points (cost, accuracy) by kind. ours: kinds that are drawn strongly. close_up: opposite corners.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5), width_ratios=[1, 1.15])
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5), width_ratios=[1, 1.3])
+    ends: list[tuple[float, float, str, str]] = []  # of the lines in the close-up: y, x, kind, colour
     (left, low), (right, high) = close_up
     for axis, limits in zip(axes, (None, close_up), strict=True):
         for number, (kind, points) in enumerate(policies.items()):
@@ -33,13 +34,18 @@ def cost_accuracy_fronts(
             axis.plot(*front.T, "o-", ms=4, lw=2.5 if strong else 1.2, color=color, alpha=1.0 if strong else 0.8)
             inside = front[(front[:, 0] <= right) & (front[:, 1] <= high)] if limits else front[-1:]
             if limits and len(inside) and inside[-1, 1] >= low:
-                end = inside[-1]
-                look: dict[str, Any] = {"color": color, "fontsize": 9, "weight": "bold" if strong else "normal"}
-                axis.annotate(kind, end, xytext=(5, 5), textcoords="offset points", **look)
+                ends.append((float(inside[-1, 1]), float(inside[-1, 0]), kind, color))
         axis.set(xlabel="FLOPs, fraction of the dense ones", ylabel="accuracy, test split")
     axes[0].add_patch(plt.Rectangle((left, low), right - left, high - low, fill=False, ec="black", lw=1.2))
     axes[0].set_title("all policies; framed: the close-up")
     axes[1].set(xlim=(left, right), ylim=(low, high), title="where the contenders are")
+    height = -np.inf
+    for y, x, kind, color in sorted(ends):  # labels in the margin, none over another
+        height = max((y - low) / (high - low), height + 0.055)
+        look: dict[str, Any] = {"color": color, "fontsize": 9, "weight": "bold" if kind in ours else "normal"}
+        line = {"arrowstyle": "-", "color": color, "lw": 0.7, "alpha": 0.6}
+        place: dict[str, Any] = {"textcoords": "axes fraction", "va": "center", "arrowprops": line}
+        axes[1].annotate(kind, (x, y), (1.03, height), annotation_clip=False, **place, **look)
     return figure
 
 

@@ -10,23 +10,32 @@ from omni_lab.config.profiles import get_profile
 from omni_lab.training.fit import load_or_train
 from omni_lab.training.recipes import TrainedModel, get_recipe
 from omni_lab.training.router_recipes import get_router_recipe, load_or_train_router
+from omni_lab.training.sequential_recipes import get_sequential_recipe, load_or_train_sequential
 from omni_lab.utils.env import project_root
 
 FOLDERS = sorted((project_root() / "reports" / "published" / "checkpoints" / "standard").iterdir())
-NAMES = [folder.name.rpartition("-seed")[0] for folder in FOLDERS]
+NAMES = [folder.name for folder in FOLDERS]
 
 
 def test_every_published_model_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reports = project_root() / "reports"
     monkeypatch.setenv("OMNI_LAB_ROOT", str(tmp_path))  # nothing was trained there
     (tmp_path / "reports").symlink_to(reports)
-    quick, networks = get_profile("quick"), dict[str, TrainedModel]()
-    for name in sorted(NAMES, key=lambda name: "-" in name):  # networks first, then their routers
-        network, _, router = name.partition("-")
+    quick, networks, routers = get_profile("quick"), dict[tuple[str, int], TrainedModel](), 0
+    for name in sorted(NAMES, key=lambda name: name.count("-")):  # networks first, then their routers
+        base, _, last = name.rpartition("-seed")
+        network, _, router = base.partition("-")
         if not router:
-            networks[name] = load_or_train(get_recipe(name, quick))
-            assert networks[name].origin.startswith("published with the project")
+            networks[network, int(last)] = model = load_or_train(get_recipe(network, quick, seed=int(last)))
+            assert model.origin.startswith("published with the project")
+            continue
+        if router.startswith("seed"):  # of one of several networks
+            seed, _, router = router.removeprefix("seed").partition("-")
+            sequential = get_sequential_recipe(router, quick, network_seed=int(seed))
+            trained = load_or_train_sequential(sequential, networks[network, int(seed)])
         else:
-            recipe = get_router_recipe(router, quick, network=network)
-            assert load_or_train_router(recipe, networks[network]).metadata["seconds"] > 0
-    assert {"easy_vqa", "emoji_routed", "heads", "talking_face_early"} <= networks.keys()
+            trained = load_or_train_router(get_router_recipe(router, quick, network=network), networks[network, 0])
+        assert trained.metadata["seconds"] > 0
+        routers += 1
+    names = {name for name, _ in networks}
+    assert {"easy_vqa", "emoji_routed", "heads", "talking_face_early", "digits"} <= names and routers > 10
