@@ -172,8 +172,9 @@ class DigitsConfig:
     training: TrainingConfig
     router: RouterConfig  # by policy gradient
     fitted_q: RouterConfig  # by regression of values
-    networks: int  # trained with as many seeds, a router of each kind on each
-    one_shot_steps: int  # that train a router which decides once
+    # Trained with so many seeds, a router of each kind on each.
+    networks: int = field(default=3, metadata=NOT_IDENTITY)
+    one_shot_steps: int = field(default=3000, metadata=NOT_IDENTITY)  # that train a router which decides once
 
 
 @dataclass(frozen=True)
