@@ -1,4 +1,4 @@
-"""Tiny encoders: under two percent of the FLOPs of the encoders that they are distilled from, and the same tokens.
+"""Tiny encoders: about two percent of the FLOPs of the encoders beside which they are trained, and the same tokens.
 
 They look at a coarse copy of the input. Routers use them to decide whether the full encoder is worth its cost.
 """

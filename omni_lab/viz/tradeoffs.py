@@ -39,13 +39,15 @@ def cost_accuracy_fronts(
     axes[0].add_patch(plt.Rectangle((left, low), right - left, high - low, fill=False, ec="black", lw=1.2))
     axes[0].set_title("all policies; framed: the close-up")
     axes[1].set(xlim=(left, right), ylim=(low, high), title="where the contenders are")
-    height = -np.inf
-    for y, x, kind, color in sorted(ends):  # labels in the margin, none over another
-        height = max((y - low) / (high - low), height + 0.055)
+    heights: list[float] = []  # of the labels in the margin, none over another
+    for y, *_ in sorted(ends):
+        heights.append(max([(y - low) / (high - low), *(h + 0.055 for h in heights[-1:])]))
+    above = max(0.0, *heights[-1:], 1.0) - 1.0  # beyond the top of the axis
+    for height, (y, x, kind, color) in zip(heights, sorted(ends), strict=True):
         look: dict[str, Any] = {"color": color, "fontsize": 9, "weight": "bold" if kind in ours else "normal"}
         line = {"arrowstyle": "-", "color": color, "lw": 0.7, "alpha": 0.6}
         place: dict[str, Any] = {"textcoords": "axes fraction", "va": "center", "arrowprops": line}
-        axes[1].annotate(kind, (x, y), (1.03, height), annotation_clip=False, **place, **look)
+        axes[1].annotate(kind, (x, y), (1.03, height - above), annotation_clip=False, **place, **look)
     return figure
 
 

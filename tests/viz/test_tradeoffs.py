@@ -28,6 +28,9 @@ def test_fronts_leave_out_what_is_dominated() -> None:
     _, close = cost_accuracy_fronts(crowded, ours=["a"], close_up=((0.1, 0.8), (0.7, 1.0))).axes
     heights = [text.get_position()[1] for text in close.texts]
     assert min(np.diff(heights)) > 0.05, "no label over another"
+    high = {name: [(0.3, 0.99)] for name in "abcdef"}
+    _, close = cost_accuracy_fronts(high, ours=["a"], close_up=((0.1, 0.8), (0.7, 1.0))).axes
+    assert max(text.get_position()[1] for text in close.texts) <= 1.0 + 1e-9, "nor above the axis"
     assert close.get_xlim() == (0.1, 0.7)
 
 
