@@ -47,11 +47,11 @@ def _build_early_fusion(encoders: Mapping[Modality, nn.Module]) -> EarlyFusion:
 
 
 def _levels(config: ModelConfig, modality: Modality) -> tuple[ComputeLevel, ...]:
-    """What a route may choose of the encoder of a modality; a video encoder is its image encoder, frame by frame."""
+    """What a route may choose of the encoder of a modality; the early exit of video is that of its image encoder."""
     if modality is Modality.TEXT:  # the shortest
         return ComputeLevel.SKIP, ComputeLevel.FULL
     encoder: Any = config.audio if modality is Modality.AUDIO else config.vision
-    tiny = bool(encoder.tiny_channels) and modality is not Modality.VIDEO
+    tiny = bool((config.video if modality is Modality.VIDEO else encoder).tiny_channels)
     has = {ComputeLevel.TINY: tiny, ComputeLevel.EARLY_EXIT: encoder.early_exit}
     return tuple(level for level in ComputeLevel if has.get(level, True))
 

@@ -128,6 +128,7 @@ TINY_PROFILE = Profile(
     TINY_WORLD,
     TINY_FACE,
     get_profile("smoke").digits,
+    get_profile("smoke").adverse,
     get_profile("smoke").multitask,
     timing_rounds=2,
     bootstrap_resamples=20,

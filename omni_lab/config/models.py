@@ -16,7 +16,7 @@ class VisionConfig:
     image_size: int = 64  # height and width, pixels
     pretrained: bool = False  # load timm's weights (a download)
     early_exit: bool = False  # add an exit after the first stage
-    tiny_channels: tuple[int, ...] = ()  # of the two convolutions of a tiny encoder beside this one; empty: none
+    tiny_channels: tuple[int, ...] = ()  # of the three convolutions of a tiny encoder beside this one; empty: none
     overrides: dict[str, Any] = field(default_factory=dict)  # more arguments of `timm.create_model`: any size
 
 
@@ -60,6 +60,7 @@ class VideoConfig:
     depth: int = 1  # temporal attention layers
     num_heads: int = 4
     grid: int = 2  # each frame becomes grid x grid tokens
+    tiny_channels: tuple[int, ...] = ()  # of the three convolutions of a tiny encoder beside this one; empty: none
 
 
 @dataclass(frozen=True)

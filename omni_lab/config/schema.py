@@ -57,6 +57,10 @@ class TrainingConfig:
     )
     # Random routes that each batch is also trained under. An encoder runs once per level: a route costs fusion alone.
     routes_per_batch: int = 0
+    # With `routes_per_batch`: share of the loss under a random route that is the divergence from the dense answer, the
+    # rest is cross-entropy (in-place distillation, Yu and Huang 2019, section 3.3).
+    distill_weight: float = 0.0
+    tiny_only: bool = False  # train the tiny encoders alone, the rest stays as it is
     # With `routes_per_batch`: weight of linear probes that answer from one encoder alone at one level. They are thrown
     # away; without them, a tiny encoder rarely has to answer by itself, and learns slowly.
     probe_weight: float = 0.0
@@ -163,18 +167,22 @@ class TalkingFaceConfig:
 
 
 @dataclass(frozen=True)
-class DigitsConfig:
-    """Digits, where what is shown and said decides what to run: the network, and its sequential routers."""
+class ContentConfig:
+    """A world in which what is shown and said decides what to run: the network, and its sequential routers."""
 
     examples: dict[str, int]  # per split
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig
+    distillation: TrainingConfig  # afterwards, of the tiny encoders
     router: RouterConfig  # by policy gradient
     fitted_q: RouterConfig  # by regression of values
     # Trained with so many seeds, a router of each kind on each.
     networks: int = field(default=3, metadata=NOT_IDENTITY)
     one_shot_steps: int = field(default=3000, metadata=NOT_IDENTITY)  # that train a router which decides once
+    # Questions of another seed, about the validation split, on which policies are chosen: the more, the less must a
+    # policy be better than asked for to be surely good enough.
+    choice_questions: int = field(default=20_000, metadata=NOT_IDENTITY)
 
 
 @dataclass(frozen=True)
@@ -216,7 +224,8 @@ class Profile:
     training: TrainingConfig
     emoji_world: EmojiWorldConfig
     talking_face: TalkingFaceConfig
-    digits: DigitsConfig
+    digits: ContentConfig
+    adverse: ContentConfig
     multitask: MultitaskConfig
     timing_rounds: int  # repetitions of each timed measurement
     bootstrap_resamples: int  # behind each confidence interval

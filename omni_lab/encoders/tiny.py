@@ -1,4 +1,4 @@
-"""Tiny encoders: about two percent of the FLOPs of the encoders beside which they are trained, and the same tokens.
+"""Tiny encoders: under two percent of the FLOPs of the encoders beside which they are trained, and the same tokens.
 
 They look at a coarse copy of the input. Routers use them to decide whether the full encoder is worth its cost.
 """
@@ -9,42 +9,78 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from omni_lab.batch import SAMPLE_RATE
 
-BANDS = 16  # of the tiny spectrogram
-POOLED_RATE = 4000  # Hz: waveforms are averaged down to it
-WINDOW, HOP = 256, 80  # samples at that rate: frames of 64 ms, every 20 ms
+BANDS = 32  # of the tiny spectrogram
+POOLED_RATE = 8000  # Hz: waveforms are averaged down to it
+WINDOW, HOP = 512, 160  # samples at that rate: frames of 64 ms, every 20 ms
 
 
 class TinyVision(nn.Module):
     """Images [U, 3, H, W] uint8 to features [U, rows * columns, out_dim], one per cell of a grid.
 
-    Images are averaged to four by four pixels a cell, and normalised per image; two convolutions of stride 2 follow. To
-    each cell a summary of all is added.
+    Images are averaged to four by four pixels a cell, and normalised per image; three convolutions follow, two of them
+    of stride 2. To each cell a summary of all is added.
     """
 
     def __init__(self, channels: Sequence[int], *, grid: tuple[int, int], out_dim: int) -> None:
         super().__init__()
         self.grid = grid
-        self.first = nn.Conv2d(3, channels[0], 3, stride=2, padding=1)
-        self.second = nn.Conv2d(channels[0], channels[1], 3, stride=2, padding=1)
-        self.project = nn.Linear(channels[1], out_dim)
-        self.summary = nn.Linear(grid[0] * grid[1] * channels[1], out_dim)
+        ins_and_outs = zip((3, *channels), channels, (1, 2, 2), strict=False)
+        self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, stride=s, padding=1) for i, o, s in ins_and_outs)
+        self.project = nn.Linear(channels[-1], out_dim)
+        self.summary = nn.Linear(grid[0] * grid[1] * channels[-1], out_dim)
 
     def forward(self, images: UInt8[Tensor, "u 3 h w"]) -> Float[Tensor, "u n d"]:
         x = F.adaptive_avg_pool2d(images / 127.5 - 1, (4 * self.grid[0], 4 * self.grid[1]))
         x = (x - x.mean((1, 2, 3), keepdim=True)) / (x.std((1, 2, 3), keepdim=True) + 0.05)
-        x = F.gelu(self.second(F.gelu(self.first(x)))).flatten(2).transpose(1, 2)  # [U, N, C]
+        for convolution in self.convolutions:
+            x = F.gelu(convolution(x))
+        x = x.flatten(2).transpose(1, 2)  # [U, N, C]
         return self.project(x) + self.summary(x.flatten(1))[:, None]
+
+
+class TinyVideo(nn.Module):
+    """Video [U, F, 3, h, w] uint8 to features [U, F, grid * grid, out_dim].
+
+    Every second frame is looked at, and stands for the next one too: averaged to eight by eight pixels a cell,
+    normalised per video, through three convolutions, two of them of stride 2, and averaged per cell; then each cell
+    through one convolution over three such frames, which sees motion.
+    """
+
+    def __init__(self, channels: Sequence[int], *, grid: int, out_dim: int) -> None:
+        super().__init__()
+        self.grid = grid
+        ins_and_outs = zip((3, *channels), channels, (2, 2, 1), strict=False)
+        self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, stride=s, padding=1) for i, o, s in ins_and_outs)
+        self.over_time = nn.Conv1d(channels[-1], channels[-1], 3, padding=1)
+        self.project = nn.Linear(channels[-1], out_dim)
+        self.summary = nn.Linear(grid * grid * channels[-1], out_dim)
+
+    def forward(self, video: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Float[Tensor, "u f c d"]:
+        """mask: True for every real frame; the others count as the mean of the video."""
+        size, (frames, real) = 8 * self.grid, (video[:, ::2], mask[:, ::2, None, None, None])
+        x = F.adaptive_avg_pool2d(frames.flatten(0, 1) / 127.5 - 1, (size, size)).unflatten(0, frames.shape[:2])
+        count = real.sum((1, 2, 3, 4), keepdim=True).clamp(min=1) * 3 * size**2
+        x = (x - (x * real).sum((1, 2, 3, 4), keepdim=True) / count) * real
+        x = (x / (x.square().sum((1, 2, 3, 4), keepdim=True) / count + 0.0025).sqrt()).flatten(0, 1)
+        for convolution in self.convolutions:
+            x = F.gelu(convolution(x))
+        cells = F.adaptive_avg_pool2d(x, self.grid).flatten(2).unflatten(0, frames.shape[:2])  # [U, F / 2, C, c]
+        tracks = cells.permute(0, 3, 2, 1).flatten(0, 1)  # [U * c, C, F / 2]
+        tracks = tracks + F.gelu(self.over_time(tracks))
+        x = tracks.unflatten(0, (len(video), -1)).permute(0, 3, 1, 2)  # [U, F / 2, c, C]
+        x = self.project(x) + self.summary(x.flatten(2))[:, :, None]
+        return x.repeat_interleave(2, dim=1)[:, : video.shape[1]]
 
 
 class TinyAudio(nn.Module):
     """Waveforms [U, S] at 16 kHz to features [U, N, out_dim], one per `samples_per_token`.
 
-    Log energies in 16 bands up to 2 kHz every 20 ms, normalised per waveform; two convolutions of stride 2 follow, and
+    Log energies in 32 bands up to 4 kHz every 20 ms, normalised per waveform; two convolutions of stride 2 follow, and
     one over five of their frames.
     """
 
@@ -68,9 +104,9 @@ class TinyAudio(nn.Module):
 
 
 def band_energies(waves: Float[Tensor, "u s"], window: Float[Tensor, " w"]) -> Float[Tensor, "u k t"]:
-    """Log energies in `BANDS` bands of equal width up to 2 kHz, every 20 ms, of mean 0 and variance 1 per waveform."""
+    """Log energies in `BANDS` bands of equal width up to 4 kHz, every 20 ms, of mean 0 and variance 1 per waveform."""
     pooled = F.avg_pool1d(waves[:, None], SAMPLE_RATE // POOLED_RATE)[:, 0]
-    spectrum = torch.stft(pooled, WINDOW, HOP, window=window, pad_mode="constant", return_complex=True)  # [U, 129, T]
+    spectrum = torch.stft(pooled, WINDOW, HOP, window=window, pad_mode="constant", return_complex=True)  # [U, 257, T]
     power = spectrum[:, 1:].abs().square().unflatten(1, (BANDS, -1)).mean(2)
     x = (power + 1e-6).log()
     return (x - x.mean((1, 2), keepdim=True)) / (x.var((1, 2), keepdim=True) + 1e-3).sqrt()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from omni_lab.batch import Tokens
 from omni_lab.config.models import VideoConfig
+from omni_lab.encoders.tiny import TinyVideo
 from omni_lab.encoders.vision import VisionEncoder
 from omni_lab.layers.attention import transformer_blocks
 from omni_lab.layers.positional import (
@@ -36,13 +37,15 @@ class VideoEncoder(nn.Module):
             raise ValueError(f"frame_size must be a multiple of {vision.stride} x {grid}: got {size}")
         self.vision = vision
         self.frame_size, self.grid, self.seconds = size, grid, config.seconds
-        self.narrow = nn.Linear(vision.swin.num_features, config.dim)
+        self.narrow = nn.Linear(vision.num_features, config.dim)
         self.cell = nn.Parameter(sinusoidal_grid_embedding(side, side, config.dim))
         self.blocks = transformer_blocks(config.depth, dim=config.dim, num_heads=config.num_heads)
         self.norm = nn.LayerNorm(config.dim)
         self.project = nn.Linear(config.dim, out_dim)
         self.position = nn.Parameter(sinusoidal_grid_embedding(grid, grid, out_dim, amplitude=HIGH_AMPLITUDE))
         self.early_exit = nn.Linear(vision.shallow_channels, out_dim) if vision.early_exit is not None else None
+        channels = config.tiny_channels
+        self.tiny = TinyVideo(channels, grid=grid, out_dim=out_dim) if channels else None
 
     def forward(self, video: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Tokens:
         """mask: True for every real frame; the real frames of a video divide its `seconds` evenly."""
@@ -65,6 +68,11 @@ class VideoEncoder(nn.Module):
         assert self.early_exit is not None
         cells = self.vision.shallow_cells(self._frames(video)).flatten(1, 2).unflatten(0, mask.shape)
         return self._to_tokens(cells, mask, self.early_exit)
+
+    def forward_tiny(self, video: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]) -> Tokens:
+        """The same tokens from the tiny encoder alone."""
+        assert self.tiny is not None
+        return self._to_tokens(self.tiny(video, mask), mask, lambda x: x)
 
     def times(self, mask: Bool[Tensor, "u f"]) -> Float[Tensor, "u f"]:
         """The middle of each frame's span, in seconds."""

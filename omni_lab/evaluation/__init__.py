@@ -13,18 +13,6 @@ association.py  canonical correlation of two modalities
 """
 
 from omni_lab.evaluation.association import canonical_correlation
-from omni_lab.evaluation.contenders import (
-    cheapest_policy,
-    choosing,
-    confidence_cascades,
-    dense_plan,
-    family_policies,
-    oracle_policy,
-    random_policies,
-    sequential_policies,
-    shuffle_within,
-    static_policies,
-)
 from omni_lab.evaluation.flops import build_cost_model, count_flops, head_flops, unused_flops
 from omni_lab.evaluation.multitask import (
     answer_hits,

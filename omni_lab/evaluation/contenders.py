@@ -1,8 +1,9 @@
-"""Kinds of routing policies on one network: each as policies of rising cost, chosen on validation, run on test."""
+"""Kinds of routing policies on one network, evaluated on an `OutcomeTable`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,12 +17,11 @@ from omni_lab.evaluation.outcome_table import OutcomeTable
 from omni_lab.evaluation.policies import PolicyEvaluator, PolicyOutcome
 from omni_lab.metrics.bootstrap import sum_by_group
 from omni_lab.metrics.pareto import pareto_front
-from omni_lab.routing.cascade import Action, Cascade, Stages, orders, threshold_grid
+from omni_lab.routing.cascade import Action, Cascade, Stages, fit_thresholds, orders
 from omni_lab.routing.glance import Glance
 from omni_lab.routing.route import Route
 from omni_lab.routing.sequential import RouterState, SequentialRouter
-
-Choose = Callable[[OutcomeTable], Int[Tensor, " n"]]  # a plan for each question
+from omni_lab.utils.progress import track_progress
 
 
 class PolicySet(NamedTuple):
@@ -36,13 +36,6 @@ class PolicySet(NamedTuple):
         return cls(*(np.stack([getattr(outcome, name) for outcome in outcomes]) for name in cls._fields))
 
 
-class Contender(NamedTuple):
-    """The same policies on the questions of both splits."""
-
-    validation: PolicySet
-    test: PolicySet
-
-
 def kept_at_least(correct: np.ndarray, dense: np.ndarray, scenes: np.ndarray) -> np.ndarray:
     """[K], the lower end of the 95 % interval of the fraction of the dense accuracy that each policy [K, n] keeps.
 
@@ -51,7 +44,7 @@ def kept_at_least(correct: np.ndarray, dense: np.ndarray, scenes: np.ndarray) ->
     difference = correct - dense
     residuals = sum_by_group(difference - difference.mean(axis=-1, keepdims=True), scenes)
     error = np.sqrt(np.square(residuals).sum(axis=-1)) / len(scenes)
-    return np.asarray(1 + (difference.mean(axis=-1) - 1.96 * error) / dense.mean())
+    return np.asarray(1 + (difference.mean(axis=-1) - 1.96 * error) / max(float(dense.mean()), 1e-9))
 
 
 def cheapest_policy(fraction: float, policies: PolicySet, dense: np.ndarray, scenes: np.ndarray) -> int:
@@ -67,50 +60,20 @@ def dense_plan(table: OutcomeTable) -> int:
     return int(table.cost.mean(0).argmax())
 
 
-def choosing(
-    policies: Sequence[Choose], validation: OutcomeTable, test: OutcomeTable, *, extra_flops: float = 0.0
-) -> Contender:
-    """Policies that choose a plan for each question. extra_flops: of choosing."""
-    sets = [
-        PolicySet.from_outcomes([table.outcome(choose(table), extra_flops=extra_flops) for choose in policies])
-        for table in (validation, test)
-    ]
-    return Contender(*sets)
-
-
-def static_policies(table: OutcomeTable) -> list[Choose]:
-    """One plan for all questions."""
-
-    def constant(plan: int) -> Choose:
-        return lambda table: torch.full((len(table),), plan)
-
-    return [constant(plan) for plan in range(len(table.plans))]
-
-
-def family_policies(validation: OutcomeTable, penalties: Sequence[float]) -> list[Choose]:
+def family_choices(validation: OutcomeTable, penalties: Sequence[float]) -> list[dict[str, int]]:
     """For each penalty the plan of the highest mean reward, by kind of question: what words alone can tell."""
-
-    def lookup_by(penalty: float) -> Choose:
+    found = []
+    members = {f: torch.from_numpy(validation.families == f) for f in np.unique(validation.families)}
+    for penalty in penalties:
         reward = validation.answer_prob - penalty * validation.cost
-        families = np.unique(validation.families)
-        best = {f: int(reward[torch.from_numpy(validation.families == f)].mean(0).argmax()) for f in families}
-        return lambda table: torch.tensor([best[f] for f in table.families])
-
-    return [lookup_by(penalty) for penalty in penalties]
+        found.append({str(f): int(reward[here].mean(0).argmax()) for f, here in members.items()})
+    return found
 
 
-def random_policies(table: OutcomeTable, count: int = 11, *, seed: int = 0) -> list[Choose]:
+def mix_at_random(table: OutcomeTable, probability: float, *, seed: int = 0) -> Int[Tensor, " n"]:
     """Everything with a probability, else the question alone."""
-    everything, nothing = dense_plan(table), int(table.cost.mean(0).argmin())
-
-    def mix(probability: float) -> Choose:
-        def choose(table: OutcomeTable) -> Tensor:
-            uniform = torch.rand(len(table), generator=torch.Generator().manual_seed(seed))
-            return torch.where(uniform < probability, everything, nothing)
-
-        return choose
-
-    return [mix(probability) for probability in np.linspace(0, 1, count)]
+    uniform = torch.rand(len(table), generator=torch.Generator().manual_seed(seed))
+    return torch.where(uniform < probability, dense_plan(table), int(table.cost.mean(0).argmin()))
 
 
 def oracle_policy(table: OutcomeTable) -> Int[Tensor, " n"]:
@@ -119,41 +82,63 @@ def oracle_policy(table: OutcomeTable) -> Int[Tensor, " n"]:
     return torch.where((table.correct > 0).any(1), cost.argmin(1), table.cost.argmin(1))
 
 
+SCREENED, SHORTLIST = 1000, 12  # questions that cascades are screened on; how many are left for each penalty
+CascadeKind = tuple[bool, SequentialRouter | None, tuple[Action, ...]]  # paths, early head, order
+
+
+class FittedCascade(NamedTuple):
+    """paths: whether cross-modal paths are open. early: its confidence is that of the router's early head, which is
+    cheaper, not that of the answer."""
+
+    cascade: Cascade
+    paths: bool
+    early: bool
+
+
 def confidence_cascades(
     validation: OutcomeTable,
-    test: OutcomeTable,
     actions: Sequence[Action],
+    penalties: Sequence[float],
     *,
     fraction: float,
-    quantiles: int = 8,
-    early: SequentialRouter | None = None,
-) -> tuple[Contender, list[Cascade]]:
-    """The best confidence cascades: all orders of encoders, all thresholds, with all paths and with none, on the Pareto
-    front of validation; and the cheapest that keeps a fraction of the dense accuracy.
-
-    early: also try the confidence of this router's early head, which is cheaper than that of the answer.
-    """
-    found, costs, accuracies, kept = [], [], [], []
+    early: SequentialRouter,
+) -> list[FittedCascade]:
+    """The best confidence cascades: of all orders of encoders, with all paths and with none, the best under each
+    penalty on a part of validation; with thresholds fitted to all of it; on the Pareto front. And the cheapest that
+    keeps a fraction of the dense accuracy."""
+    found: dict[FittedCascade, None] = {}
+    points, kept = [], []
     dense = validation.correct[:, dense_plan(validation)].numpy()
-    for paths in (True, False):
-        for head in (None, early) if early is not None else (None,):
-            for order in orders(actions):
-                stages = cascade_stages(validation, order, paths=paths, early=head)
-                grid = [*threshold_grid(stages, quantiles)]
-                found += [(Cascade(order, thresholds), paths, head) for thresholds in grid]
-                correct, cost, _ = map(np.stack, zip(*map(stages.run, grid), strict=True))
-                costs += cost.mean(axis=1).tolist()
-                accuracies += correct.mean(axis=1).tolist()
-                kept += kept_at_least(correct, dense, validation.scenes).tolist()
-    points = [*zip(costs, accuracies, strict=True)]
+    kinds = list(itertools.product((True, False), (None, early), orders(actions)))
+    for penalty, kind in _promising(validation, kinds, penalties):
+        paths, head, order = kind
+        stages = cascade_stages(validation, order, paths=paths, early=head)
+        fitted = FittedCascade(Cascade(order, fit_thresholds(stages, penalty)), paths, head is not None)
+        if fitted in found:
+            continue
+        found[fitted] = None
+        correct, cost, _ = stages.run(fitted.cascade.thresholds)
+        points.append((float(cost.mean()), float(correct.mean())))
+        kept.append(float(kept_at_least(correct[None], dense, validation.scenes)[0]))
     front, good = {*pareto_front(points)}, [i for i in range(len(found)) if kept[i] >= fraction]
-    best = min(good, key=lambda i: costs[i]) if good else int(np.argmax(kept))
-    chosen = [i for i in range(len(found)) if points[i] in front or i == best]
-    sets = []
-    for table in (validation, test):
-        outcomes = [_cascade_outcome(table, *found[i]) for i in chosen]
-        sets.append(PolicySet.from_outcomes(outcomes))
-    return Contender(*sets), [found[i][0] for i in chosen]
+    best = min(good, key=lambda i: points[i][0]) if good else int(np.argmax(kept))
+    return [fitted for i, fitted in enumerate(found) if points[i] in front or i == best]
+
+
+def _promising(
+    validation: OutcomeTable, kinds: Sequence[CascadeKind], penalties: Sequence[float]
+) -> list[tuple[float, CascadeKind]]:
+    """For each penalty the `SHORTLIST` best kinds of cascades on a part of validation."""
+    if len(validation) > SCREENED:
+        validation = validation.select(np.random.default_rng(0).permutation(len(validation))[:SCREENED])
+    rewards = np.zeros((len(penalties), len(kinds)))
+    for k, (paths, head, order) in enumerate(track_progress(kinds, "cascades", total=len(kinds), unit="order")):
+        stages = cascade_stages(validation, order, paths=paths, early=head)
+        for p, penalty in enumerate(penalties):
+            correct, cost, _ = stages.run(fit_thresholds(stages, penalty, sweeps=1))
+            rewards[p, k] = float((correct - penalty * cost).mean())
+    best = np.argsort(-rewards, axis=1)[:, :SHORTLIST]
+    return [(penalty, kinds[k]) for penalty, row in zip(penalties, best, strict=True) for k in row]
 
 
 def cascade_stages(
@@ -183,19 +168,17 @@ def cascade_stages(
     )
 
 
-def _cascade_outcome(
-    table: OutcomeTable, cascade: Cascade, paths: bool, early: SequentialRouter | None
-) -> PolicyOutcome:
-    stages = cascade_stages(table, cascade.order, paths=paths, early=early)
-    correct, cost, stage = stages.run(cascade.thresholds)
-    levels = torch.zeros(len(cascade.order), NUM_MODALITIES, dtype=torch.long)
+def cascade_outcome(table: OutcomeTable, fitted: FittedCascade, early: SequentialRouter) -> PolicyOutcome:
+    """What a cascade does on the questions of a table. early: the router whose head it may look at."""
+    order = fitted.cascade.order
+    stages = cascade_stages(table, order, paths=fitted.paths, early=early if fitted.early else None)
+    _, cost, stage = stages.run(fitted.cascade.thresholds)
+    levels = torch.zeros(len(order), NUM_MODALITIES, dtype=torch.long)
     levels[:, Modality.TEXT.column] = int(ComputeLevel.FULL)
-    for i, (modality, level) in enumerate(cascade.order):
+    for i, (modality, level) in enumerate(order):
         levels[i:, modality.column] = int(level)
-    plans = torch.tensor([table.plan_index(row, paths=paths) for row in levels])
-    outcome = table.outcome(plans[torch.from_numpy(stage)])
-    assert np.array_equal(outcome.correct, correct)
-    return replace(outcome, flops=cost * table.dense_flops.numpy())
+    plans = torch.tensor([table.plan_index(row, paths=fitted.paths) for row in levels])
+    return replace(table.outcome(plans[torch.from_numpy(stage)]), flops=cost * table.dense_flops.numpy())
 
 
 @torch.inference_mode()
@@ -214,39 +197,34 @@ def initial_state_of(glance: Glance, table: OutcomeTable) -> RouterState:
     return RouterState.initial(table.question, table.present, table.question_mask, glances)
 
 
-def sequential_policies(
+def sequential_outcomes(
     router: SequentialRouter,
-    evaluators: Sequence[PolicyEvaluator],
-    tables: Sequence[OutcomeTable],
+    evaluator: PolicyEvaluator,
+    table: OutcomeTable,
     penalties: Sequence[float],
     *,
     glances: float,
-) -> tuple[Contender, list[Route]]:
-    """A sequential router under each penalty, on validation and test; and its routes on test.
+) -> tuple[list[PolicyOutcome], list[Route]]:
+    """A sequential router under each penalty, and its routes.
 
-    tables: of the evaluators' questions, in their order; the router looks at their summaries, so that no encoder runs.
+    table: of the evaluator's questions, in its order; the router looks at its summaries, so that no encoder runs.
     glances: FLOPs of looking at all inputs of a question.
     """
-    sets: list[PolicySet] = []
-    routes: list[Route] = []
-    for evaluator, table in zip(evaluators, tables, strict=True):
-        outcomes, routes = [], []
-        state, looked = initial_state_of(router.glance, table), torch.full((len(table),), glances, dtype=torch.double)
+    outcomes, routes = [], []
+    state, looked = initial_state_of(router.glance, table), torch.full((len(table),), glances, dtype=torch.double)
 
-        def look(samples: Tensor, modality: Modality, level: ComputeLevel, table: OutcomeTable = table) -> Tensor:
-            return table.summaries[samples, modality.column, level]
+    def look(samples: Tensor, modality: Modality, level: ComputeLevel) -> Tensor:
+        return table.summaries[samples, modality.column, level]
 
-        for penalty in penalties:
-            with torch.inference_mode():
-                trajectory, _ = router.run(state, look, penalty=torch.full((len(table),), penalty))
-            flops = evaluator.costs.of_trajectory(
-                evaluator.space, trajectory, evaluator.token_counts, step=router.step_flops, glances=looked
-            )
-            outcome = evaluator.evaluate(trajectory.route)
-            outcomes.append(replace(outcome, flops=flops.total.numpy()))
-            routes.append(trajectory.route)
-        sets.append(PolicySet.from_outcomes(outcomes))
-    return Contender(*sets), routes
+    for penalty in penalties:
+        with torch.inference_mode():
+            trajectory, _ = router.run(state, look, penalty=torch.full((len(table),), penalty))
+        flops = evaluator.costs.of_trajectory(
+            evaluator.space, trajectory, evaluator.token_counts, step=router.step_flops, glances=looked
+        )
+        outcomes.append(replace(evaluator.evaluate(trajectory.route), flops=flops.total.numpy()))
+        routes.append(trajectory.route)
+    return outcomes, routes
 
 
 def shuffle_within(families: np.ndarray, *, seed: int = 0) -> np.ndarray:

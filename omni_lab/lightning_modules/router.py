@@ -75,6 +75,7 @@ class LitRouterBase(SeededModule):
 
     columns: ClassVar[dict[str, str]]  # heading of a table's column -> name of the logged metric
     estimators: ClassVar[tuple[str, ...]]  # what `RouterConfig.estimator` may be
+    least_penalty: ClassVar[float] = MIN_PENALTY  # where the range starts of penalty-conditioned routers
 
     def __init__(
         self, model: OmniModel, router: nn.Module, config: RouterConfig, *, costs: CostModel, seed: int = 0
@@ -123,14 +124,14 @@ class LitRouterBase(SeededModule):
         penalty: Any = self.penalty.at(self.global_step)
         if not self.config.penalty_conditioned:
             return penalty, None
-        condition = MIN_PENALTY * (MAX_PENALTY / MIN_PENALTY) ** torch.rand(size, device=self.device)
+        condition = self.least_penalty * (MAX_PENALTY / self.least_penalty) ** torch.rand(size, device=self.device)
         return condition * (penalty / self.config.penalty), condition
 
     def validation_penalty(self, size: int) -> tuple[Any, Tensor | None]:
         """The penalty, and what a conditioned router reads: penalties spread over the range of training."""
         if not self.config.penalty_conditioned:
             return self.config.penalty, None
-        spread = torch.logspace(math.log10(MIN_PENALTY), math.log10(MAX_PENALTY), size, device=self.device)
+        spread = torch.logspace(math.log10(self.least_penalty), math.log10(MAX_PENALTY), size, device=self.device)
         return spread, spread
 
     def question_embeddings(self, batch: OmniBatch) -> dict[Modality, Tensor]:

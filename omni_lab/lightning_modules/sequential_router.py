@@ -17,6 +17,7 @@ from omni_lab.rollout import initial_state
 from omni_lab.routing.cost import CostModel
 from omni_lab.routing.policy_gradient import centred_advantages, policy_loss
 from omni_lab.routing.route import RouteSpace
+from omni_lab.routing.router import LEAST_PENALTY
 from omni_lab.routing.sequential import (
     NUM_LEVELS,
     RouterState,
@@ -36,6 +37,7 @@ class LitSequentialRouter(LitRouterBase):
     """
 
     estimators = ("sequential",)
+    least_penalty = LEAST_PENALTY
     columns: ClassVar[dict[str, str]] = {
         "reward": "train/reward",
         "cost": "train/cost",

@@ -71,6 +71,9 @@ class LitVQA(SeededModule):
         super().__init__(config, seed)
         for modality in frozen:
             model.encoders[modality.value].requires_grad_(False)
+        if config.tiny_only:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(".tiny." in name)
         self.model = model
         self.families = families
         self.probed = [m for m in model.space.modalities if m is not Modality.TEXT] if config.probe_weight else []
@@ -80,6 +83,12 @@ class LitVQA(SeededModule):
         accuracy = MulticlassAccuracy(num_classes=answers, average="micro")
         macro_f1 = MulticlassF1Score(num_classes=answers, average="macro")
         self.metrics = MetricCollection({"accuracy": accuracy, "macro_f1": macro_f1}, prefix="validation/")
+
+    def train(self, mode: bool = True) -> LitVQA:
+        """With `tiny_only` the model stays in evaluation mode: statistics of what is not trained must not change."""
+        super().train(mode)
+        self.model.train(mode and not self.config.tiny_only)
+        return self
 
     def forward(self, batch: OmniBatch, route: Route | None = None) -> Float[Tensor, "b a"]:
         return self.model(batch, heads=["answer"], route=route).head_outputs["answer"]
@@ -112,11 +121,18 @@ class LitVQA(SeededModule):
         space, present = self.model.space, batch.present
         routes = [space.dense(present), *(space.sample(present) for _ in range(self.config.routes_per_batch))]
         encoded = {m: self.model.encode_levels(m, inputs) for m, inputs in batch.inputs.items()}
-        losses = []
+        losses: list[Tensor] = []
+        dense_logits, weight = torch.empty(0), self.config.distill_weight
         for route in routes:
             streams = at_levels(batch, encoded, route.encoder_levels)
             logits = self.model.fuse(streams, heads=["answer"], route=route).head_outputs["answer"]
-            losses.append(answer_loss(logits, batch.targets["answer_scores"]))
+            loss = answer_loss(logits, batch.targets["answer_scores"])
+            if not losses:
+                dense_logits = logits.detach()
+            elif weight:
+                distance = F.kl_div(logits.log_softmax(1), dense_logits.softmax(1), reduction="batchmean")
+                loss = (1 - weight) * loss + weight * distance
+            losses.append(loss)
         loss = torch.stack(losses).mean()
         if self.config.probe_weight:
             loss = loss + self.config.probe_weight * self._probe_loss(batch, encoded)

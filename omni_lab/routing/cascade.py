@@ -5,8 +5,7 @@ No training: the thresholds are found on a validation split. The strong baseline
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +13,13 @@ import numpy as np
 from omni_lab.batch import ComputeLevel, Modality
 
 Action = tuple[Modality, ComputeLevel]
+FINITE = float(np.finfo(float).max)
 
 
 @dataclass(frozen=True)
 class Cascade:
     """order: what runs, one after the other. thresholds: after each but the last, the confidence that suffices to stop;
-    None: go on without computing an answer."""
+    None: go on without computing an answer; minus infinity: stop without looking at the confidence."""
 
     order: tuple[Action, ...]
     thresholds: tuple[float | None, ...]
@@ -51,22 +51,50 @@ class Stages:
 
 
 def orders(actions: Sequence[Action]) -> list[tuple[Action, ...]]:
-    """Every sequence of actions in which each modality's levels rise."""
+    """Every sequence of actions in which each modality's levels rise, up to its highest. Shorter ones are the start of
+    one of these, with a threshold that all questions pass."""
+    last = {modality: max(level for m, level in actions if m is modality) for modality, _ in actions}
     found: list[tuple[Action, ...]] = []
 
     def extend(order: tuple[Action, ...]) -> None:
-        if order:
+        done = dict(order)  # the highest level of each modality so far
+        if done == last:
             found.append(order)
         for modality, level in actions:
-            if all(m is not modality or done < level for m, done in order):
+            if level > done.get(modality, ComputeLevel.SKIP):
                 extend((*order, (modality, level)))
 
     extend(())
     return found
 
 
-def threshold_grid(stages: Stages, count: int) -> Iterator[tuple[float | None, ...]]:
-    """Every combination of `count` quantiles of the confidence at each stage but the last, and None."""
-    quantiles = np.linspace(0, 1, count + 2)[1:-1]
-    options = [[None, *np.unique(np.quantile(c, quantiles)).tolist()] for c in stages.confidence.T[:-1]]
-    return itertools.product(*options)
+def fit_thresholds(stages: Stages, penalty: float, *, sweeps: int = 3) -> tuple[float | None, ...]:
+    """The thresholds that maximise the mean of correctness minus penalty x cost, one stage after the other, from the
+    last to the first, `sweeps` times: at each the best of all thresholds, the others held; or None."""
+    count = stages.correct.shape[1]
+    thresholds: list[float | None] = [None] * (count - 1)
+    for _ in range(sweeps):
+        before = list(thresholds)
+        for s in reversed(range(count - 1)):
+            thresholds[s] = _best_threshold(stages, thresholds, s, penalty)
+        if thresholds == before:
+            break
+    return tuple(thresholds)
+
+
+def _best_threshold(stages: Stages, thresholds: Sequence[float | None], s: int, penalty: float) -> float | None:
+    def reward(bound: float | None) -> tuple[np.ndarray, np.ndarray]:
+        correct, cost, stage = stages.run([*thresholds[:s], bound, *thresholds[s + 1 :]])
+        return correct - penalty * cost, stage
+
+    (stopping, stage), (going, _) = reward(-FINITE), reward(FINITE)  # all look, and all or none stop
+    here = stage == s  # of the questions that reach this stage
+    order = np.argsort(-stages.confidence[here, s], kind="stable")
+    confidence = stages.confidence[here, s][order]
+    gain = np.cumsum((stopping - going)[here][order])
+    gain[:-1][confidence[1:] == confidence[:-1]] = -np.inf  # equal confidences stop together
+    options: list[tuple[float, float | None]] = [(reward(bound)[0].sum(), bound) for bound in (None, -np.inf)]
+    if len(gain):
+        best = int(gain.argmax())
+        options.append((gain[best] + going.sum(), float(confidence[best])))
+    return max(options, key=lambda option: option[0])[1]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from omni_lab.batch import NUM_MODALITIES
 from omni_lab.routing.glance import WIDTH
-from omni_lab.routing.router import NUM_KNOTS, penalty_to_knots
+from omni_lab.routing.router import LEAST_PENALTY, NUM_KNOTS, penalty_to_knots
 
 
 class PlanRouter(nn.Module):
@@ -45,7 +45,7 @@ class PlanRouter(nn.Module):
         """penalty: the reward that a route of the whole dense cost loses."""
         facts = torch.cat([present.float(), glances.flatten(1)], dim=1)
         x = F.gelu(self.question_proj(F.layer_norm(question, question.shape[1:])) + self.facts_proj(facts))
-        x = F.gelu(self.hidden(x)) * (1 + self.penalty_gain(penalty_to_knots(penalty)))
+        x = F.gelu(self.hidden(x)) * (1 + self.penalty_gain(penalty_to_knots(penalty, LEAST_PENALTY)))
         return self.logit_head(x)
 
 

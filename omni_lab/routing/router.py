@@ -17,6 +17,7 @@ from omni_lab.routing.route import Route, RouteSpace
 
 MASKED_LOGIT = -1e9  # of levels that may not be chosen
 MIN_PENALTY, MAX_PENALTY = 0.0125, 3.2  # the range that a penalty-conditioned router is trained on
+LEAST_PENALTY = 0.002  # of routers that see the glances: where the range starts that they are trained on
 NUM_KNOTS = 9  # penalties in that range at which it has weights of its own and a measured cost
 NO_PENALTY_INPUT = "this router was trained with one penalty: it takes neither another penalty nor a budget"
 
@@ -224,9 +225,9 @@ def router_mlp(
     return logit_head(hidden if gain is None else hidden * (1 + gain))
 
 
-def penalty_to_knots(penalty: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
-    """Weights of the two knots next to each penalty: linear interpolation on a logarithmic scale."""
-    position = (penalty.log() - math.log(MIN_PENALTY)) / math.log(MAX_PENALTY / MIN_PENALTY) * (NUM_KNOTS - 1)
+def penalty_to_knots(penalty: Float[Tensor, " b"], least: float = MIN_PENALTY) -> Float[Tensor, "b k"]:
+    """Weights of the two knots next to each penalty: linear interpolation on a logarithmic scale, from `least` on."""
+    position = (penalty.log() - math.log(least)) / math.log(MAX_PENALTY / least) * (NUM_KNOTS - 1)
     knots = torch.arange(NUM_KNOTS, device=position.device)
     return (1 - (position.clamp(0, NUM_KNOTS - 1)[:, None] - knots).abs()).clamp(min=0)
 

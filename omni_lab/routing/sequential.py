@@ -19,6 +19,7 @@ from omni_lab.batch import NUM_MODALITIES, ComputeLevel, Modality
 from omni_lab.routing.glance import WIDTH, Glance
 from omni_lab.routing.route import Route, RouteSpace
 from omni_lab.routing.router import (
+    LEAST_PENALTY,
     MASKED_LOGIT,
     NO_PENALTY_INPUT,
     NUM_KNOTS,
@@ -186,7 +187,7 @@ class SequentialRouter(nn.Module):
             x = x + self.summary_proj[m.value](summary) * state.ran[:, m.column].any(1, keepdim=True)
         x = F.gelu(self.hidden(F.gelu(x)))
         if penalty is not None:
-            x = x * (1 + self.penalty_gain(penalty_to_knots(penalty)))
+            x = x * (1 + self.penalty_gain(penalty_to_knots(penalty, LEAST_PENALTY)))
         path_logits = self.path_head(x).unflatten(1, (self.space.depth, len(self.space.paths)))
         action_logits = self.action_head(x).masked_fill(~self.legal_actions(state), MASKED_LOGIT)
         return SequentialLogits(action_logits, path_logits, answers)

@@ -8,12 +8,14 @@ fit.py                  `load_or_train` for models, and the Lightning trainer of
 sequential_recipes.py   recipes of sequential routers, by name, and `load_or_train_sequential`
 table_routers.py        sequential routers, trained where the outcome of every trajectory is known
 table_baselines.py      routers that decide once, trained where every outcome is known
+content_study.py        every kind of policy on one network, chosen on validation, measured on fresh questions
 router_recipes.py       recipes of routers, by name, and `load_or_train_router`
 compression_recipes.py  recipes of compressed models, by name, and `compress`
 """
 
 from omni_lab.training.checkpoint import weights_digest
 from omni_lab.training.compression_recipes import compress, get_compression_recipe
+from omni_lab.training.content_study import ContentStudy
 from omni_lab.training.fit import load_or_train
 from omni_lab.training.recipes import get_recipe
 from omni_lab.training.router_recipes import (

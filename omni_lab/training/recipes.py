@@ -27,6 +27,7 @@ from omni_lab.model import OmniModel
 from omni_lab.training.checkpoint import BaseRecipe
 from omni_lab.utils.env import project_root
 from omni_lab.utils.lookup import lookup
+from omni_lab.worlds.adverse import AdverseWorld
 from omni_lab.worlds.datamodules import ContrastiveDataModule, MultitaskDataModule
 from omni_lab.worlds.digits import Digits
 from omni_lab.worlds.emoji_world import EmojiWorld
@@ -185,7 +186,8 @@ def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
     easy_vqa_quiet: easy-VQA from emoji_routed. easy_vqa_routed: from there, under random routes, with audio and video
     as distractors.
     talking_face_early, talking_face_mid, talking_face_late: TalkingFace, by the stage at which audio and video fuse.
-    digits: Digits, under random routes over all levels of its encoders.
+    digits, adverse: Digits and AdverseWorld, under random routes over all levels of their encoders.
+    digits_distilled, adverse_distilled: from there, the tiny encoders alone, towards the dense answers.
     heads: the multitask model. heads_fixed: without uncertainty weighting. heads_<task>: one task alone, with as many
     batches as the task has among all.
     """
@@ -228,8 +230,12 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
     for stage in FusionStage:
         fusion = FusionPlan({(Modality.AUDIO, Modality.VIDEO): stage}).config(face.model.fusion)
         recipes.append(replace(faces, name=f"talking_face_{stage}", model=replace(face.model, fusion=fusion)))
-    digits = profile.digits
-    recipes.append(Recipe("digits", name, Digits(digits.examples), digits.model, digits.data, digits.training, seed))
+    for title, config, content in (
+        ("digits", profile.digits, Digits(profile.digits.examples)),
+        ("adverse", profile.adverse, AdverseWorld(world.things, profile.adverse.examples)),
+    ):
+        base = Recipe(title, name, content, config.model, config.data, config.training, seed)
+        recipes += [base, replace(base, name=f"{title}_distilled", training=config.distillation, init_from=base)]
     data = DataConfig(num_workers=1)
     heads = MultitaskRecipe("heads", name, source, multitask.model, data, multitask.training, seed, multitask=multitask)
     recipes += [heads, replace(heads, name="heads_fixed", multitask=replace(multitask, uncertainty_weighting=False))]

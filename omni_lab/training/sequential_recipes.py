@@ -45,14 +45,17 @@ class SequentialRecipe(RouterRecipe):
         )
 
 
-def get_sequential_recipe(name: str, profile: Profile, *, network_seed: int = 0, seed: int = 0) -> SequentialRecipe:
-    """The recipe of that name, for a network of Digits. Raises ValueError for another name, with the nearest one.
+def get_sequential_recipe(
+    name: str, profile: Profile, *, network: str = "digits", network_seed: int = 0, seed: int = 0
+) -> SequentialRecipe:
+    """The recipe of that name, for a network "digits" or "adverse". Raises ValueError for another name, with the
+    nearest one.
 
     sequential: policy gradient over all trajectories. fitted_q: regression of values. Both for all penalties at a time.
     """
-    digits = profile.digits
-    config = lookup(name, {"sequential": digits.router, "fitted_q": digits.fitted_q}, "sequential router")
-    return SequentialRecipe(name, get_recipe("digits", profile, seed=network_seed), config, seed)
+    world = lookup(network, {"digits": profile.digits, "adverse": profile.adverse}, "network")
+    config = lookup(name, {"sequential": world.router, "fitted_q": world.fitted_q}, "sequential router")
+    return SequentialRecipe(name, get_recipe(f"{network}_distilled", profile, seed=network_seed), config, seed)
 
 
 def load_or_train_sequential(

@@ -14,7 +14,7 @@ from omni_lab.evaluation.outcome_table import OutcomeTable
 from omni_lab.lightning_modules.vqa import answer_loss
 from omni_lab.routing.glance import Glance
 from omni_lab.routing.plan_router import PlanRouter, independent_gates
-from omni_lab.routing.router import MAX_PENALTY, MIN_PENALTY
+from omni_lab.routing.router import LEAST_PENALTY, MAX_PENALTY
 from omni_lab.utils.progress import track_progress
 
 ONE_SHOT = ("expected", "gumbel", "choice", "supervised")
@@ -122,5 +122,5 @@ def plan_factors(table: OutcomeTable) -> list[Int[Tensor, " r"]]:
 
 
 def sample_penalties(size: int) -> Float[Tensor, " b"]:
-    """Evenly on a logarithmic scale, over the range of penalty-conditioned routers."""
-    return MIN_PENALTY * (MAX_PENALTY / MIN_PENALTY) ** torch.rand(size)
+    """Evenly on a logarithmic scale, over the range of routers that see the glances."""
+    return LEAST_PENALTY * (MAX_PENALTY / LEAST_PENALTY) ** torch.rand(size)

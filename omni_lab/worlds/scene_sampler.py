@@ -19,11 +19,16 @@ MOTION_DIRECTIONS = {"x": ("left", "right"), "y": ("up", "down")}
 ANSWER_RANGES = {"text_letters": (3, 4, 5, 6), "text_sum": tuple(range(2, 10))}
 
 
-def place_things(things: Sequence[Thing], side: int, rng: np.random.Generator) -> tuple[PlacedThing, ...]:
-    """Places up to four things in an image of `side` pixels: each in its own quarter, sized and turned at random."""
+def place_things(
+    things: Sequence[Thing], side: int, rng: np.random.Generator, *, quarters: Sequence[int] | None = None
+) -> tuple[PlacedThing, ...]:
+    """Places up to four things in an image of `side` pixels: each in its own quarter, sized and turned at random.
+
+    quarters: where, as indices of `PLACES`; default at random.
+    """
     half = side / 2
     placed = []
-    for thing, quarter in zip(things, rng.permutation(4), strict=False):
+    for thing, quarter in zip(things, rng.permutation(4) if quarters is None else quarters, strict=False):
         size = int(rng.integers(round(half * 0.62), round(half * 0.9)))
         room = (half - size) / 2
         x, y = rng.uniform(-room, room, size=2) + half / 2 + half * np.array([quarter % 2, quarter // 2])

@@ -16,7 +16,7 @@ from omni_lab.training.recipes import Recipe
 def setting(world_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> tuple[LitVQA, OmniBatch]:
     model = replace(
         world_recipe.model,
-        vision=replace(world_recipe.model.vision, early_exit=True, tiny_channels=(4, 4)),
+        vision=replace(world_recipe.model.vision, early_exit=True, tiny_channels=(4, 4, 4)),
         audio=replace(world_recipe.model.audio, tiny_channels=(4, 4)),
     )
     training = replace(world_recipe.training, frozen_encoders=(), distractor_dropout=0.0, routes_per_batch=3)
@@ -40,7 +40,32 @@ def test_the_loss_is_the_mean_over_routes(setting: tuple[LitVQA, OmniBatch]) -> 
     assert float(loss) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-5)
     loss.backward()
     tiny = module.model.encoders["image"].tiny
-    assert tiny.first.weight.grad is not None, "lower levels learn"
+    assert tiny.convolutions[0].weight.grad is not None, "lower levels learn"
+
+
+def test_distillation_pulls_lower_routes_towards_the_dense_answer(setting: tuple[LitVQA, OmniBatch]) -> None:
+    module, batch = setting
+    module.config = replace(module.config, distill_weight=1.0, routes_per_batch=1, modality_dropout=0.0)
+    torch.manual_seed(5)
+    loss = module.training_step(batch, 0)
+    torch.manual_seed(5)
+    torch.rand(())
+    space, scores = module.model.space, batch.targets["answer_scores"]
+    dense, other = (module(batch, route) for route in (space.dense(batch.present), space.sample(batch.present)))
+    target = dense.detach().softmax(1)
+    distance = (target * (target.log() - other.log_softmax(1))).sum(1).mean()
+    assert float(loss) == pytest.approx(float((answer_loss(dense, scores) + distance) / 2), abs=1e-5)
+
+
+def test_tiny_encoders_alone_are_trained(setting: tuple[LitVQA, OmniBatch]) -> None:
+    module, batch = setting
+    config, answers = replace(module.config, tiny_only=True), batch.targets["answer_scores"].shape[1]
+    alone = LitVQA(module.model, config, answers=answers, families=module.families).train()
+    assert not alone.model.training and not alone.model.encoders["image"].training, "statistics stay"
+    alone.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    alone.training_step(batch, 0).backward()
+    learned = {name for name, parameter in alone.model.named_parameters() if parameter.grad is not None}
+    assert learned and all(".tiny." in name for name in learned)
 
 
 def test_probes_answer_from_one_encoder_alone(setting: tuple[LitVQA, OmniBatch]) -> None:
