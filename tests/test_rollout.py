@@ -26,7 +26,7 @@ def model() -> OmniModel:
     tiny = TINY_WORLD.model
     config = replace(
         tiny,
-        vision=replace(tiny.vision, early_exit=True, tiny_channels=(4, 4)),
+        vision=replace(tiny.vision, early_exit=True, tiny_channels=(4, 4, 4)),
         audio=replace(tiny.audio, early_exit=True, tiny_channels=(4, 4)),
         latent_bits=None,
     )

@@ -4,7 +4,7 @@ text.py     token embedding and a small transformer
 vision.py   a Swin transformer of timm, with an early exit, or a convolutional network of timm
 audio.py    mel or wav2vec 2.0 front end, pooled to few tokens in time
 video.py    the vision encoder per frame, then attention over time
-tiny.py     tiny stand-ins for image and audio, from coarse copies of the input
+tiny.py     tiny stand-ins for image, audio and video, from coarse copies of the input
 levels.py   the levels of an encoder, as calls
 latents.py  int8 latents, fixed and adaptive quantization
 """

@@ -29,8 +29,7 @@ class TinyVision(nn.Module):
     def __init__(self, channels: Sequence[int], *, grid: tuple[int, int], out_dim: int) -> None:
         super().__init__()
         self.grid = grid
-        ins_and_outs = zip((3, *channels), channels, (1, 2, 2), strict=False)
-        self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, stride=s, padding=1) for i, o, s in ins_and_outs)
+        self.convolutions = _convolutions(channels, strides=(1, 2, 2))
         self.project = nn.Linear(channels[-1], out_dim)
         self.summary = nn.Linear(grid[0] * grid[1] * channels[-1], out_dim)
 
@@ -54,8 +53,7 @@ class TinyVideo(nn.Module):
     def __init__(self, channels: Sequence[int], *, grid: int, out_dim: int) -> None:
         super().__init__()
         self.grid = grid
-        ins_and_outs = zip((3, *channels), channels, (2, 2, 1), strict=False)
-        self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, stride=s, padding=1) for i, o, s in ins_and_outs)
+        self.convolutions = _convolutions(channels, strides=(2, 2, 1))
         self.over_time = nn.Conv1d(channels[-1], channels[-1], 3, padding=1)
         self.project = nn.Linear(channels[-1], out_dim)
         self.summary = nn.Linear(grid * grid * channels[-1], out_dim)
@@ -110,3 +108,10 @@ def band_energies(waves: Float[Tensor, "u s"], window: Float[Tensor, " w"]) -> F
     power = spectrum[:, 1:].abs().square().unflatten(1, (BANDS, -1)).mean(2)
     x = (power + 1e-6).log()
     return (x - x.mean((1, 2), keepdim=True)) / (x.var((1, 2), keepdim=True) + 1e-3).sqrt()
+
+
+def _convolutions(channels: Sequence[int], *, strides: Sequence[int]) -> nn.ModuleList:
+    if len(channels) != len(strides):
+        raise ValueError(f"tiny_channels must be those of {len(strides)} convolutions: got {tuple(channels)}")
+    layers = zip((3, *channels[:-1]), channels, strides, strict=True)
+    return nn.ModuleList(nn.Conv2d(i, o, 3, stride=stride, padding=1) for i, o, stride in layers)

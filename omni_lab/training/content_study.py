@@ -65,7 +65,7 @@ class ContentStudy:
 
     @cached_property
     def routers(self) -> dict[str, SequentialRouter]:
-        found = {}
+        found: dict[str, Any] = {}
         for kind, name in ROUTERS.items():
             recipe = get_sequential_recipe(name, self.profile, network=self.world, network_seed=self.network_seed)
             found[kind] = load_or_train_sequential(recipe, self.network, retrain=self.retrain).router

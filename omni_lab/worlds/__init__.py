@@ -10,6 +10,7 @@ scene_sampler.py      samples a scene and its questions
 emoji_world.py        `EmojiWorld`: a source of questions that need exactly some of the modalities
 talking_face.py       `TalkingFace`: do the lips follow the speech?
 digits.py             `Digits`: handwritten and spoken digits, spoilt without notice
+adverse.py            `AdverseWorld`: the same answer in several media, each spoilt or not
 wrappers.py           a source with distractors, or with spoken questions
 contrastive_views.py  things as image, text, speech and video, for contrastive training
 utterances.py         cached speech for the tasks

@@ -120,6 +120,11 @@ def test_encoders_that_do_not_fit_are_refused(config: VisionConfig, message: str
         VisionEncoder(config, out_dim=32)
 
 
+def test_a_tiny_encoder_needs_the_channels_of_three_convolutions() -> None:
+    with pytest.raises(ValueError, match=r"tiny_channels must be those of 3 convolutions: got \(4, 4\)"):
+        TinyVideo((4, 4), grid=2, out_dim=8)
+
+
 def test_skipping_is_no_level_to_encode_at() -> None:
     with pytest.raises(ValueError, match="an encoder that is skipped returns no tokens"):
         encoder_at(torch.nn.Identity(), ComputeLevel.SKIP)

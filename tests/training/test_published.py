@@ -31,11 +31,13 @@ def test_every_published_model_loads(tmp_path: Path, monkeypatch: pytest.MonkeyP
             continue
         if router.startswith("seed"):  # of one of several networks
             seed, _, router = router.removeprefix("seed").partition("-")
-            sequential = get_sequential_recipe(router, quick, network_seed=int(seed))
+            sequential = get_sequential_recipe(
+                router, quick, network=network.removesuffix("_distilled"), network_seed=int(seed)
+            )
             trained = load_or_train_sequential(sequential, networks[network, int(seed)])
         else:
             trained = load_or_train_router(get_router_recipe(router, quick, network=network), networks[network, 0])
         assert trained.metadata["seconds"] > 0
         routers += 1
     names = {name for name, _ in networks}
-    assert {"easy_vqa", "emoji_routed", "heads", "talking_face_early", "digits"} <= names and routers > 10
+    assert {"easy_vqa", "emoji_routed", "heads", "talking_face_early", "digits_distilled"} <= names and routers > 10

@@ -22,7 +22,7 @@ ROUTER = RouterConfig(estimator="sequential", hidden=8, group_size=3, max_batch_
 def network(world_recipe: Recipe) -> tuple[Recipe, TrainedModel]:
     model = replace(
         world_recipe.model,
-        vision=replace(world_recipe.model.vision, early_exit=True, tiny_channels=(4, 4)),
+        vision=replace(world_recipe.model.vision, early_exit=True, tiny_channels=(4, 4, 4)),
         audio=replace(world_recipe.model.audio, tiny_channels=(4, 4)),
     )
     recipe = replace(world_recipe, name="levels", model=model)
@@ -92,6 +92,10 @@ def test_it_is_trained_on_a_table(network: tuple[Recipe, TrainedModel], estimato
 def test_recipes_go_by_name(tiny_profile: Profile) -> None:
     recipe = sequential_recipes.get_sequential_recipe("fitted_q", tiny_profile, network_seed=3)
     assert recipe.network.seed == 3 and recipe.router.estimator == "fitted_q"
-    assert recipe.folder.name == "digits-seed3-fitted_q-seed0"
+    assert recipe.folder.name == "digits_distilled-seed3-fitted_q-seed0"
+    other = sequential_recipes.get_sequential_recipe("fitted_q", tiny_profile, network="adverse")
+    assert other.network.name == "adverse_distilled"
+    with pytest.raises(ValueError, match="unknown network 'digit'; the nearest of .* is 'digits'"):
+        sequential_recipes.get_sequential_recipe("fitted_q", tiny_profile, network="digit")
     with pytest.raises(ValueError, match="unknown sequential router 'fited_q'; the nearest of .* is 'fitted_q'"):
         sequential_recipes.get_sequential_recipe("fited_q", tiny_profile)
