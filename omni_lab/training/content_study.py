@@ -89,7 +89,7 @@ class ContentStudy:
         """The questions of `source_of`, as new."""
         data = self.network.data
         options: dict[str, Any] = {"root": data.root, "modalities": data.modalities, "tokenizer": data.store.tokenizer}
-        return OmniDataModule(self.source_of(split), data.config, **options)
+        return OmniDataModule(self.source_of(split), replace(data.config, max_scenes=None), **options)
 
     def _evaluate(self, split: str) -> tuple[PolicyEvaluator, OutcomeTable]:
         network = self.network._replace(data=self.data_of(split))
@@ -165,6 +165,19 @@ class ContentStudy:
             found, _ = self.run(kind, policies, "validation")
             chosen[kind] = policies[contenders.cheapest_policy(kept, found, dense, table.scenes)]
         return chosen
+
+    def penalty_for_budget(self, budget: float, *, penalties: Sequence[float]) -> float:
+        """The penalty under which the router takes a mean fraction of the dense cost, between those of `penalties` on
+        validation. Raises ValueError for a budget below what looking alone costs, or below the least cost."""
+        table = self.validation[1]
+        looking = self.glances / float(table.dense_flops.mean())
+        if budget < looking:
+            raise ValueError(f"the glances alone cost {looking:.4f} of the dense cost: got a budget of {budget:g}")
+        costs = self.run("router", sorted(penalties), "validation")[0].flops.mean(axis=1)
+        costs = np.minimum.accumulate(costs / float(table.dense_flops.mean()))[::-1]  # ascending
+        if budget < costs[0]:
+            raise ValueError(f"no penalty meets a budget of {budget:g} of the dense cost: the least is {costs[0]:.4f}")
+        return float(np.exp(np.interp(budget, costs, np.log(sorted(penalties))[::-1])))
 
     def operating_points(self, chosen: Mapping[str, Any], *, seed: int = 0) -> dict[str, PolicySet]:
         """Each chosen policy on the test questions, with the oracle; and "shuffled": the router's routes, permuted

@@ -45,5 +45,11 @@ def test_what_was_chosen_can_be_stored_and_run_again(
     again = ContentStudy(world, get_profile("smoke"), one_shot=study.one_shot)
     repeated = again.operating_points(chosen)
     assert all(np.array_equal(repeated[kind].flops, found.flops) for kind, found in points.items())
+    penalty = study.penalty_for_budget(1.1, penalties=[0.01, 0.1, 1.0])
+    assert penalty == pytest.approx(0.01), "all that may be spent"
+    with pytest.raises(ValueError, match=r"the glances alone cost 0\.\d+ of the dense cost: got a budget of 1e-05"):
+        study.penalty_for_budget(1e-5, penalties=[0.01, 1.0])
+    with pytest.raises(ValueError, match=r"no penalty meets a budget of 0\.\d+ of the dense cost: the least is 0\.\d+"):
+        study.penalty_for_budget(1.01 * study.glances / float(study.test[1].dense_flops.mean()), penalties=[0.01, 1.0])
     if world == "adverse":  # of more than one medium, the levels of all are decided
         assert len(study.test[1].plans) == 27 + 26
