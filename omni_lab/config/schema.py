@@ -182,7 +182,7 @@ class ContentConfig:
     one_shot_steps: int = field(default=3000, metadata=NOT_IDENTITY)  # that train a router which decides once
     # Questions of another seed, about the validation split, on which policies are chosen: the more, the less must a
     # policy be better than asked for to be surely good enough.
-    choice_questions: int = field(default=20_000, metadata=NOT_IDENTITY)
+    choice_questions: int = field(default=12_000, metadata=NOT_IDENTITY)
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,10 @@ class ContentStudy:
         network = self.network._replace(data=self.data_of(split))
         prepare_for_routing(network, split)
         evaluator = PolicyEvaluator(network.model, network.data.dataset(split))
-        return evaluator, build_outcome_table(network.model, evaluator.dataset, questions=evaluator.order)
+        table = build_outcome_table(network.model, evaluator.dataset, questions=evaluator.order)
+        for index, plan in enumerate(table.plans):
+            evaluator.remember(plan.route(evaluator.space, evaluator.present), table.correct[:, index].numpy())
+        return evaluator, table
 
     @cached_property
     def validation(self) -> tuple[PolicyEvaluator, OutcomeTable]:

@@ -82,6 +82,17 @@ def test_the_table_holds_what_the_network_does(
     assert len(some) == 2 and torch.equal(some.logits, table.logits[[2, 0]]) and some.scenes[0] == table.scenes[2]
 
 
+def test_what_the_table_knows_is_not_run_again(
+    table: OutcomeTable, evaluator: PolicyEvaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    route = table.plans[4].route(evaluator.space, evaluator.present)
+    expected = evaluator.evaluate(route).correct
+    fresh = PolicyEvaluator(evaluator.model, evaluator.dataset)
+    fresh.remember(route, table.correct[:, 4].numpy())
+    monkeypatch.setattr(type(fresh.model), "forward", None)
+    assert np.array_equal(fresh.evaluate(route).correct, expected)
+
+
 def test_summaries_are_mean_tokens(table: OutcomeTable, evaluator: PolicyEvaluator, network: TrainedModel) -> None:
     batch = collate([network.data.dataset("test")[int(i)] for i in evaluator.order[:4]])
     for level in (ComputeLevel.TINY, ComputeLevel.FULL):
