@@ -108,12 +108,17 @@ class Tokens:
         """Mean over the real tokens of each sample; zeros where there are none."""
         weight = self.mask.unsqueeze(-1).to(self.values.dtype)  # [U, N, 1]
         mean = (self.values * weight).sum(1) / weight.sum(1).clamp(min=1)
-        return torch.where(self.sample_mask.any(dim=1, keepdim=True), self.gather(mean), 0.0)
+        return self._zero_without_tokens(self.gather(mean))
 
     def max_pool(self) -> Float[Tensor, "b d"]:
         """Maximum over the real tokens, zeros where there are none; unlike a mean, it keeps what few tokens show."""
         largest = self.values.masked_fill(~self.mask.unsqueeze(-1), -torch.inf).amax(dim=1)
-        return torch.where(self.sample_mask.any(dim=1, keepdim=True), self.gather(largest), 0.0)
+        return self._zero_without_tokens(self.gather(largest))
+
+    def _zero_without_tokens(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        if torch.compiler.is_exporting():  # exported graphs run for samples with tokens alone
+            return pooled
+        return torch.where(self.sample_mask.any(dim=1, keepdim=True), pooled, 0.0)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "omni_lab"
 MODEL = ("utils", "batch", "config", "layers", "encoders", "routing", "fusion", "heads", "model", "rollout", "build")
+DATA = ("data", "worlds", "metrics")
 RULES: dict[str, tuple[str, ...]] = {  # room -> what it may import; a dotted entry is that module alone
     "utils": (),
     "batch": (),
     "config": ("utils", "batch"),
     "layers": ("batch",),
     "encoders": ("batch", "config", "layers"),
-    "routing": ("batch", "config", "layers"),
+    "routing": ("utils", "batch", "config", "layers"),
     "fusion": ("batch", "config", "layers", "encoders", "routing.route"),
     "heads": ("batch", "layers"),
     "model": MODEL[:8],
@@ -26,17 +27,28 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> what it may import; a dotted en
     "data": ("utils", "batch", "config"),
     "worlds": ("utils", "batch", "config", "layers", "data"),
     "metrics": ("utils", "batch", "data.media_io"),
-    "compression": MODEL,
+    "engine": ("utils",),
+    "compression": (*MODEL, "engine"),
     "evaluation": (*MODEL, "data", "worlds", "metrics", "compression"),
     "explain": MODEL,
     "lightning_modules": (*MODEL, "data", "worlds", "metrics", "compression"),
-    "training": (*MODEL, "data", "worlds", "metrics", "compression", "evaluation", "explain", "lightning_modules"),
+    "training": (
+        *MODEL,
+        "engine",
+        "data",
+        "worlds",
+        "metrics",
+        "compression",
+        "evaluation",
+        "explain",
+        "lightning_modules",
+    ),
     "viz": (*MODEL, "data", "worlds", "metrics", "compression", "evaluation", "explain", "lightning_modules"),
     "experiments": ("utils", "config"),  # at import time, so that the command line starts at once; all inside functions
 }
 TYPES_ONLY = {("heads", "data.tokenizer")}  # imported under TYPE_CHECKING
 CORE = ("batch", "model", "rollout", "build", "layers", "encoders", "fusion", "routing", "heads", "lightning_modules")
-CORE_LINES, FILE_LINES, FUNCTION_LINES, ALL_LINES = 6000, 300, 60, 20_500
+CORE_LINES, FILE_LINES, FUNCTION_LINES, ALL_LINES = 6000, 300, 60, 22_000
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

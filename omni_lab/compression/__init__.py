@@ -4,8 +4,8 @@ precision.py        ranges, int8 and int4 codes, and the precision policy of the
 parts.py            splits a model and its router into parts, and assembles them around a runner
 fake_quant.py       rounding in training and calibration
 graphs.py           a part as an ONNX graph
-export.py           the model on disk: graphs, weights, manifest
-runtime.py          runs an exported model with ONNX Runtime
+joints.py           what lies between the parts: latents, pooling, a router's decision
+export.py           the model on disk, for `omni_lab.engine`: graphs as functions, weights, manifest
 litert.py           a part as a LiteRT file
 pruning.py          magnitude pruning of weights; importance pruning of heads, hidden units and paths
 channel_pruning.py  narrower heads and feed-forward networks, without training
@@ -13,4 +13,4 @@ channel_pruning.py  narrower heads and feed-forward networks, without training
 
 from omni_lab.compression.export import Exporter
 from omni_lab.compression.precision import Precision, QuantRange, int8_codes
-from omni_lab.compression.runtime import ExportedOmniModel
+from omni_lab.engine.runtime import ExportedOmniModel

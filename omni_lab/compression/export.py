@@ -1,4 +1,4 @@
-"""The compressed model on disk: an ONNX graph per part, all weights in one file without duplicates, and a manifest."""
+"""Writes a compressed model to a folder that `omni_lab.engine` runs."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from omni_lab.compression.graphs import OPSET, fill_graph, trace_graph
+from omni_lab.batch import ComputeLevel, Modality
+from omni_lab.compression.graphs import CONTRIB_DOMAIN, OPSET, Function, fill_graph, graph_function, trace_graph
+from omni_lab.compression.joints import joining_parts
 from omni_lab.compression.parts import AssemblySpec, ModelPart
 from omni_lab.compression.precision import PrecisionPolicy, QuantRange
+from omni_lab.engine.library import FUNCTIONS, MANIFEST, TOKENIZER, WEIGHTS, ArtifactError, file_digest
+from omni_lab.engine.route_graph import RouteSignature
+from omni_lab.routing.route import Route, RouteSpace
+from omni_lab.routing.router import Router, penalty_knots
 
-MANIFEST, WEIGHTS = "manifest.json", "weights.bin"
-MIN_EXTERNAL_BYTES = 64  # smaller constants stay inside their graph
+ALIGNMENT = 64  # bytes, of weights in their file
+QUESTION_ORDER = (Modality.TEXT, Modality.AUDIO, Modality.IMAGE, Modality.VIDEO)  # see `RouteSpace.question_mask`
 Ranges = Mapping[str, Mapping[str, QuantRange]]  # part -> linear layer -> range of its input
-
-
-class ArtifactError(RuntimeError):
-    """Files are missing, broken or made from something else: the message says which and how."""
 
 
 class Exporter:
@@ -47,91 +49,151 @@ class Exporter:
         *,
         policy: PrecisionPolicy,
         source: str,
+        answers: Sequence[str],
+        router: Router | None = None,
         ranges: Ranges | None = None,
+        routes: Iterable[RouteSignature] = (),
+        tokenizer: str | None = None,
     ) -> int:
         """Writes the model to `folder`, replacing what is there; returns its size in bytes.
 
         source: digest of the weights that it is made from.
+        answers: the texts of the answer head's classes.
+        router: whose parts are among `parts`.
         ranges: for int8; None: each input's own range is found at run time.
-        Raises ValueError for a policy that names a part that does not exist.
+        routes: those whose graphs are built when the model is loaded, the most frequent first.
+        tokenizer: of the package tokenizers, as JSON; without it, questions must come as token ids.
+        Raises ValueError for a policy that names a part that does not exist, ArtifactError where the folder cannot be
+        written; what was there before stays then.
         """
         policy.check(part.name for part in parts)
+        library = _LibraryWriter()
+        dim = next(p.module.module[-1].in_features for p in parts if p.name == "answer.classify")  # type: ignore
+        for part in [*parts, *joining_parts(spec, router, dim=dim)]:
+            precision = policy.precision_of(part.name)
+            part_ranges = None if ranges is None else ranges.get(part.name, {})
+            traced = self.graph(part)
+            filled = fill_graph(traced, part, precision, part_ranges)
+            function = graph_function(filled, traced)
+            inputs = _input_specs(part)
+            library.add(part.name, function, inputs, precision.value)
+        manifest = {
+            "source": source,
+            "policy": policy.name,
+            "opsets": {"": self.opset, CONTRIB_DOMAIN: 1},
+            "model": _describe(spec, parts, answers, dim=dim),
+            "routes": [signature.to_json() for signature in routes],
+            **library.entries(),
+        }
+        contents = {FUNCTIONS: bytes(library.functions), WEIGHTS: bytes(library.weights)}
+        if tokenizer is not None:
+            contents[TOKENIZER] = tokenizer.encode()
+        return _write_folder(folder, contents, manifest)
+
+
+def route_signatures(route: Route, space: RouteSpace) -> list[RouteSignature]:
+    """What each sample of a batch runs."""
+    signatures, modalities = [], list(Modality)
+    for levels, runs in zip(route.encoder_levels.tolist(), space.path_mask(route).tolist(), strict=True):
+        levels = tuple((m.value, levels[m.column]) for m in space.modalities if levels[m.column])
+        paths = tuple(
+            (layer, path.query.value, path.key.value)
+            for layer, row in enumerate(runs)
+            for path, opened in zip(space.paths, row, strict=True)
+            if opened and (layer, path) not in space.pruned_paths
+        )
+        signatures.append(RouteSignature(levels, paths))
+    assert all(m in modalities for m in space.modalities)
+    return signatures
+
+
+def _describe(spec: AssemblySpec, parts: Sequence[ModelPart], answers: Sequence[str], *, dim: int) -> dict[str, Any]:
+    """What a runtime must know about the model beside its parts."""
+    space, names = spec.space, {part.name for part in parts}
+    encoders: dict[str, dict[str, str]] = {}
+    for m in space.modalities:
+        for level in space.allowed_levels(m):
+            name = f"encoder.{m}" + f".{level.name.lower()}" * (level is not ComputeLevel.FULL)
+            if name in names:
+                encoders.setdefault(m.value, {})[str(int(level))] = name
+    every = [(layer, path) for layer in range(space.depth) for path in space.paths]
+    return {
+        "modalities": [m.value for m in space.modalities],
+        "columns": {m.value: m.column for m in Modality},
+        "question_order": [m.value for m in QUESTION_ORDER if m in space.modalities],
+        "encoders": encoders,
+        "depth": space.depth,
+        "paths": [[layer, p.query, p.key] for layer, p in every if (layer, p) not in space.pruned_paths],
+        "router_paths": [[p.query, p.key] for p in space.paths],
+        "dim": dim,
+        "samples_per_token": spec.samples_per_token,
+        "answers": [*answers],
+        "costs": [*spec.costs],
+        "knots": penalty_knots().tolist(),
+    }
+
+
+def _input_specs(part: ModelPart) -> list[list[Any]]:
+    specs = []
+    for name, example in zip(part.inputs, part.example, strict=True):
+        shape = [-1, *example.shape[1:]]
+        if part.variable_length:
+            shape[1] = -1
+        specs.append([name, str(example.dtype).removeprefix("torch."), shape])
+    return specs
+
+
+def _write_folder(folder: Path, contents: Mapping[str, bytes], manifest: dict[str, Any]) -> int:
+    """Beside the folder first, so that a full disk leaves what was there."""
+    scratch = None
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            weights, entries = _WeightsFile(), {}
-            for part in parts:
-                precision = policy.precision_of(part.name)
-                part_ranges = None if ranges is None else ranges.get(part.name, {})
-                model = fill_graph(self.graph(part), part, precision, part_ranges)
-                weights.move_constants(model)
-                ir.save(model, scratch / f"{part.name}.onnx")
-                entries[part.name] = {"precision": precision.value, "inputs": [*part.inputs]}
-            (scratch / WEIGHTS).write_bytes(weights.data)
-            manifest = {
-                "source": source,
-                "policy": policy.name,
-                "opset": self.opset,
-                "frame": spec.to_dict(),
-                "parts": entries,
-                "files": {file.name: _digest(file) for file in sorted(scratch.iterdir())},
-            }
-            (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            scratch.rename(folder)
-        finally:
+        for name, content in contents.items():
+            (scratch / name).write_bytes(content)
+        manifest = {**manifest, "files": {name: file_digest(scratch / name) for name in sorted(contents)}}
+        (scratch / MANIFEST).write_text(json.dumps(manifest, separators=(",", ":")), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+    except OSError as error:
+        raise ArtifactError(f"{folder}: cannot be written ({error}); what was there before is unchanged") from error
+    finally:
+        if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
-        return sum(file.stat().st_size for file in folder.iterdir())
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def read_manifest(folder: Path, *, source: str | None = None) -> dict[str, Any]:
-    """The manifest, after all files were checked against it.
-
-    source: digest of the weights that the model must be made from; None: any.
-    Raises ArtifactError for a file that is missing or changed, and for a model made from other weights.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files, actual_source = manifest["files"], manifest["source"]
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{folder}: no exported model there (no {MANIFEST})") from error
-    except (json.JSONDecodeError, KeyError) as error:
-        raise ArtifactError(f"{folder / MANIFEST}: broken ({error})") from error
-    for name, expected in files.items():
-        file = folder / name
-        if not file.exists():
-            raise ArtifactError(f"{file}: missing")
-        if (actual := _digest(file)) != expected:
-            raise ArtifactError(f"{file}: changed after export (digest {actual}, expected {expected}): export again")
-    if source is not None and actual_source != source:
-        raise ArtifactError(f"{folder}: made from weights {actual_source}, expected {source}: export again")
-    return manifest
-
-
-def _digest(file: Path) -> str:
-    return f"{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}, {file.stat().st_size} bytes"
-
-
-class _WeightsFile:
-    """The constants of all graphs one after the other, equal ones once."""
+class _LibraryWriter:
+    """Functions and weights one after the other, equal ones once."""
 
     def __init__(self) -> None:
-        self.data = bytearray()
-        self.offsets: dict[bytes, int] = {}
+        self.functions, self.weights = bytearray(), bytearray()
+        self._parts: dict[str, dict[str, Any]] = {}
+        self._functions: dict[str, list[int]] = {}
+        self._weights: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._rows: dict[str, list[Any]] = {}
 
-    def move_constants(self, model: ir.Model) -> None:
-        """Moves the constants of a graph to the file, except the smallest, and integers, which shapes are made of."""
-        for value in model.graph.initializers.values():
-            tensor = value.const_value
-            assert tensor is not None
-            array = np.ascontiguousarray(tensor.numpy())
-            content = array.tobytes()
-            if len(content) < MIN_EXTERNAL_BYTES or tensor.dtype is ir.DataType.INT64:
-                continue
-            key = hashlib.sha256(content).digest()
-            if key not in self.offsets:
-                self.data += b"\0" * (-len(self.data) % 16)
-                self.offsets[key] = len(self.data)
-                self.data += content
-            place = (WEIGHTS, self.offsets[key], len(content), tensor.dtype)
-            value.const_value = ir.ExternalTensor(*place, shape=ir.Shape(array.shape), name=str(value.name))
+    def add(self, name: str, function: Function, inputs: list[list[Any]], precision: str) -> None:
+        if function.name not in self._functions:
+            self._functions[function.name] = [len(self.functions), len(function.serialized)]
+            self.functions += function.serialized
+        self._parts[name] = {
+            "function": function.name,
+            "inputs": inputs,
+            "outputs": function.outputs,
+            "weights": [self._weight(array) for array in function.weights],
+            "precision": precision,
+        }
+
+    def _weight(self, array: np.ndarray) -> str:
+        content = array.tobytes()
+        key = (str(array.dtype), array.shape, hashlib.sha256(content).digest())
+        if key not in self._weights:
+            self.weights += b"\0" * (-len(self.weights) % min(ALIGNMENT, max(len(content), 1)))
+            name = self._weights[key] = f"w{len(self._weights)}"
+            self._rows[name] = [str(array.dtype), [*array.shape], len(self.weights)]
+            self.weights += content
+        return self._weights[key]
+
+    def entries(self) -> dict[str, Any]:
+        return {"parts": self._parts, "functions": self._functions, "weights": self._rows}

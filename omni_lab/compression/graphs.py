@@ -6,22 +6,27 @@ here, as onnxruntime's own quantization does not round bit for bit as `FakeQuant
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.serde
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 from torch import Tensor, nn
 
 from omni_lab.compression.parts import ModelPart
 from omni_lab.compression.precision import Precision, QuantRange, int4_codes, int8_codes
+from omni_lab.engine.onnx_proto import DOMAIN as FUNCTION_DOMAIN
 
-OPSET = 20
+OPSET = 23  # the first with a node for attention
 OPSETS = range(18, 24)  # those that torch's exporter writes; tested with `OPSET`
+MIN_WEIGHT_BYTES = 64  # of a graph's own constants, smaller ones stay in it
 CONTRIB_DOMAIN = "com.microsoft"  # ONNX Runtime's own operators
 
 
@@ -83,17 +88,53 @@ def fill_graph(
             filler.fill(value, weights[str(value.name)].detach().float().cpu().numpy())
     RemoveUnusedNodesPass()(model)
     model.graph.sort()
-    for node in model.graph:  # names and shapes that a runtime infers would take as much space as the nodes
-        node.name = None
-        for output in node.outputs:
-            if not output.is_graph_output():
-                output.shape = output.type = None
-    for constant in model.graph.initializers.values():
-        constant.shape = constant.type = None
-        constant.metadata_props.clear()
     if precision is Precision.INT4:
         model.opset_imports[CONTRIB_DOMAIN] = 1
     return model
+
+
+class Function(NamedTuple):
+    """A graph that is called with its inputs and then its weights.
+
+    name: a digest of the rest, so that equal graphs are one. weights: the arrays of this part, in order.
+    outputs: NumPy type and number of axes of each.
+    """
+
+    name: str
+    serialized: bytes
+    weights: list[np.ndarray]
+    outputs: list[tuple[str, int]]
+
+
+def graph_function(filled: ir.Model, traced: ir.Model) -> Function:
+    """A filled graph as a function whose weights are inputs. traced: what it was filled from; constants that are there
+    already belong to the graph, not to the weights, unless they are large."""
+    graph, weights = filled.graph, []
+    outputs = [(str(v.dtype.numpy()), len(v.shape)) for v in traced.graph.outputs]  # type: ignore[arg-type, union-attr]
+    for name, value in list(graph.initializers.items()):
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        del graph.initializers[name]
+        if name in traced.graph.initializers and (array.nbytes < MIN_WEIGHT_BYTES or array.dtype == np.int64):
+            node = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(array))], num_outputs=1)
+            value.replace_all_uses_with(node.outputs[0])
+            graph.insert_before(graph[0], node)
+        else:
+            graph.inputs.append(value)
+            weights.append(array)
+    for i, value in enumerate(graph.inputs):
+        value.name = f"i{i}"
+    for i, node in enumerate(graph):  # short names, and no shapes, which a runtime infers
+        node.name = None
+        for j, output in enumerate(node.outputs):
+            output.name = f"v{i}" if j == 0 else f"v{i}_{j}"
+            output.shape = output.type = None
+    function = ir.Function(FUNCTION_DOMAIN, "f", graph=graph, attributes=[])
+    function.opset_imports.update(filled.opset_imports)
+    proto = ir.serde.serialize_function(function)
+    del proto.value_info[:]
+    proto.name = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()[:12]
+    return Function(proto.name, proto.SerializeToString(deterministic=True), weights, outputs)
 
 
 def _products(weight: ir.Value) -> list[ir.Node]:

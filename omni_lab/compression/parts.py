@@ -5,7 +5,7 @@ The route decides on the host which parts are called, so a skipped part costs no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -55,7 +55,7 @@ class ModelPart:
         shapes = tuple((name, tuple(w.shape)) for name, w in self.module.named_parameters())
         attentions = [m for m in self.module.modules() if isinstance(m, MaskedMultiHeadAttention)]
         heads = tuple((attention.num_heads, attention.head_dim) for attention in attentions)
-        name = self.name if isinstance(self.module, _EncoderPart) else None
+        name = self.name if isinstance(self.module, _EncoderPart) or not shapes else None
         return (type(self.module), name, self.inputs, shapes, heads)
 
     def layers(self) -> dict[str, str]:
@@ -135,15 +135,6 @@ class AssemblySpec:
         samples = cast(AudioEncoder, model.encoders["audio"]).samples_per_token if "audio" in model.encoders else 1
         costs = tuple(router.costs.tolist()) if router is not None and router.penalty_conditioned else ()
         return cls(model.space, pool, model.latent_bits, samples, bool(costs), costs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The spec as JSON stores it."""
-        return {**vars(self), "space": self.space.to_dict(), "costs": [*self.costs]}
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> AssemblySpec:
-        """The inverse of `to_dict`."""
-        return cls(**{**stored, "space": RouteSpace.from_dict(stored["space"]), "costs": tuple(stored["costs"])})
 
 
 def _cut_into_tokens(wave: Tensor, samples: int, *, min_tokens: int = 1) -> Tensor:

@@ -101,6 +101,30 @@ def train(recipe: str, profile: str, seed: int, retrain: bool) -> None:
     print(f"{found.name}: {trained.origin}; {last}\nin {found.work_folder(trained.data)}")
 
 
+@app.command()
+@click.argument("model")
+@click.option("--to", "folder", type=Path, required=True, help="where it goes; what is there is replaced")
+@click.option("--router", default="group_0.2", show_default=True, help="selects its routes, see get_router_recipe")
+@click.option("--variant", default="float", show_default=True, help="its bits, like ptq_dynamic for int8")
+@profile_option
+def export(model: str, folder: Path, router: str, variant: str, profile: str) -> None:
+    """Write a trained model and its router to a folder that omni_lab.engine runs. MODEL is a name like emoji_routed."""
+    from omni_lab.config.profiles import get_profile
+    from omni_lab.training import compression_recipes, exporting, fit, recipes, router_recipes
+
+    settings = get_profile(profile)
+    network = fit.load_or_train(recipes.get_recipe(model, settings))
+    trained = router_recipes.load_or_train_router(
+        router_recipes.get_router_recipe(router, settings, network=model), network
+    )
+    example = exporting.example_batch(network.data.dataset("validation"))
+    recipe = compression_recipes.get_compression_recipe(variant, settings)
+    compressed = compression_recipes.compress(recipe, network, trained.router.eval(), example)
+    routes = exporting.frequent_routes(network, trained.router.eval())
+    size = exporting.export_compressed(compressed, network, folder, routes=routes)
+    print(f"{folder}: {size / 1e6:.1f} MB, {len(routes)} routes that are built when it is loaded")
+
+
 @app.command("list")
 @results_options
 def list_runs(profile: str, output: Path) -> None:

@@ -28,16 +28,17 @@ class CrossAttentionCache(NamedTuple):
     """The projected keys and values of a context, ready for any number of queries.
 
     attn_mask: True where a query may attend; all True for a sample without context, so that its softmax stays finite.
-    has_context: [B], False for a sample without one real token, whose output must be zero.
+    has_context: [B], False for a sample without one real token, whose output must be zero; None: all have one.
     """
 
     keys: Float[Tensor, "b h k e"]
     values: Float[Tensor, "b h k v"]
     attn_mask: Bool[Tensor, "b 1 1 k"]
-    has_context: Bool[Tensor, " b"]
+    has_context: Bool[Tensor, " b"] | None
 
     def select(self, rows: Int[Tensor, " r"]) -> CrossAttentionCache:
-        return CrossAttentionCache(*(part[rows] for part in self))
+        has_context = None if self.has_context is None else self.has_context[rows]
+        return CrossAttentionCache(self.keys[rows], self.values[rows], self.attn_mask[rows], has_context)
 
 
 class MaskedMultiHeadAttention(nn.Module):
@@ -78,6 +79,8 @@ class MaskedMultiHeadAttention(nn.Module):
 
     def cache_context(self, context: Tokens) -> CrossAttentionCache:
         mask = context.sample_mask  # [B, Nk]
+        if torch.compiler.is_exporting():  # exported graphs run for samples with context alone
+            return CrossAttentionCache(*self.project_kv(context), mask[:, None, None], None)
         has_context = mask.any(dim=1)
         attn_mask = (mask | ~has_context[:, None])[:, None, None]  # [B, 1, 1, Nk]
         return CrossAttentionCache(*self.project_kv(context), attn_mask, has_context)
@@ -111,6 +114,8 @@ class MaskedMultiHeadAttention(nn.Module):
                 weights = weights * has_context[:, None, None, None]
             mixed = weights @ values  # [B, H, Nq, D/H], from the weights returned, so that they can have gradients
         else:
+            if torch.compiler.is_exporting():  # ONNX Runtime wants a row of the mask for each query
+                attn_mask = attn_mask.expand(-1, -1, q.shape[2], -1)
             mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=attn_mask, scale=self.head_dim**-0.5)
         output = self.out(mixed.transpose(1, 2).flatten(2))  # [B, Nq, D]
         if has_context is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -108,21 +108,30 @@ class RouteSpace:
     ) -> Route:
         """The nearest legal route: absent modalities are skipped, the question is encoded in full, and a path runs only
         where both its ends are encoded. path_mask: in the order of `paths`."""
+        levels, path_mask = self.project_decisions(levels, path_mask, present)
+        queries, keys = (column.to(present.device) for column in self.path_columns)
+        interactions = torch.diag_embed(levels > ComputeLevel.SKIP)[:, None].repeat(1, self.depth, 1, 1)
+        interactions[:, :, queries, keys] = path_mask
+        return Route(levels, interactions)
+
+    def project_decisions(
+        self, levels: Int[Tensor, "b m"], path_mask: Bool[Tensor, "b l p"], present: Bool[Tensor, "b m"]
+    ) -> tuple[Int[Tensor, "b m"], Bool[Tensor, "b l p"]]:
+        """The levels and paths of `project`."""
         device = present.device
         has_encoder = torch.tensor([m in self.modalities for m in Modality], device=device)
         levels = torch.where(self.question_mask(present), int(ComputeLevel.FULL), levels)
         levels = torch.where(present & has_encoder, levels, int(ComputeLevel.SKIP))
         encoded = levels > ComputeLevel.SKIP
         queries, keys = (column.to(device) for column in self.path_columns)
-        interactions = torch.diag_embed(encoded)[:, None].repeat(1, self.depth, 1, 1)
-        interactions[:, :, queries, keys] = path_mask & (encoded[:, queries] & encoded[:, keys])[:, None]
+        runs = path_mask & (encoded[:, queries] & encoded[:, keys])[:, None]
         for layer, path in self.pruned_paths:
-            runs = interactions[:, :, path.query.column, path.key.column]  # [B, L], a view
+            column = self.paths.index(path)
             left = [other for other in range(self.depth) if (other, path) not in self.pruned_paths]
             if left:
-                runs[:, min(left, key=lambda other: abs(other - layer))] |= runs[:, layer]
-            runs[:, layer] = False
-        return Route(levels, interactions)
+                runs[:, min(left, key=lambda other: abs(other - layer)), column] |= runs[:, layer, column]
+            runs[:, layer, column] = False
+        return levels, runs
 
     @cached_property
     def path_columns(self) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
@@ -187,16 +196,3 @@ class RouteSpace:
             "levels": {m.value: [level.name for level in self.allowed_levels(m)] for m in self.modalities},
             **({"taken_out": pruned} if pruned else {}),
         }
-
-    @classmethod
-    def from_dict(cls, identity: Mapping[str, Any]) -> RouteSpace:
-        """The space that `to_dict` wrote."""
-        levels = identity["levels"].items()
-        pruned = identity.get("taken_out", ())
-        return cls(
-            modalities=tuple(Modality(m) for m in identity["modalities"]),
-            paths=tuple(map(CrossModalPath.from_string, identity["paths"])),
-            depth=identity["depth"],
-            encoder_levels={Modality(m): tuple(ComputeLevel[name] for name in names) for m, names in levels},
-            pruned_paths=tuple((layer, CrossModalPath.from_string(path)) for layer, path in pruned),
-        )

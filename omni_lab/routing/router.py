@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from omni_lab.batch import NUM_MODALITIES, ComputeLevel, Modality, Tokens
 from omni_lab.routing.route import Route, RouteSpace
+from omni_lab.utils.penalties import penalty_for_budget
 
 MASKED_LOGIT = -1e9  # of levels that may not be chosen
 MIN_PENALTY, MAX_PENALTY = 0.0125, 3.2  # the range that a penalty-conditioned router is trained on
@@ -103,9 +103,12 @@ class Router(nn.Module):
 
         Raises ValueError for a missing penalty if `penalty_conditioned`, else for a given one.
         """
-        logits = self.raw_logits(question_embeddings, present, penalty)
+        return self.split_logits(self.raw_logits(question_embeddings, present, penalty))
+
+    def split_logits(self, logits: Float[Tensor, "b k"]) -> RouterLogits:
+        """The logits of each decision, from the output of the last layer."""
         level_logits, path_logits = logits.split(self.num_logits, dim=1)
-        every_level = logits.new_full((len(logits), NUM_MODALITIES, len(ComputeLevel)), MASKED_LOGIT)
+        every_level = logits.new_full((logits.shape[0], NUM_MODALITIES, len(ComputeLevel)), MASKED_LOGIT)
         every_level[:, :, self.levels] = level_logits.unflatten(1, (NUM_MODALITIES, len(self.levels)))
         path_logits = path_logits.unflatten(1, (self.space.depth, len(self.space.paths)))
         return RouterLogits(every_level.masked_fill(~self.allowed, MASKED_LOGIT), path_logits)
@@ -154,10 +157,7 @@ class Router(nn.Module):
             raise ValueError(NO_PENALTY_INPUT)
         if self.costs.isnan().any():
             raise ValueError("this router's costs are not measured yet: train it with `load_or_train_router`")
-        costs = self.costs.cummin(0).values.flip(0).double().cpu().numpy()  # ascending
-        if not budget >= costs[0] - 1e-6:  # costs are stored in float32
-            raise ValueError(f"no penalty meets a budget of {budget:g} of the dense cost: the least is {costs[0]:.3f}")
-        return float(np.exp(np.interp(budget, costs, penalty_knots().log().flip(0).numpy())))
+        return penalty_for_budget(budget, self.costs.cpu().numpy(), penalty_knots().numpy())
 
     def sample(
         self, logits: RouterLogits, present: Bool[Tensor, "b m"], *, generator: torch.Generator | None = None

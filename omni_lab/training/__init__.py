@@ -11,11 +11,13 @@ table_baselines.py      routers that decide once, trained where every outcome is
 content_study.py        every kind of policy on one network, chosen on validation, measured on fresh questions
 router_recipes.py       recipes of routers, by name, and `load_or_train_router`
 compression_recipes.py  recipes of compressed models, by name, and `compress`
+exporting.py            a compressed model and its router in a folder that `omni_lab.engine` runs
 """
 
 from omni_lab.training.checkpoint import weights_digest
 from omni_lab.training.compression_recipes import compress, get_compression_recipe
 from omni_lab.training.content_study import ContentStudy
+from omni_lab.training.exporting import example_batch, export_compressed, frequent_routes
 from omni_lab.training.fit import load_or_train
 from omni_lab.training.recipes import get_recipe
 from omni_lab.training.router_recipes import (

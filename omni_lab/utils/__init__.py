@@ -2,6 +2,7 @@
 
 env.py       the folder of the project, environment variables
 lookup.py    look up a name; the error for an unknown one names the nearest
+penalties.py the penalty on cost that meets a budget
 parallel.py  map a function over many items, on all cores
 progress.py  progress bars for notebooks, terminals and the runner
 """
