@@ -113,7 +113,10 @@ EXPECTED = {
         "quantization/ptq_static_routed/accuracy_kept",
         "quantization/ptq_dynamic/speedup_vs_eager_b1",
         "quantization/ptq_static/speedup_vs_same_runtime_fp32_b32",
-        "compression/latency_times_less_b1",
+        "compression/multiplies_latency_b1",
+        "engine/speedup_vs_eager_b1",
+        "engine/wall_time_of_flops_saved_b1",
+        "engine/first_answer_p95_ratio",
     },
     "09_attention_visualization": {
         "maps/same_forward_max_diff",
