@@ -5,5 +5,6 @@ library.py      the exported folder: functions, weights and manifest, checked ag
 route_graph.py  one graph for one route, joined from the functions
 inputs.py       raw inputs as arrays
 sessions.py     sessions of ONNX Runtime over shared weights, built ahead or in the background
+decisions.py    what is decided and answered
 runtime.py      `ExportedOmniModel`: decides, answers, and batches the questions of one route
 """

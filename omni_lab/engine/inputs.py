@@ -91,6 +91,11 @@ def distinct(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(entries, return_inverse=True)
 
 
+def chunks(rows: np.ndarray, count: int) -> list[np.ndarray]:
+    """The rows in `count` parts of about equal size, fewer where a part would have less than four."""
+    return np.array_split(rows, max(1, min(count, len(rows) // 4)))
+
+
 def scatter_rows(size: int, used: np.ndarray, values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Arrays of `size` rows that hold these ones at the places `used`."""
     if len(used) == size:

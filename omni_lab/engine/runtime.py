@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from omni_lab.engine.decisions import Answer, Decision
 from omni_lab.engine.inputs import (
     Media,
     MediaInput,
     as_arrays,
+    chunks,
     distinct,
     load_tokenizer,
     scatter_rows,
@@ -31,27 +33,6 @@ from omni_lab.utils.penalties import penalty_for_budget
 # Tokens [U, N, D] and their mask, by modality and level; those of questions apart: only some of the entries are there.
 TokenTable = dict[tuple[str, int, bool], tuple[np.ndarray, np.ndarray]]
 Inputs = Mapping[str, MediaInput]  # by modality: those of an `OmniBatch`, say
-
-
-class Decision(NamedTuple):
-    """What runs for each sample.
-
-    levels: [B, M], of each modality, 0 where it is skipped. paths: [B, L, P], True where a path is open.
-    tokens: of the questions by modality, and their masks; [U, N, D] and [U, N], one row per distinct input.
-    """
-
-    levels: np.ndarray
-    paths: np.ndarray
-    tokens: Mapping[str, tuple[np.ndarray, np.ndarray]]
-
-
-class Answer(NamedTuple):
-    """The most likely answer, its probability, and all logits [A]."""
-
-    text: str
-    confidence: float
-    logits: np.ndarray
-    route: RouteSignature
 
 
 class ExportedOmniModel:
@@ -172,8 +153,11 @@ class ExportedOmniModel:
         if len(groups) > 1 or not self.whole:
             self._encode_shared(arrays, groups, tokens)
         logits = np.zeros((len(decision.levels), len(self.library.answers)), np.float32)
-        for signature, samples in groups.items():
-            logits[samples] = self._run_group(arrays, signature, samples, tokens)
+        parts = 1 if self.whole else self.pool.workers
+        tasks = [(signature, part) for signature, rows in groups.items() for part in chunks(rows, parts)]
+        found = self.pool.map(lambda task: self._run_group(arrays, task[0], task[1], tokens), tasks)
+        for (_, samples), answers in zip(tasks, found, strict=True):
+            logits[samples] = answers
         return logits
 
     def run_part(self, name: str, *inputs: Any) -> list[np.ndarray]:
@@ -252,12 +236,19 @@ class ExportedOmniModel:
             for m, key in self._token_keys(signature).items():
                 if key not in tokens:
                     needed.setdefault(key, []).append(arrays[m].entry_index[samples])
-        for (m, level, asked), entries in needed.items():
-            values, mask, _ = arrays[m]
-            used = np.unique(np.concatenate(entries))
-            encode = self.pool.encoder(m, level, many=len(used) > 1)
-            found = encode({f"{m}.values": values[used], f"{m}.mask": mask[used]})
-            tokens[m, level, asked] = scatter_rows(len(values), used, found["tokens"], found["token_mask"])
+        used = {key: np.unique(np.concatenate(entries)) for key, entries in needed.items()}
+        tasks = [(key, part) for key, rows in used.items() for part in chunks(rows, self.pool.workers)]
+
+        def encode(task: tuple[tuple[str, int, bool], np.ndarray]) -> dict[str, np.ndarray]:
+            (m, level, _), rows = task
+            feed = {f"{m}.values": arrays[m].values[rows], f"{m}.mask": arrays[m].mask[rows]}
+            return self.pool.encoder(m, level)(feed)
+
+        found = self.pool.map(encode, tasks)
+        for key, rows in used.items():
+            parts = [part for (k, _), part in zip(tasks, found, strict=True) if k == key]
+            values, mask = (np.concatenate([part[name] for part in parts]) for name in ("tokens", "token_mask"))
+            tokens[key] = scatter_rows(len(arrays[key[0]].values), rows, values, mask)
 
     def _token_keys(self, signature: RouteSignature) -> dict[str, tuple[str, int, bool]]:
         """Where the tokens of each modality of a route stand in a `TokenTable`."""

@@ -6,11 +6,11 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -26,6 +26,8 @@ from omni_lab.engine.route_graph import (
     route_graph,
 )
 
+T = TypeVar("T")
+R = TypeVar("R")
 log = logging.getLogger(__name__)
 CPU = "CPUExecutionProvider"  # the only provider known to multiply int8 as int8
 KERNELS = ("auto", "vnni", "safe")
@@ -61,8 +63,8 @@ class Session:
 class SessionPool:
     """Builds sessions, ahead or in the background, and drops the least recently used of those that are not kept.
 
-    threads: for single questions, whose graphs are small: one thread was fastest where it was measured.
-    batch_threads: to encode many inputs at once; None: as many as there are cores.
+    threads: per session; the graphs are small, and one thread was fastest where it was measured.
+    workers: sessions that run at a time, in threads of their own; None: as many as there are cores.
     capacity: sessions of routes that are held at a time.
     packed: so many of them are built with packed weights: a tenth faster, but with a copy of their own; the others use
         the one copy that all share. Encoders are always packed.
@@ -78,7 +80,7 @@ class SessionPool:
         library: GraphLibrary,
         *,
         threads: int = 1,
-        batch_threads: int | None = None,
+        workers: int | None = None,
         capacity: int = 64,
         packed: int = 4,
         provider: str = CPU,
@@ -93,7 +95,7 @@ class SessionPool:
         if int8_parts:
             log.info("int8 products: %s kernels", self.kernels)
         self.library = library
-        self.threads, self.batch_threads = threads, batch_threads or os.cpu_count() or 1
+        self.threads, self.workers = threads, workers or os.cpu_count() or 1
         self.capacity, self.packed, self.provider = capacity, packed, provider
         self._kept: dict[Hashable, Session] = {}
         self._recent: OrderedDict[Hashable, Session] = OrderedDict()
@@ -102,12 +104,13 @@ class SessionPool:
         self._weights: dict[str, Any] = {}
         self._lock = threading.RLock()
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="graphs")
+        self._runners = ThreadPoolExecutor(self.workers, thread_name_prefix="answers")
 
-    def keep(self, key: Hashable, build: Callable[[], Graph], *, batch: bool = False) -> Session:
-        """The session of that key, which is never dropped; built now if need be. batch: for many questions at once."""
+    def keep(self, key: Hashable, build: Callable[[], Graph]) -> Session:
+        """The session of that key, which is never dropped; built now if need be."""
         with self._lock:
             if key not in self._kept:
-                self._kept[key] = self._session(build(), packed=True, batch=batch)
+                self._kept[key] = self._session(build(), packed=True)
             return self._kept[key]
 
     def ready(self, key: Hashable) -> Session | None:
@@ -123,7 +126,7 @@ class SessionPool:
         if session is not None:
             return session
         packed = len(self._packed_keys) < self.packed
-        session = self._session(build(), packed=packed, batch=False)
+        session = self._session(build(), packed=packed)
         with self._lock:
             if packed:
                 self._packed_keys.add(key)
@@ -144,9 +147,16 @@ class SessionPool:
         for future in [*self._building.values()]:
             future.result()
 
+    def map(self, function: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
+        """The results of independent tasks, which run at the same time."""
+        if len(tasks) < 2 or self.workers == 1:
+            return [function(task) for task in tasks]
+        return [*self._runners.map(function, tasks)]
+
     def close(self) -> None:
-        """Builds nothing more."""
+        """Builds and runs nothing more."""
         self._builder.shutdown(cancel_futures=True)
+        self._runners.shutdown(cancel_futures=True)
 
     @property
     def num_routes(self) -> int:
@@ -160,9 +170,9 @@ class SessionPool:
             with self._lock:
                 self._building.pop(key, None)
 
-    def _session(self, graph: Graph, *, packed: bool, batch: bool) -> Session:
+    def _session(self, graph: Graph, *, packed: bool) -> Session:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = self.batch_threads if batch else self.threads
+        options.intra_op_num_threads = self.threads
         options.log_severity_level = 3  # errors
         # threads that wait for one graph would take the processor from the one that runs
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -194,7 +204,7 @@ class ModelSessions(SessionPool):
     """
 
     def build_ahead(self, *, routed: bool) -> None:
-        """All that are kept, for single questions."""
+        """All that are kept."""
         for question in self.library.model["question_order"]:
             self.gated(question)
             if routed:
@@ -209,9 +219,8 @@ class ModelSessions(SessionPool):
     def decide(self, question: str) -> Session:
         return self.keep(("decide", question), partial(decision_graph, self.library, question))
 
-    def encoder(self, modality: str, level: int, *, many: bool = False) -> Session:
-        build = partial(encoder_graph, self.library, modality, level)
-        return self.keep(("encoder", modality, level, many), build, batch=many)
+    def encoder(self, modality: str, level: int) -> Session:
+        return self.keep(("encoder", modality, level), partial(encoder_graph, self.library, modality, level))
 
     def part(self, name: str) -> Session:
         return self.keep(("part", name), partial(part_graph, self.library, name))

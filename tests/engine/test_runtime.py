@@ -15,9 +15,10 @@ import torch
 from omni_lab.batch import Modality, OmniBatch
 from omni_lab.compression.export import route_signatures
 from omni_lab.compression.parts import ModelPart
+from omni_lab.engine.decisions import Decision
 from omni_lab.engine.library import GraphLibrary
 from omni_lab.engine.route_graph import RouteSignature, route_graph
-from omni_lab.engine.runtime import Decision, ExportedOmniModel
+from omni_lab.engine.runtime import ExportedOmniModel
 from omni_lab.engine.sessions import Session
 from omni_lab.model import OmniModel
 from omni_lab.routing.route import Route

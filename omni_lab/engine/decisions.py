@@ -1,0 +1,31 @@
+"""What is decided and answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from omni_lab.engine.route_graph import RouteSignature
+
+
+class Decision(NamedTuple):
+    """What runs for each sample.
+
+    levels: [B, M], of each modality, 0 where it is skipped. paths: [B, L, P], True where a path is open.
+    tokens: of the questions by modality, and their masks; [U, N, D] and [U, N], one row per distinct input.
+    """
+
+    levels: np.ndarray
+    paths: np.ndarray
+    tokens: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+class Answer(NamedTuple):
+    """The most likely answer, its probability, and all logits [A]."""
+
+    text: str
+    confidence: float
+    logits: np.ndarray
+    route: RouteSignature
