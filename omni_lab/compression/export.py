@@ -6,11 +6,13 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from omni_lab.batch import ComputeLevel, Modality
@@ -22,6 +24,7 @@ from omni_lab.engine.library import FUNCTIONS, MANIFEST, TOKENIZER, WEIGHTS, Art
 from omni_lab.engine.route_graph import RouteSignature
 from omni_lab.routing.route import Route, RouteSpace
 from omni_lab.routing.router import Router, penalty_knots
+from omni_lab.utils.parallel import parallel_map
 
 ALIGNMENT = 64  # bytes, of weights in their file
 QUESTION_ORDER = (Modality.TEXT, Modality.AUDIO, Modality.IMAGE, Modality.VIDEO)  # see `RouteSpace.question_mask`
@@ -40,6 +43,15 @@ class Exporter:
         if part.graph_key not in self._traced:
             self._traced[part.graph_key] = trace_graph(part, opset=self.opset)
         return self._traced[part.graph_key]
+
+    def trace(self, parts: Sequence[ModelPart]) -> Iterator[str]:
+        """Traces what these parts need and is not traced yet, on all cores; yields a name as each is done."""
+        new = {part.graph_key: part for part in parts if part.graph_key not in self._traced}
+        ordered = sorted(new.values(), key=lambda part: -sum(1 for _ in part.module.modules()))  # the longest first
+        traced = parallel_map(partial(_trace_bytes, opset=self.opset), ordered, min_items=2, chunksize=1)
+        for part, model in zip(ordered, traced, strict=True):
+            self._traced[part.graph_key] = ir.from_proto(onnx.ModelProto.FromString(model))
+            yield part.name
 
     def write(
         self,
@@ -69,7 +81,10 @@ class Exporter:
         policy.check(part.name for part in parts)
         library = _LibraryWriter()
         dim = next(p.module.module[-1].in_features for p in parts if p.name == "answer.classify")  # type: ignore
-        for part in [*parts, *joining_parts(spec, router, dim=dim)]:
+        every = [*parts, *joining_parts(spec, router, dim=dim)]
+        for _ in self.trace(every):
+            pass
+        for part in every:
             precision = policy.precision_of(part.name)
             part_ranges = None if ranges is None else ranges.get(part.name, {})
             traced = self.graph(part)
@@ -89,6 +104,11 @@ class Exporter:
         if tokenizer is not None:
             contents[TOKENIZER] = tokenizer.encode()
         return _write_folder(folder, contents, manifest)
+
+
+def _trace_bytes(part: ModelPart, *, opset: int) -> bytes:
+    """In a process of its own: what it returns must be bytes."""
+    return ir.to_proto(trace_graph(part, opset=opset)).SerializeToString()
 
 
 def route_signatures(route: Route, space: RouteSpace) -> list[RouteSignature]:
