@@ -34,19 +34,25 @@ class Media(NamedTuple):
     entry_index: np.ndarray
 
 
-def as_arrays(inputs: Mapping[str, MediaInput], samples_per_token: int) -> dict[str, Media]:
+class Arrays(dict[str, Media]):
+    """What `as_arrays` returned: it is not done twice."""
+
+
+def as_arrays(inputs: Mapping[str, MediaInput], samples_per_token: int) -> Arrays:
     """The inputs of a batch; waveforms [U, S] are cut into tokens [U, N, samples_per_token], padded with silence.
 
     Raises ValueError for an input without anything real: exported graphs have no way to leave it out.
     """
-    arrays = {
-        str(m): Media(np.asarray(i.values), np.asarray(i.mask), np.asarray(i.entry_index)) for m, i in inputs.items()
-    }
+    if isinstance(inputs, Arrays):
+        return inputs
+    arrays = Arrays(
+        {str(m): Media(np.asarray(i.values), np.asarray(i.mask), np.asarray(i.entry_index)) for m, i in inputs.items()}
+    )
     for m, media in arrays.items():
-        empty = np.flatnonzero(~media.mask.reshape(len(media.mask), -1).any(1))
-        if len(empty):
-            raise ValueError(f"{m} {empty[0]} is empty: its mask is all False")
-    if "audio" in arrays and arrays["audio"].values.ndim == 2:  # not cut yet
+        real = media.mask.any(1)
+        if not real.all():
+            raise ValueError(f"{m} {real.argmin()} is empty: its mask is all False")
+    if "audio" in arrays:
         values, mask, entry = arrays["audio"]
         arrays["audio"] = Media(_cut(values, samples_per_token), _cut(mask, samples_per_token), entry)
     return arrays
@@ -93,7 +99,8 @@ def distinct(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def chunks(rows: np.ndarray, count: int) -> list[np.ndarray]:
     """The rows in `count` parts of about equal size, fewer where a part would have less than four."""
-    return np.array_split(rows, max(1, min(count, len(rows) // 4)))
+    count = min(count, len(rows) // 4)
+    return [rows] if count < 2 else np.array_split(rows, count)
 
 
 def scatter_rows(size: int, used: np.ndarray, values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -236,7 +236,7 @@ class ExportedOmniModel:
             for m, key in self._token_keys(signature).items():
                 if key not in tokens:
                     needed.setdefault(key, []).append(arrays[m].entry_index[samples])
-        used = {key: np.unique(np.concatenate(entries)) for key, entries in needed.items()}
+        used = {key: distinct(np.concatenate(entries))[0] for key, entries in needed.items()}
         tasks = [(key, part) for key, rows in used.items() for part in chunks(rows, self.pool.workers)]
 
         def encode(task: tuple[tuple[str, int, bool], np.ndarray]) -> dict[str, np.ndarray]:
