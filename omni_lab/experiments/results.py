@@ -80,7 +80,9 @@ class RunRecorder:
         if own["interval"]:
             line += " ({:.3f} to {:.3f})".format(*own["interval"])
         folder = project_root() / "reports" / "published" / get_profile(self._run["profile"]).trained_as
-        other = find_published(self._run, read_results(folder / self._run["notebook"], broken=print)).get(name)
+        other = find_published(
+            {**self._run, "metrics": self.metrics}, read_results(folder / self._run["notebook"], broken=print)
+        ).get(name)
         if other is None:
             return line
         return f"{line}; published" + (f", {other['n']:,}" if "n" in other else "") + f": {other['value']:.3f}"
@@ -154,17 +156,18 @@ def read_results(
 
 
 def find_published(run: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The metrics by name of the published run of the same notebook, seed and parameters, the latest of several; empty
-    if there is none. Only parameters that both recorded are compared, without the profile; a count of 0 fits any, as
-    it stands for the profile's own."""
-    own, found = run["parameters"], []
+    """The metrics by name of the published run of the same notebook, seed and parameters; of several that with most of
+    this run's metrics, then the latest; empty if there is none. Only parameters that both recorded are compared,
+    without the profile; a count of 0 fits any, as it stands for the profile's own."""
+    own, found, names = run["parameters"], [], {m["name"] for m in run.get("metrics", ())}
     for other in published:
         theirs = other["parameters"]
         differing = [k for k in own.keys() & theirs.keys() if k != "profile" and own[k] != theirs[k]]
         open_counts = all(k != "seed" and type(own[k]) is int and own[k] == 0 for k in differing)
         if other["notebook"] == run["notebook"] and open_counts:
-            found.append((-len(differing), str(other["started"]), other["metrics"]))
-    return {m["name"]: m for m in max(found, key=lambda f: f[:2])[2]} if found else {}
+            shared = sum(m["name"] in names for m in other["metrics"])
+            found.append((-len(differing), shared, str(other["started"]), other["metrics"]))
+    return {m["name"]: m for m in max(found, key=lambda f: f[:3])[3]} if found else {}
 
 
 def _read_checked(file: Path) -> dict[str, Any]:
