@@ -167,3 +167,17 @@ def test_only_a_published_run_with_the_same_parameters_is_compared(tmp_path: Pat
     assert value(a=0) == 30, "0 stands for the profile's own count"
     assert value(a=False) is None and value(later=1) == 30, "a parameter that is newer than the published run"
     assert find_published({"notebook": "other", "parameters": {"seed": 3}}, published) == {}
+
+
+def test_of_several_published_runs_that_with_the_same_metrics_is_compared() -> None:
+    def recorded(name: str, started: str) -> dict[str, Any]:
+        return {
+            "notebook": "nn",
+            "parameters": {"seed": 0},
+            "started": started,
+            "metrics": [{"name": name, "value": 1}],
+        }
+
+    published = [recorded("digits/cost", "2026-01-01"), recorded("adverse/cost", "2026-02-01")]
+    assert [*find_published(recorded("digits/cost", "2026-03-01"), published)] == ["digits/cost"]
+    assert [*find_published(recorded("other", "2026-03-01"), published)] == ["adverse/cost"], "else the latest"
