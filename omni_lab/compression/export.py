@@ -22,12 +22,11 @@ from omni_lab.compression.parts import AssemblySpec, ModelPart
 from omni_lab.compression.precision import PrecisionPolicy, QuantRange
 from omni_lab.engine.library import FUNCTIONS, MANIFEST, TOKENIZER, WEIGHTS, ArtifactError, file_digest
 from omni_lab.engine.route_graph import RouteSignature
-from omni_lab.routing.route import Route, RouteSpace
+from omni_lab.routing.route import QUESTION_ORDER, Route, RouteSpace
 from omni_lab.routing.router import Router, penalty_knots
 from omni_lab.utils.parallel import parallel_map
 
 ALIGNMENT = 64  # bytes, of weights in their file
-QUESTION_ORDER = (Modality.TEXT, Modality.AUDIO, Modality.IMAGE, Modality.VIDEO)  # see `RouteSpace.question_mask`
 Ranges = Mapping[str, Mapping[str, QuantRange]]  # part -> linear layer -> range of its input
 
 
@@ -113,7 +112,7 @@ def _trace_bytes(part: ModelPart, *, opset: int) -> bytes:
 
 def route_signatures(route: Route, space: RouteSpace) -> list[RouteSignature]:
     """What each sample of a batch runs."""
-    signatures, modalities = [], list(Modality)
+    signatures = []
     for levels, runs in zip(route.encoder_levels.tolist(), space.path_mask(route).tolist(), strict=True):
         levels = tuple((m.value, levels[m.column]) for m in space.modalities if levels[m.column])
         paths = tuple(
@@ -123,7 +122,6 @@ def route_signatures(route: Route, space: RouteSpace) -> list[RouteSignature]:
             if opened and (layer, path) not in space.pruned_paths
         )
         signatures.append(RouteSignature(levels, paths))
-    assert all(m in modalities for m in space.modalities)
     return signatures
 
 

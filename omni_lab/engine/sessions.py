@@ -166,6 +166,9 @@ class SessionPool:
     def _build_and_forget(self, key: Hashable, build: Callable[[], Graph]) -> None:
         try:
             self.build(key, build)
+        except Exception:  # the route is answered without it; whoever waits is told
+            log.exception("the graph of a route could not be built")
+            raise
         finally:
             with self._lock:
                 self._building.pop(key, None)

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from omni_lab.batch import NUM_MODALITIES, ComputeLevel, Modality
 
+# The first of these that is present carries the question.
+QUESTION_ORDER = (Modality.TEXT, Modality.AUDIO, Modality.IMAGE, Modality.VIDEO)
+
 
 class CrossModalPath(NamedTuple):
     """A directed interaction: tokens of `query` attend to tokens of `key`."""
@@ -99,7 +102,7 @@ class RouteSpace:
 
     def question_mask(self, present: Bool[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
         """[B, M], True for the one modality of each sample that carries its question."""
-        rank = torch.tensor([0, 2, 1, 3], device=present.device)  # of text, image, audio, video
+        rank = torch.tensor([QUESTION_ORDER.index(m) for m in Modality], device=present.device)
         first = torch.where(present, rank, NUM_MODALITIES).argmin(dim=1, keepdim=True)
         return torch.zeros_like(present).scatter(1, first, True) & present
 
