@@ -25,6 +25,7 @@ class BatchEncoders:
         self._parts: dict[Modality, list[Tokens]] = {m: [replace(t, entry_index=None)] for m, t in questions.items()}
         unused = torch.full((len(batch),), -1, device=batch.present.device)
         self._entries = {m: questions[m].entry_index if m in questions else unused for m in batch.inputs}
+        self._means = {m: replace(t, entry_index=None).mean_pool() for m, t in questions.items()}
         self._known: dict[tuple[Modality, ComputeLevel], Int[Tensor, " u"]] = {}  # where the tokens of an entry are
 
     def __call__(self, samples: Int[Tensor, " p"], modality: Modality, level: ComputeLevel) -> Float[Tensor, "p d"]:
@@ -41,10 +42,12 @@ class BatchEncoders:
         if len(new):
             known[new] = sum(map(len, parts)) + torch.arange(len(new), device=new.device)
             parts.append(self.model.encode_entries(level, modality, inputs, new))
+            means = parts[-1].mean_pool()
+            self._means[modality] = torch.cat([self._means[modality], means]) if modality in self._means else means
         index = self._entries[modality]
         assert index is not None
-        self._entries[modality] = index = index.index_copy(0, samples, known[entries])
-        return replace(stack_entries(parts), entry_index=index[samples]).mean_pool()
+        self._entries[modality] = index.index_copy(0, samples, known[entries])
+        return self._means[modality][known[entries]]
 
     def tokens(self) -> dict[Modality, Tokens]:
         """Of every modality that ran, from the last level that ran for each sample."""
@@ -70,7 +73,7 @@ def answer_sequentially(
     state = initial_state(model, batch, questions, router.glance(raw, batch.present))
     encoders = BatchEncoders(model, batch, questions)
     condition = None if penalty is None else torch.full((len(batch),), penalty, device=state.question.device)
-    trajectory, _ = router.run(state, encoders, penalty=condition)
+    trajectory, _ = router.run(state, encoders, penalty=condition, lockstep=False)
     requests: Any = heads
     return model.fuse(encoders.tokens(), heads=requests, route=trajectory.route), trajectory
 

@@ -18,8 +18,10 @@ from omni_lab.config.schema import DataConfig, EmojiWorldConfig, Profile, Talkin
 from omni_lab.data.sources.base import MediaItem, Question, QuestionFamily
 from omni_lab.training.checkpoint import from_blocks, to_blocks
 from omni_lab.training.recipes import Recipe, get_recipe
+from omni_lab.utils.env import keep_freed_memory
 
 torch.set_num_threads(1)
+keep_freed_memory()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

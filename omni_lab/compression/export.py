@@ -24,6 +24,7 @@ from omni_lab.engine.library import FUNCTIONS, MANIFEST, TOKENIZER, WEIGHTS, Art
 from omni_lab.engine.route_graph import RouteSignature
 from omni_lab.routing.route import QUESTION_ORDER, Route, RouteSpace
 from omni_lab.routing.router import Router, penalty_knots
+from omni_lab.routing.sequential import SequentialRouter
 from omni_lab.utils.parallel import parallel_map
 
 ALIGNMENT = 64  # bytes, of weights in their file
@@ -61,7 +62,7 @@ class Exporter:
         policy: PrecisionPolicy,
         source: str,
         answers: Sequence[str],
-        router: Router | None = None,
+        router: Router | SequentialRouter | None = None,
         ranges: Ranges | None = None,
         routes: Iterable[RouteSignature] = (),
         tokenizer: str | None = None,
@@ -95,7 +96,7 @@ class Exporter:
             "source": source,
             "policy": policy.name,
             "opsets": {"": self.opset, CONTRIB_DOMAIN: 1},
-            "model": _describe(spec, parts, answers, dim=dim),
+            "model": _describe(spec, parts, answers, router, dim=dim),
             "routes": [signature.to_json() for signature in routes],
             **library.entries(),
         }
@@ -125,7 +126,14 @@ def route_signatures(route: Route, space: RouteSpace) -> list[RouteSignature]:
     return signatures
 
 
-def _describe(spec: AssemblySpec, parts: Sequence[ModelPart], answers: Sequence[str], *, dim: int) -> dict[str, Any]:
+def _describe(
+    spec: AssemblySpec,
+    parts: Sequence[ModelPart],
+    answers: Sequence[str],
+    router: Router | SequentialRouter | None,
+    *,
+    dim: int,
+) -> dict[str, Any]:
     """What a runtime must know about the model beside its parts."""
     space, names = spec.space, {part.name for part in parts}
     encoders: dict[str, dict[str, str]] = {}
@@ -148,6 +156,7 @@ def _describe(spec: AssemblySpec, parts: Sequence[ModelPart], answers: Sequence[
         "answers": [*answers],
         "costs": [*spec.costs],
         "knots": penalty_knots().tolist(),
+        "actions": [[m, level] for m, level in router.actions] if isinstance(router, SequentialRouter) else [],
     }
 
 

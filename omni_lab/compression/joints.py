@@ -9,6 +9,7 @@ from omni_lab.batch import NUM_MODALITIES, Tokens
 from omni_lab.compression.parts import AssemblySpec, ModelPart
 from omni_lab.encoders.latents import fake_quantize_tokens
 from omni_lab.routing.router import NUM_KNOTS, Router, penalty_knots, penalty_to_knots
+from omni_lab.routing.sequential import SequentialRouter
 
 
 class _Latents(nn.Module):
@@ -51,7 +52,7 @@ class _Decide(nn.Module):
         return router.space.project_decisions(level_logits.argmax(dim=2), path_logits > 0, present > 0.5)
 
 
-def joining_parts(spec: AssemblySpec, router: Router | None, *, dim: int) -> list[ModelPart]:
+def joining_parts(spec: AssemblySpec, router: Router | SequentialRouter | None, *, dim: int) -> list[ModelPart]:
     """Latents and pooling, and what a router does besides its layers. dim: width of the tokens."""
     tokens, mask = torch.randn(2, 3, dim), torch.ones(2, 3, dtype=torch.bool)
 
@@ -64,6 +65,8 @@ def joining_parts(spec: AssemblySpec, router: Router | None, *, dim: int) -> lis
     if router is None:
         return parts
     parts.append(pool("router.pool", "mean"))
+    if isinstance(router, SequentialRouter):
+        return parts
     logits, present = torch.randn(2, sum(router.num_logits)), torch.ones(2, NUM_MODALITIES)
     parts.append(ModelPart("router.decide", _Decide(router), None, (logits, present), ("logits", "present")))
     if router.penalty_conditioned:

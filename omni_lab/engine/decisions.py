@@ -9,17 +9,19 @@ import numpy as np
 
 from omni_lab.engine.route_graph import RouteSignature
 
+TokenTable = dict[tuple[str, int, bool], tuple[np.ndarray, np.ndarray]]
+
 
 class Decision(NamedTuple):
     """What runs for each sample.
 
     levels: [B, M], of each modality, 0 where it is skipped. paths: [B, L, P], True where a path is open.
-    tokens: of the questions by modality, and their masks; [U, N, D] and [U, N], one row per distinct input.
+    tokens: what was encoded in order to decide.
     """
 
     levels: np.ndarray
     paths: np.ndarray
-    tokens: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    tokens: Mapping[tuple[str, int, bool], tuple[np.ndarray, np.ndarray]]
 
 
 class Answer(NamedTuple):

@@ -95,14 +95,42 @@ class _Builder:
         )
         return Graph(model, self.weights, [*outputs])
 
-    def encode(self, modality: str, level: int) -> _Stream:
+    def raw(self, modality: str) -> list[str]:
+        """The distinct inputs of a modality and their mask."""
+        full = max(self.library.model["encoders"][modality].items(), key=lambda pair: int(pair[0]))[1]
+        specs = zip(self.library.parts[full].inputs, ("values", "mask"), strict=True)
+        return [self.input(f"{modality}.{kind}", spec.dtype, *spec.shape) for spec, kind in specs]
+
+    def encode(self, modality: str, level: int, raw: Sequence[str] | None = None) -> _Stream:
         """Tokens of the distinct inputs of a modality, from the raw ones."""
         name = self.library.model["encoders"][modality][str(level)]
-        inputs = []
-        for spec, kind in zip(self.library.parts[name].inputs, ("values", "mask"), strict=True):
-            inputs.append(self.input(f"{modality}.{kind}", spec.dtype, *spec.shape))
-        values, mask, *_ = self.part(name, *inputs)
+        values, mask, *_ = self.part(name, *(self.raw(modality) if raw is None else raw))
         return _Stream(self.part("latents", values)[0] if "latents" in self.library.parts else values, mask)
+
+    def summarise(self, modality: str, stream: _Stream) -> str:
+        """The mean token of each sample."""
+        entry = self.input(f"{modality}.entry", "int64", -1)
+        return self.op("Gather", self.part("router.pool", *stream)[0], entry, axis=0)
+
+    def decide(self, stream: _Stream, computed: Mapping[str, str], found: Mapping[str, str]) -> Graph:
+        """The step of a sequential router, and the whole graph. computed: inputs of the step that are no inputs of the
+        graph. found: outputs [B, k] besides action [B], levels [B, M], paths [B, L, P] and the tokens of `stream`."""
+        model, inputs = self.library.model, self.library.parts["router.step"].inputs
+        width = {spec.name: spec.shape[1] for spec in inputs if len(spec.shape) == 2}
+        action, levels, paths = self.part(
+            "router.step",
+            *(computed.get(spec.name) or self.input(spec.name, spec.dtype, *spec.shape) for spec in inputs),
+        )
+        sizes = (model["depth"], len(model["router_paths"]))
+        return self.graph(
+            {
+                "action": (action, TensorSpec("", "int64", (-1,))),
+                "levels": (levels, TensorSpec("", "int64", (-1, len(model["columns"])))),
+                "paths": (paths, TensorSpec("", "bool", (-1, *sizes))),
+                **{n: (x, TensorSpec("", "float32", (-1, width.get(n, model["dim"])))) for n, x in found.items()},
+                **_token_outputs(self.library, stream),
+            }
+        )
 
     def tokens(self, modality: str) -> _Stream:
         """Tokens that are given."""
@@ -243,6 +271,34 @@ def decision_graph(library: GraphLibrary, question: str) -> Graph:
             **_token_outputs(library, stream),
         }
     )
+
+
+def first_look_graph(library: GraphLibrary, question: str, media: Sequence[str]) -> Graph:
+    """The first step of a sequential router: from questions in one modality, and glances at `media`, to its decision.
+
+    Inputs besides those of `encoder_graph` (of the question, and of each medium of which there are inputs): m.entry
+    [B], and the inputs of the part router.step that this graph does not compute. Outputs: see `_Builder.decide`; also
+    question [B, D] and glance.m [B, G] of each medium.
+    """
+    builder = _Builder(library)
+    raw = builder.raw(question)
+    stream = builder.encode(question, max(map(int, library.model["encoders"][question])), raw)
+    summary = builder.summarise(question, stream)
+    found = {"question": summary}
+    for m in media:
+        entry = f"{m}.entry" if m == question else builder.input(f"{m}.entry", "int64", -1)
+        glance = builder.part(f"router.glance.{m}", *(raw if m == question else builder.raw(m)))[0]
+        found[f"glance.{m}"] = builder.op("Gather", glance, entry, axis=0)
+    return builder.decide(stream, {**found, f"summary.{question}": summary}, found)
+
+
+def look_graph(library: GraphLibrary, modality: str, level: int) -> Graph:
+    """A further step: an encoder runs, and the router decides again. Inputs and outputs as of `first_look_graph`; also
+    summary [B, D], what the encoder found."""
+    builder = _Builder(library)
+    stream = builder.encode(modality, level)
+    summary = builder.summarise(modality, stream)
+    return builder.decide(stream, {f"summary.{modality}": summary}, {"summary": summary})
 
 
 def _token_outputs(library: GraphLibrary, stream: _Stream) -> dict[str, tuple[str, TensorSpec]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_lab.engine.decisions import Answer, Decision
+from omni_lab.engine.decisions import Answer, Decision, TokenTable
 from omni_lab.engine.inputs import (
     Media,
     MediaInput,
@@ -21,6 +21,7 @@ from omni_lab.engine.inputs import (
     single_text,
 )
 from omni_lab.engine.library import TOKENIZER, GraphLibrary
+from omni_lab.engine.looking import look_and_decide
 from omni_lab.engine.route_graph import (
     ANSWER,
     RouteSignature,
@@ -30,8 +31,6 @@ from omni_lab.engine.route_graph import (
 from omni_lab.engine.sessions import ModelSessions, Session
 from omni_lab.utils.penalties import penalty_for_budget
 
-# Tokens [U, N, D] and their mask, by modality and level; those of questions apart: only some of the entries are there.
-TokenTable = dict[tuple[str, int, bool], tuple[np.ndarray, np.ndarray]]
 Inputs = Mapping[str, MediaInput]  # by modality: those of an `OmniBatch`, say
 
 
@@ -75,9 +74,12 @@ class ExportedOmniModel:
         Raises ArtifactError for broken files and other weights, ValueError for options that this machine lacks."""
         return cls(GraphLibrary(Path(folder), source=source), **options)
 
-    def ask(self, question: str = "", *, budget: float | None = None, **media: np.ndarray) -> Answer:
+    def ask(
+        self, question: str = "", *, budget: float | None = None, penalty: float | None = None, **media: np.ndarray
+    ) -> Answer:
         """Answers one question. media: image [3, H, W] uint8, audio [S] float at 16 kHz, video [F, 3, h, w] uint8.
 
+        budget, penalty: see `select_route`.
         Raises ValueError for no input at all, a modality that the model does not have, or another number of axes.
         """
         inputs: dict[str, MediaInput] = {}
@@ -87,27 +89,31 @@ class ExportedOmniModel:
             inputs[name] = single_medium(name, np.asarray(values))
         if not inputs:
             raise ValueError("ask needs a question, or a medium that holds one: got neither")
-        decision = self.select_route(inputs, budget=budget)
+        decision = self.select_route(inputs, budget=budget, penalty=penalty)
         logits = self.run(inputs, decision)[0]
         shifted = np.exp(logits - logits.max())
         best = int(logits.argmax())
         route = self._signature(decision.levels[0], decision.paths[0])
         return Answer(self.library.answers[best], float(shifted[best] / shifted.sum()), logits, route)
 
-    def answer(self, inputs: Inputs, *, budget: float | None = None) -> np.ndarray:
+    def answer(self, inputs: Inputs, *, budget: float | None = None, penalty: float | None = None) -> np.ndarray:
         """Logits [B, A] under the routes that the router selects. inputs: those of an `OmniBatch`, say."""
         arrays = self._arrays(inputs)
-        return self.run(arrays, self.select_route(arrays, budget=budget))
+        return self.run(arrays, self.select_route(arrays, budget=budget, penalty=penalty))
 
-    def select_route(self, inputs: Inputs, *, budget: float | None = None) -> Decision:
-        """The router's most likely routes, and the tokens of the questions.
+    def select_route(self, inputs: Inputs, *, budget: float | None = None, penalty: float | None = None) -> Decision:
+        """The router's most likely routes, and the tokens of what it looked at: of the questions, if it decides once.
 
-        budget: mean fraction of the dense cost, for a penalty-conditioned router; ValueError where it cannot be met.
+        budget: mean fraction of the dense cost, for a penalty-conditioned router that decides once; ValueError where it
+            cannot be met.
+        penalty: of costs in place of a budget, for any penalty-conditioned router.
         """
         if not self.routed:
             raise ValueError("this model was exported without a router")
-        arrays = self._arrays(inputs)
+        arrays, chosen = self._arrays(inputs), self._penalty(budget, penalty)
         present, question = self._present(arrays), {}
+        if self.library.model["actions"]:
+            return look_and_decide(self.pool, arrays, present, chosen)
         size, model = len(present), self.library.model
         levels = np.zeros((size, len(self.columns)), int)
         paths = np.zeros((size, model["depth"], len(model["router_paths"])), bool)
@@ -121,21 +127,18 @@ class ExportedOmniModel:
             used, entry = distinct(entry[samples])
             feed = {f"{name}.values": values[used], f"{name}.mask": mask[used], f"{name}.entry": entry}
             feed["present"] = present[samples].astype(np.float32)
-            if "router.knots" in self.library.parts:
-                feed["penalty"] = np.full(len(samples), self._penalty(budget), np.float32)
-            elif budget is not None:
-                raise ValueError(
-                    "this router was trained with one penalty: it takes neither another penalty nor a budget"
-                )
+            if chosen is not None:
+                feed["penalty"] = np.full(len(samples), chosen, np.float32)
             found = self.pool.decide(name)(feed)
             levels[samples], paths[samples] = found["levels"], found["paths"]
-            question[name] = scatter_rows(len(values), used, found["tokens"], found["token_mask"])
+            key = (name, self._full_level(name), True)
+            question[key] = scatter_rows(len(values), used, found["tokens"], found["token_mask"])
         return Decision(levels, paths, question)
 
     def dense(self, inputs: Inputs) -> Decision:
         """The routes that run everything."""
         present = self._present(self._arrays(inputs))
-        full = np.array([max(map(int, self.library.model["encoders"].get(m, {0: 0}))) for m in self.columns])
+        full = np.array([self._full_level(m) for m in self.columns])
         queries, keys = np.array(self._path_columns).T
         runs = present[:, queries] & present[:, keys]
         return Decision(present * full, np.repeat(runs[:, None], self.library.model["depth"], 1), {})
@@ -148,8 +151,7 @@ class ExportedOmniModel:
         arrays = self._arrays(inputs)
         decision = self.dense(inputs) if decision is None else decision
         groups = self._groups(decision)
-        full = {m: max(map(int, levels)) for m, levels in self.library.model["encoders"].items()}
-        tokens: TokenTable = {(m, full[m], True): found for m, found in decision.tokens.items()}
+        tokens: TokenTable = {**decision.tokens}
         if len(groups) > 1 or not self.whole:
             self._encode_shared(arrays, groups, tokens)
         logits = np.zeros((len(decision.levels), len(self.library.answers)), np.float32)
@@ -281,7 +283,24 @@ class ExportedOmniModel:
             present[:, self.columns[name]] = media.entry_index >= 0
         return present
 
-    def _penalty(self, budget: float | None) -> float:
-        if budget is None:
-            raise ValueError("this router is conditioned on a penalty: pass a budget")
-        return penalty_for_budget(budget, np.array(self.library.model["costs"]), np.array(self.library.model["knots"]))
+    def _full_level(self, modality: str) -> int:
+        return max(map(int, self.library.model["encoders"].get(modality, {0: 0})))
+
+    def _penalty(self, budget: float | None, penalty: float | None) -> float | None:
+        """None for a router that takes none."""
+        parts, model = self.library.parts, self.library.model
+        step = [spec.name for spec in parts["router.step"].inputs] if "router.step" in parts else []
+        if "router.knots" not in parts and "penalty" not in step:
+            if budget is not None or penalty is not None:
+                raise ValueError(
+                    "this router was trained with one penalty: it takes neither another penalty nor a budget"
+                )
+            return None
+        if (budget is None) == (penalty is None):
+            raise ValueError("this router is conditioned on a penalty: pass a budget, or a penalty")
+        if penalty is not None:
+            return penalty
+        assert budget is not None
+        if not model["costs"]:
+            raise ValueError("what this router costs under each penalty was not measured: pass a penalty, not a budget")
+        return penalty_for_budget(budget, np.array(model["costs"]), np.array(model["knots"]))

@@ -21,7 +21,9 @@ from omni_lab.engine.route_graph import (
     RouteSignature,
     decision_graph,
     encoder_graph,
+    first_look_graph,
     gated_graph,
+    look_graph,
     part_graph,
     route_graph,
 )
@@ -207,12 +209,15 @@ class ModelSessions(SessionPool):
     """
 
     def build_ahead(self, *, routed: bool) -> None:
-        """All that are kept."""
+        """What is kept: under a sequential router, what it runs; else every encoder."""
+        actions = self.library.model["actions"]
         for question in self.library.model["question_order"]:
             self.gated(question)
-            if routed:
+            if routed and not actions:
                 self.decide(question)
-        for modality, levels in self.library.model["encoders"].items():
+        for modality, level in actions:
+            self.look(modality, level)
+        for modality, levels in self.library.model["encoders"].items() if not actions else ():
             for level in levels:
                 self.encoder(modality, int(level))
 
@@ -221,6 +226,12 @@ class ModelSessions(SessionPool):
 
     def decide(self, question: str) -> Session:
         return self.keep(("decide", question), partial(decision_graph, self.library, question))
+
+    def first_look(self, question: str, media: tuple[str, ...]) -> Session:
+        return self.keep(("first look", question, media), partial(first_look_graph, self.library, question, media))
+
+    def look(self, modality: str, level: int) -> Session:
+        return self.keep(("look", modality, level), partial(look_graph, self.library, modality, level))
 
     def encoder(self, modality: str, level: int) -> Session:
         return self.keep(("encoder", modality, level), partial(encoder_graph, self.library, modality, level))

@@ -14,7 +14,7 @@ from typing import Any
 import click
 import yaml
 
-from omni_lab.utils.env import RETRAIN_SINCE_ENV_VAR, limit_spinning, project_root
+from omni_lab.utils.env import RETRAIN_SINCE_ENV_VAR, keep_freed_memory, limit_spinning, project_root
 
 app = click.Group(help="Run the notebook series and read its results.")
 profile_option = click.option("--profile", default="quick", show_default=True, help="smoke, quick, standard or full")
@@ -222,6 +222,7 @@ def publish(notebook: str, profile: str, output: Path, run_name: str, figures: S
 def main(argv: list[str] | None = None) -> int:
     """Runs a command. Returns 0, or 1 if a notebook failed, 2 for wrong usage, 130 after an interrupt."""
     limit_spinning()
+    keep_freed_memory()
     try:
         return int(app(argv, prog_name="omni-lab", standalone_mode=False) or 0)
     except click.ClickException as error:

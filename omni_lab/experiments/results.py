@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_lab.experiments import provenance
-from omni_lab.utils.env import project_root
+from omni_lab.utils.env import keep_freed_memory, project_root
 from omni_lab.utils.lookup import lookup
 
 SCHEMA = 2  # files of schema 1 are still read: they were recorded before runs named their commit and processor
@@ -109,7 +109,11 @@ def write_results(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def start_run(notebook: str, *, profile: str, seed: int, output_dir: str = "", **parameters: Any) -> RunRecorder:
-    """Starts the recorder of a notebook. Without output_dir (in JupyterLab): reports/interactive/<notebook>."""
+    """Starts the recorder of a notebook. Without output_dir (in JupyterLab): reports/interactive/<notebook>.
+
+    The process then keeps the memory that it frees: see `keep_freed_memory`.
+    """
+    keep_freed_memory()
     folder = Path(output_dir) if output_dir else project_root() / "reports" / "interactive" / notebook
     libraries = ("omni-lab", "torch", "lightning", "timm", "torchmetrics")
     run: dict[str, Any] = {

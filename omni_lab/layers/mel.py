@@ -42,27 +42,34 @@ class LogMelSpectrogram(nn.Module):
             return (self.bank.T @ power + 1e-6).log()
 
 
-def power_spectrogram_matmul(waves: Float[Tensor, "u s"], window: Float[Tensor, " w"]) -> Float[Tensor, "u k t"]:
-    """The power spectrogram, 257 bins every 160 samples, by matrix products; S a multiple of 160, window 400 long.
+def power_spectrogram_matmul(
+    waves: Float[Tensor, "u s"], window: Float[Tensor, " w"], *, last: bool = False
+) -> Float[Tensor, "u k t"]:
+    """The power spectrogram, 257 bins every 160 samples, by matrix products; S a multiple of 160.
 
-    A Fourier transform of 512 = 16 x 32 samples in two steps (Cooley and Tukey 1965). For exported models: the
+    A Fourier transform of 512 = 32 x 16 samples in two steps (Cooley and Tukey 1965). For exported models: the
     transform of ONNX Runtime is several times as slow.
+
+    window: of at most 512 samples. last: also the frame around the end of the waveform.
     """
-    hops = F.pad(waves, (256, 224)).unflatten(1, (-1, HOP_LENGTH))  # a frame is 3.2 hops
+    hops = F.pad(waves, (256, 224 + HOP_LENGTH * last)).unflatten(1, (-1, HOP_LENGTH))  # a frame is 3.2 hops
     frames = torch.cat([hops[:, :-3], hops[:, 1:-2], hops[:, 2:-1], hops[:, 3:, :32]], dim=2)  # [U, F, 512]
-    x = (frames * F.pad(window, (56, 56))).unflatten(2, (16, 32)).transpose(2, 3)  # [U, F, 32, 16]
+    padded = F.pad(window, ((N_FFT - len(window)) // 2,) * 2)
+    x = (frames * padded).unflatten(2, (32, 16)).transpose(2, 3)  # [U, F, 16, 32]: sample 16 * column + row
 
     def cos_sin(rows: Tensor, columns: Tensor, period: int) -> tuple[Tensor, Tensor]:
         angle = 2 * math.pi * rows[:, None] * columns / period
         return angle.cos(), angle.sin()
 
-    short, long = torch.arange(16.0), torch.arange(32.0)
+    short, half = torch.arange(16.0), torch.arange(17.0)  # of 32 bins of a real signal 17 tell all
+    cos, sin = cos_sin(torch.arange(32.0), half, 32)
+    spectrum = x @ torch.cat([cos, -sin], dim=1)  # [U, F, 16, 17 + 17]
+    real, imaginary = spectrum[..., :17], spectrum[..., 17:]
+    cos, sin = cos_sin(short, half, N_FFT)
+    both = torch.cat([real * cos + imaginary * sin, imaginary * cos - real * sin], dim=2).transpose(2, 3)
     cos, sin = cos_sin(short, short, 16)
-    real, imaginary = x @ cos, -(x @ sin)  # [U, F, 32, 16]
-    cos, sin = cos_sin(long, short, 512)
-    real, imaginary = real * cos + imaginary * sin, imaginary * cos - real * sin
-    cos, sin = cos_sin(long, torch.arange(17.0), 32)
-    both = torch.cat([real, imaginary], dim=2).transpose(2, 3)  # [U, F, 16, 64]
-    spectrum = both @ torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])  # [U, F, 16, 17 + 17]
-    power = spectrum[..., :17].square() + spectrum[..., 17:].square()
-    return power.transpose(2, 3).flatten(2)[..., :257].transpose(1, 2)
+    spectrum = both @ torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])  # [U, F, 17, 16 + 16]
+    power = (spectrum[..., :16].square() + spectrum[..., 16:].square()).flatten(2)  # bin row + 32 * column
+    bins = torch.arange(N_FFT // 2 + 1)
+    bins = torch.where(bins % 32 < 17, bins, N_FFT - bins)  # the others are mirrored
+    return power[..., bins % 32 * 16 + bins // 32].transpose(1, 2)

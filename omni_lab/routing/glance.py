@@ -45,13 +45,14 @@ def glance_at_images(images: UInt8[Tensor, "u 3 h w"]) -> Float[Tensor, "u 8"]:
 def glance_at_audio(waves: Float[Tensor, "u s"], mask: Bool[Tensor, "u s"]) -> Float[Tensor, "u 8"]:
     """Log energies of frames of 50 ms, of the waveform and of its first difference (high frequencies): mean, spread,
     largest and smallest over time. Frames beyond the end count as the mean."""
+    padding = -waves.shape[1] % FRAME
+    waves, mask = F.pad(waves, (0, padding)), F.pad(mask, (0, padding))
+    real = mask.unflatten(1, (-1, FRAME)).any(2)
+    count = real.sum(1, keepdim=True).clamp(min=1)
     features = []
     for x in (waves, F.pad(waves.diff(dim=1), (1, 0))):
-        padding = -x.shape[1] % FRAME
-        energies = F.pad(x * mask, (0, padding)).unflatten(1, (-1, FRAME)).square().mean(2)
-        real = F.pad(mask, (0, padding)).unflatten(1, (-1, FRAME)).any(2)
+        energies = torch.linalg.vector_norm((x * mask).unflatten(1, (-1, FRAME)), dim=2).square() / FRAME
         levels = (energies + 1e-7).log10()
-        count = real.sum(1, keepdim=True).clamp(min=1)
         mean = (levels * real).sum(1, keepdim=True) / count
         levels = torch.where(real, levels, mean)
         spread = ((levels - mean).square().sum(1, keepdim=True) / count).sqrt()[:, 0]
@@ -82,12 +83,19 @@ def glance_at_video(video: UInt8[Tensor, "u f 3 h w"], mask: Bool[Tensor, "u f"]
         over_frames(cells.std(2)),
         over_frames((means - mean[:, None]).square()).sqrt(),
         moved.sum(1) / both.sum(1).clamp(min=1),
-        moved.amax(1) if moved.shape[1] else torch.zeros_like(mean),
+        F.pad(moved, (0, 1)).amax(1),  # zero for a video of one frame
         over_frames(inside.mean(2)),
         (moved > 1e-3).float().sum(1) / both.sum(1).clamp(min=1),
         count / 10,
     ]
     return torch.stack(features, dim=1)
+
+
+def glance_at(modality: Modality, values: Tensor, mask: Bool[Tensor, "u t"]) -> Float[Tensor, "u 8"]:
+    """Of raw inputs of an `OmniBatch`, see `ModalityInput`."""
+    if modality is Modality.IMAGE:
+        return glance_at_images(values)
+    return (glance_at_audio if modality is Modality.AUDIO else glance_at_video)(values, mask)
 
 
 class Glance(nn.Module):
@@ -114,12 +122,8 @@ class Glance(nn.Module):
                 continue
             if inputs.is_encoded:
                 raise ValueError(f"a glance needs raw {modality}: got precomputed tokens")
-            if modality is Modality.IMAGE:
-                features = glance_at_images(inputs.values)
-            else:
-                look = glance_at_audio if modality is Modality.AUDIO else glance_at_video
-                features = look(inputs.values, inputs.mask)
             here = inputs.entry_index >= 0
+            features = glance_at(modality, inputs.values, inputs.mask)
             out[here, modality.column] = features[inputs.entry_index[here]]
         return out
 

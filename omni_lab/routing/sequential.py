@@ -162,12 +162,17 @@ class SequentialRouter(nn.Module):
 
     def early_answer(self, state: RouterState) -> Float[Tensor, "b a"]:
         """Logits of the early head, from the summaries alone."""
-        hidden = sum(
-            self.early_proj[m.value](F.layer_norm(state.summaries[:, m.column], state.summaries.shape[2:]))
-            * state.ran[:, m.column].any(1, keepdim=True)
-            for m in self.space.modalities
-        )
-        return self.early_head(F.gelu(hidden))
+        return self.early_head(F.gelu(self.project_summaries(self.early_proj, state)))
+
+    def project_summaries(self, layers: nn.ModuleDict, state: RouterState) -> Float[Tensor, "b h"]:
+        """The sum of each modality's own projection of its normalised summary, of those that ran: one product."""
+        columns = [m.column for m in self.space.modalities]
+        ran = state.ran.any(2).float()[:, columns]
+        summaries = F.layer_norm(state.summaries[:, columns], state.summaries.shape[2:]) * ran[:, :, None]
+        own: list[Any] = [layers[m.value] for m in self.space.modalities]
+        weight = torch.cat([layer.weight for layer in own], dim=1)  # [H, M * D]
+        bias = torch.stack([layer.bias for layer in own])  # [M, H]
+        return summaries.flatten(1) @ weight.T + (ran[:, :, None] * bias).sum(1)
 
     def forward(self, state: RouterState, penalty: Float[Tensor, " b"] | None = None) -> SequentialLogits:
         """Raises ValueError for a missing penalty if `penalty_conditioned`, else for a given one."""
@@ -182,9 +187,7 @@ class SequentialRouter(nn.Module):
         facts = torch.cat([state.present.float(), state.ran.flatten(1).float(), state.glances.flatten(1)], dim=1)
         x = self.question_proj(F.layer_norm(state.question, state.question.shape[1:]))
         x = x + self.facts_proj(facts) + self.posterior_proj(posterior)
-        for m in self.space.modalities:
-            summary = F.layer_norm(state.summaries[:, m.column], state.summaries.shape[2:])
-            x = x + self.summary_proj[m.value](summary) * state.ran[:, m.column].any(1, keepdim=True)
+        x = x + self.project_summaries(self.summary_proj, state)
         x = F.gelu(self.hidden(F.gelu(x)))
         if penalty is not None:
             x = x * (1 + self.penalty_gain(penalty_to_knots(penalty, LEAST_PENALTY)))
@@ -194,7 +197,7 @@ class SequentialRouter(nn.Module):
 
     def legal_actions(self, state: RouterState) -> Bool[Tensor, "b k"]:
         """Stopping; an encoder of a modality that is present and not the question, above the levels it ran at."""
-        levels, legal = state.levels, [torch.ones(len(state), dtype=torch.bool, device=state.ran.device)]
+        levels, legal = state.levels, [torch.ones_like(state.present[:, 0])]
         for modality, level in self.actions:
             open_ = state.present[:, modality.column] & ~state.question_mask[:, modality.column]
             legal.append(open_ & (levels[:, modality.column] < level))
@@ -208,34 +211,48 @@ class SequentialRouter(nn.Module):
         penalty: Float[Tensor, " b"] | None = None,
         generator: torch.Generator | None = None,
         greedy: bool = True,
+        lockstep: bool = True,
     ) -> tuple[Trajectory, RouterState]:
-        """Decides until every sample has stopped. At each step the samples that chose the same action are encoded
-        together; nothing else runs. Returns the trajectory and the last state."""
+        """Decides until every sample has stopped. Samples that wait for the same action are encoded together; nothing
+        else runs. Returns the trajectory and the last state.
+
+        lockstep: every waiting sample is encoded before the next decision: few decisions, for an `encode` that looks
+            up. Otherwise one action runs at a time, and samples wait for others that will want the same: few, large
+            batches for encoders that run for real. The decisions are the same.
+        """
         size, device, depth, paths = len(state), state.question.device, self.space.depth, len(self.space.paths)
         log_prob, entropy, confidence = (torch.zeros(size, device=device) for _ in range(3))
         steps = torch.zeros(size, dtype=torch.long, device=device)
         path_mask = torch.zeros(size, depth, paths, dtype=torch.bool, device=device)
-        active = torch.arange(size, device=device)
+        waiting_for = torch.zeros(size, dtype=torch.long, device=device)  # index of the action, 0: none
+        deciding = torch.arange(size, device=device)
         queries, keys = self.space.path_columns
-        while len(active):
-            logits = self(state.select(active), None if penalty is None else penalty[active])
+        while len(deciding):
+            logits = self(state.select(deciding), None if penalty is None else penalty[deciding])
             chosen, log_p, h = choose(logits.action_logits, greedy, generator)
-            steps[active] += 1
-            log_prob, entropy = log_prob.index_add(0, active, log_p), entropy.index_add(0, active, h)
+            steps[deciding] += 1
+            log_prob, entropy = log_prob.index_add(0, deciding, log_p), entropy.index_add(0, deciding, h)
             stops = chosen == 0
             if stops.any():
-                here = active[stops]
+                here = deciding[stops]
                 path_logits, encoded = logits.path_logits[stops], state.levels[here] > ComputeLevel.SKIP
                 uniform = torch.rand(path_logits.shape, generator=generator).to(device)
                 path_mask[here] = path_logits > 0 if greedy else uniform < path_logits.sigmoid()
                 log_p, h = path_decisions(path_logits, path_mask[here], encoded[:, queries] & encoded[:, keys])
                 log_prob, entropy = log_prob.index_add(0, here, log_p), entropy.index_add(0, here, h)
                 confidence[here] = logits.answer_logits[stops].detach().float().softmax(1).amax(1)
-            for k in chosen.unique().tolist():
-                if k:
-                    samples, (modality, level) = active[chosen == k], self.actions[k - 1]
-                    state = state.after(samples, modality, level, encode(samples, modality, level))
-            active = active[~stops]
+            waiting_for[deciding] = chosen
+            queues = torch.bincount(waiting_for, minlength=1 + len(self.actions)).tolist()
+            wanted = [k for k in range(1, len(queues)) if queues[k]]
+            if not lockstep and wanted:  # the cheapest level first: after it many will want the same
+                wanted = [min(wanted, key=lambda k: (self.actions[k - 1][1], -queues[k]))]
+            served = []
+            for k in wanted:
+                served.append(samples := (waiting_for == k).nonzero().squeeze(1))
+                modality, level = self.actions[k - 1]
+                state = state.after(samples, modality, level, encode(samples, modality, level))
+            deciding = torch.cat(served).sort().values if served else deciding[:0]
+            waiting_for[deciding] = 0
         route = self.space.project(state.levels, path_mask, state.present)
         return Trajectory(route, state.ran, steps, log_prob, entropy, confidence), state
 

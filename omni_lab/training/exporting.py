@@ -10,11 +10,15 @@ import numpy as np
 
 from omni_lab.batch import Modality, OmniBatch
 from omni_lab.compression.export import Exporter, route_signatures
+from omni_lab.compression.look import split_sequential_router
+from omni_lab.compression.parts import AssemblySpec, split_model
+from omni_lab.compression.precision import Precision, PrecisionPolicy
 from omni_lab.data.collate import collate
 from omni_lab.data.datamodule import VQADataset
 from omni_lab.engine.route_graph import RouteSignature
 from omni_lab.evaluation.policies import PolicyEvaluator
 from omni_lab.routing.router import Router
+from omni_lab.routing.sequential import SequentialRouter
 from omni_lab.training.checkpoint import weights_digest
 from omni_lab.training.compression_recipes import CompressedModel
 from omni_lab.training.recipes import TrainedModel
@@ -66,5 +70,23 @@ def export_compressed(
         router=compressed.router,
         ranges=compressed.ranges,
         routes=routes,
+        tokenizer=network.data.store.tokenizer.to_str(),
+    )
+
+
+def export_sequential(
+    network: TrainedModel, router: SequentialRouter, folder: Path, *, exporter: Exporter | None = None
+) -> int:
+    """Writes a network and a router that looks again; returns the bytes. See `Exporter.write`."""
+    parts = split_model(network.model, example_batch(network.data.dataset("validation")))
+    raw = {p.owner: p.example for p in parts if p.owner and p.name == f"encoder.{p.owner}"}
+    return (exporter or Exporter()).write(
+        folder,
+        [*parts, *split_sequential_router(router.eval(), raw)],
+        AssemblySpec.from_model(network.model),
+        policy=PrecisionPolicy.uniform(Precision.FP32),
+        source=weights_digest(network.model),
+        answers=network.data.store.answers,
+        router=router,
         tokenizer=network.data.store.tokenizer.to_str(),
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from omni_lab.batch import Modality, OmniBatch
+from omni_lab.batch import ComputeLevel, Modality, OmniBatch
 from omni_lab.compression.export import route_signatures
 from omni_lab.compression.parts import ModelPart
 from omni_lab.engine.decisions import Decision
@@ -26,6 +26,7 @@ from omni_lab.routing.router import Router
 from tests.routing.conftest import MakeBatch
 
 TEXT, IMAGE, AUDIO, VIDEO = Modality
+FULL = ComputeLevel.FULL
 
 
 def as_decision(model: OmniModel, route: Route) -> Decision:
@@ -60,7 +61,7 @@ def test_in_floats_it_says_the_same(
     for m, tokens in question.items():
         rows = batch.inputs[m].entry_index[tokens.entry_index >= 0]
         expected = tokens.values[tokens.entry_index[tokens.entry_index >= 0]]
-        assert np.allclose(again.tokens[m][0][rows], expected.numpy(), atol=1e-4)
+        assert np.allclose(again.tokens[m, FULL, True][0][rows], expected.numpy(), atol=1e-4)
     assert np.allclose(exported.answer(batch.inputs, budget=0.5), answers(routed, batch, decided), atol=1e-4)
     exported.pool.close()
 
