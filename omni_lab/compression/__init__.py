@@ -5,6 +5,7 @@ parts.py            splits a model and its router into parts, and assembles them
 fake_quant.py       rounding in training and calibration
 graphs.py           a part as an ONNX graph
 joints.py           what lies between the parts: latents, pooling, a router's decision
+sequential.py       a router that looks again, in parts: glances and a step
 export.py           the model on disk, for `omni_lab.engine`: graphs as functions, weights, manifest
 litert.py           a part as a LiteRT file
 pruning.py          magnitude pruning of weights; importance pruning of heads, hidden units and paths

@@ -42,7 +42,7 @@ class Graph(NamedTuple):
     outputs: Sequence[str]
 
 
-class _Stream(NamedTuple):
+class Stream(NamedTuple):
     """Names of the values of one modality's tokens [B, N, D] and their mask [B, N]."""
 
     values: str
@@ -50,7 +50,9 @@ class _Stream(NamedTuple):
 
 
 @dataclass
-class _Builder:
+class GraphBuilder:
+    """Calls of functions, one after the other, that become a graph."""
+
     library: GraphLibrary
     calls: list[Call] = field(default_factory=list)
     weights: dict[str, str] = field(default_factory=dict)
@@ -101,56 +103,36 @@ class _Builder:
         specs = zip(self.library.parts[full].inputs, ("values", "mask"), strict=True)
         return [self.input(f"{modality}.{kind}", spec.dtype, *spec.shape) for spec, kind in specs]
 
-    def encode(self, modality: str, level: int, raw: Sequence[str] | None = None) -> _Stream:
+    def encode(self, modality: str, level: int, raw: Sequence[str] | None = None) -> Stream:
         """Tokens of the distinct inputs of a modality, from the raw ones."""
         name = self.library.model["encoders"][modality][str(level)]
         values, mask, *_ = self.part(name, *(self.raw(modality) if raw is None else raw))
-        return _Stream(self.part("latents", values)[0] if "latents" in self.library.parts else values, mask)
+        return Stream(self.part("latents", values)[0] if "latents" in self.library.parts else values, mask)
 
-    def summarise(self, modality: str, stream: _Stream) -> str:
+    def summarise(self, modality: str, stream: Stream) -> str:
         """The mean token of each sample."""
         entry = self.input(f"{modality}.entry", "int64", -1)
         return self.op("Gather", self.part("router.pool", *stream)[0], entry, axis=0)
 
-    def decide(self, stream: _Stream, computed: Mapping[str, str], found: Mapping[str, str]) -> Graph:
-        """The step of a sequential router, and the whole graph. computed: inputs of the step that are no inputs of the
-        graph. found: outputs [B, k] besides action [B], levels [B, M], paths [B, L, P] and the tokens of `stream`."""
-        model, inputs = self.library.model, self.library.parts["router.step"].inputs
-        width = {spec.name: spec.shape[1] for spec in inputs if len(spec.shape) == 2}
-        action, levels, paths = self.part(
-            "router.step",
-            *(computed.get(spec.name) or self.input(spec.name, spec.dtype, *spec.shape) for spec in inputs),
-        )
-        sizes = (model["depth"], len(model["router_paths"]))
-        return self.graph(
-            {
-                "action": (action, TensorSpec("", "int64", (-1,))),
-                "levels": (levels, TensorSpec("", "int64", (-1, len(model["columns"])))),
-                "paths": (paths, TensorSpec("", "bool", (-1, *sizes))),
-                **{n: (x, TensorSpec("", "float32", (-1, width.get(n, model["dim"])))) for n, x in found.items()},
-                **_token_outputs(self.library, stream),
-            }
-        )
-
-    def tokens(self, modality: str) -> _Stream:
+    def tokens(self, modality: str) -> Stream:
         """Tokens that are given."""
         dim = self.library.model["dim"]
-        return _Stream(
+        return Stream(
             self.input(f"{modality}.tokens", "float32", -1, -1, dim),
             self.input(f"{modality}.token_mask", "bool", -1, -1),
         )
 
-    def per_sample(self, modality: str, stream: _Stream) -> _Stream:
+    def per_sample(self, modality: str, stream: Stream) -> Stream:
         """The tokens of each sample, from those of distinct inputs."""
         entry = self.input(f"{modality}.entry", "int64", -1)
-        return _Stream(*(self.op("Gather", name, entry, axis=0) for name in stream))
+        return Stream(*(self.op("Gather", name, entry, axis=0) for name in stream))
 
     def fuse(
         self,
-        streams: Mapping[str, _Stream],
+        streams: Mapping[str, Stream],
         open_paths: Sequence[tuple[int, str, str]],
         gates: Mapping[tuple[int, str, str], str],
-    ) -> dict[str, _Stream]:
+    ) -> dict[str, Stream]:
         """All layers. gates: factors of the paths [B, 1, 1], of those that have one."""
         model, fused = self.library.model, dict(streams)
         for layer in range(model["depth"]):
@@ -165,11 +147,11 @@ class _Builder:
                     if depth == layer and query == modality and path in open_paths:
                         added = self.part(f"path.{depth}.{query}_from_{key}", *stream, *fused[key])[0]
                         total = self.op("Add", total, self.op("Mul", added, gates[path]) if path in gates else added)
-                after[modality] = _Stream(self.part(block, total, stream.mask)[0], stream.mask)
+                after[modality] = Stream(self.part(block, total, stream.mask)[0], stream.mask)
             fused = after
         return fused
 
-    def answer(self, streams: Mapping[str, _Stream], weights: Mapping[str, str], *, context: bool = False) -> Graph:
+    def answer(self, streams: Mapping[str, Stream], weights: Mapping[str, str], *, context: bool = False) -> Graph:
         """The answer head, and the whole graph. weights: factors of the modalities [B, 1], of those that have one.
         context: also return the streams."""
         projections = []
@@ -180,7 +162,7 @@ class _Builder:
         count = len(self.library.answers)
         outputs = {ANSWER: (self.part("answer.classify", summed)[0], TensorSpec("", "float32", (-1, count)))}
         for modality, stream in streams.items() if context else ():
-            outputs |= {f"{modality}.{name}": value for name, value in _token_outputs(self.library, stream).items()}
+            outputs |= {f"{modality}.{name}": value for name, value in token_outputs(self.library, stream).items()}
         return self.graph(outputs)
 
     def _new_name(self) -> str:
@@ -199,7 +181,7 @@ def route_graph(
     Inputs of a modality m: m.values and m.mask (or m.tokens and m.token_mask) of U distinct inputs, and m.entry [B],
     the one that each sample has.
     """
-    builder, streams = _Builder(library), {}
+    builder, streams = GraphBuilder(library), {}
     for modality, level in signature.levels:
         stream = builder.tokens(modality) if modality in given else builder.encode(modality, level)
         streams[modality] = builder.per_sample(modality, stream)
@@ -213,7 +195,7 @@ def gated_graph(library: GraphLibrary, question: str) -> Graph:
     It computes what a route skips and multiplies it by zero: the way to answer until a route has its graph.
     Inputs besides those of `route_graph`: keep.m [B, 1] of each modality but the question's, gate.<path> [B, 1, 1].
     """
-    builder, model = _Builder(library), library.model
+    builder, model = GraphBuilder(library), library.model
     streams = {
         m: builder.per_sample(m, builder.tokens(m)) for m in model["modalities"] if may_run(library, question, m)
     }
@@ -236,7 +218,7 @@ def may_run(library: GraphLibrary, question: str, modality: str) -> bool:
 
 def part_graph(library: GraphLibrary, name: str) -> Graph:
     """One part alone. Its outputs are named by their place."""
-    builder, part = _Builder(library), library.parts[name]
+    builder, part = GraphBuilder(library), library.parts[name]
     found = builder.part(name, *(builder.input(*spec[:2], *spec.shape) for spec in part.inputs))
     specs = [TensorSpec("", dtype, (-1,) * axes) for dtype, axes in part.outputs]
     return builder.graph({str(i): pair for i, pair in enumerate(zip(found, specs, strict=True))})
@@ -244,64 +226,11 @@ def part_graph(library: GraphLibrary, name: str) -> Graph:
 
 def encoder_graph(library: GraphLibrary, modality: str, level: int) -> Graph:
     """From raw inputs [U, ...] of a modality to their tokens."""
-    builder = _Builder(library)
-    return builder.graph(_token_outputs(library, builder.encode(modality, level)))
+    builder = GraphBuilder(library)
+    return builder.graph(token_outputs(library, builder.encode(modality, level)))
 
 
-def decision_graph(library: GraphLibrary, question: str) -> Graph:
-    """From questions in one modality to the router's decisions, levels [B, M] and paths [B, L, P], and their tokens.
-
-    Inputs besides those of `route_graph`: present [B, M] as numbers, and of a penalty-conditioned router penalty [B].
-    """
-    builder, model = _Builder(library), library.model
-    full = max(map(int, model["encoders"][question]))
-    stream = builder.encode(question, full)
-    entry = builder.input(f"{question}.entry", "int64", -1)
-    summary = builder.op("Gather", builder.part("router.pool", *stream)[0], entry, axis=0)
-    inputs = [summary, builder.input("present", "float32", -1, len(model["columns"]))]
-    if "router.knots" in library.parts:
-        inputs.append(builder.part("router.knots", builder.input("penalty", "float32", -1))[0])
-    logits = builder.part(f"router.{question}", *inputs)[0]
-    levels, paths = builder.part("router.decide", logits, inputs[1])
-    sizes = (model["depth"], len(model["router_paths"]))
-    return builder.graph(
-        {
-            "levels": (levels, TensorSpec("", "int64", (-1, len(model["columns"])))),
-            "paths": (paths, TensorSpec("", "bool", (-1, *sizes))),
-            **_token_outputs(library, stream),
-        }
-    )
-
-
-def first_look_graph(library: GraphLibrary, question: str, media: Sequence[str]) -> Graph:
-    """The first step of a sequential router: from questions in one modality, and glances at `media`, to its decision.
-
-    Inputs besides those of `encoder_graph` (of the question, and of each medium of which there are inputs): m.entry
-    [B], and the inputs of the part router.step that this graph does not compute. Outputs: see `_Builder.decide`; also
-    question [B, D] and glance.m [B, G] of each medium.
-    """
-    builder = _Builder(library)
-    raw = builder.raw(question)
-    stream = builder.encode(question, max(map(int, library.model["encoders"][question])), raw)
-    summary = builder.summarise(question, stream)
-    found = {"question": summary}
-    for m in media:
-        entry = f"{m}.entry" if m == question else builder.input(f"{m}.entry", "int64", -1)
-        glance = builder.part(f"router.glance.{m}", *(raw if m == question else builder.raw(m)))[0]
-        found[f"glance.{m}"] = builder.op("Gather", glance, entry, axis=0)
-    return builder.decide(stream, {**found, f"summary.{question}": summary}, found)
-
-
-def look_graph(library: GraphLibrary, modality: str, level: int) -> Graph:
-    """A further step: an encoder runs, and the router decides again. Inputs and outputs as of `first_look_graph`; also
-    summary [B, D], what the encoder found."""
-    builder = _Builder(library)
-    stream = builder.encode(modality, level)
-    summary = builder.summarise(modality, stream)
-    return builder.decide(stream, {f"summary.{modality}": summary}, {"summary": summary})
-
-
-def _token_outputs(library: GraphLibrary, stream: _Stream) -> dict[str, tuple[str, TensorSpec]]:
+def token_outputs(library: GraphLibrary, stream: Stream) -> dict[str, tuple[str, TensorSpec]]:
     return {
         "tokens": (stream.values, TensorSpec("", "float32", (-1, -1, library.model["dim"]))),
         "token_mask": (stream.mask, TensorSpec("", "bool", (-1, -1))),

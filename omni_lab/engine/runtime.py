@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_lab.engine.decisions import Answer, Decision, TokenTable
+from omni_lab.engine.decisions import Answer, Decision, TokenTable, choose_penalty
 from omni_lab.engine.inputs import (
     Media,
     MediaInput,
@@ -21,15 +21,14 @@ from omni_lab.engine.inputs import (
     single_text,
 )
 from omni_lab.engine.library import TOKENIZER, GraphLibrary
-from omni_lab.engine.looking import look_and_decide
 from omni_lab.engine.route_graph import (
     ANSWER,
     RouteSignature,
     gate_name,
     may_run,
 )
+from omni_lab.engine.sequential import decide_sequentially
 from omni_lab.engine.sessions import ModelSessions, Session
-from omni_lab.utils.penalties import penalty_for_budget
 
 Inputs = Mapping[str, MediaInput]  # by modality: those of an `OmniBatch`, say
 
@@ -110,10 +109,10 @@ class ExportedOmniModel:
         """
         if not self.routed:
             raise ValueError("this model was exported without a router")
-        arrays, chosen = self._arrays(inputs), self._penalty(budget, penalty)
+        arrays, chosen = self._arrays(inputs), choose_penalty(self.library, budget, penalty)
         present, question = self._present(arrays), {}
         if self.library.model["actions"]:
-            return look_and_decide(self.pool, arrays, present, chosen)
+            return decide_sequentially(self.pool, arrays, present, chosen)
         size, model = len(present), self.library.model
         levels = np.zeros((size, len(self.columns)), int)
         paths = np.zeros((size, model["depth"], len(model["router_paths"])), bool)
@@ -285,22 +284,3 @@ class ExportedOmniModel:
 
     def _full_level(self, modality: str) -> int:
         return max(map(int, self.library.model["encoders"].get(modality, {0: 0})))
-
-    def _penalty(self, budget: float | None, penalty: float | None) -> float | None:
-        """None for a router that takes none."""
-        parts, model = self.library.parts, self.library.model
-        step = [spec.name for spec in parts["router.step"].inputs] if "router.step" in parts else []
-        if "router.knots" not in parts and "penalty" not in step:
-            if budget is not None or penalty is not None:
-                raise ValueError(
-                    "this router was trained with one penalty: it takes neither another penalty nor a budget"
-                )
-            return None
-        if (budget is None) == (penalty is None):
-            raise ValueError("this router is conditioned on a penalty: pass a budget, or a penalty")
-        if penalty is not None:
-            return penalty
-        assert budget is not None
-        if not model["costs"]:
-            raise ValueError("what this router costs under each penalty was not measured: pass a penalty, not a budget")
-        return penalty_for_budget(budget, np.array(model["costs"]), np.array(model["knots"]))

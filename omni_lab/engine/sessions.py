@@ -15,15 +15,13 @@ from typing import Any, TypeVar
 import numpy as np
 import onnxruntime as ort
 
+from omni_lab.engine.decision_graph import decision_graph, first_step_graph, step_graph
 from omni_lab.engine.library import ArtifactError, GraphLibrary
 from omni_lab.engine.route_graph import (
     Graph,
     RouteSignature,
-    decision_graph,
     encoder_graph,
-    first_look_graph,
     gated_graph,
-    look_graph,
     part_graph,
     route_graph,
 )
@@ -216,7 +214,7 @@ class ModelSessions(SessionPool):
             if routed and not actions:
                 self.decide(question)
         for modality, level in actions:
-            self.look(modality, level)
+            self.step(modality, level)
         for modality, levels in self.library.model["encoders"].items() if not actions else ():
             for level in levels:
                 self.encoder(modality, int(level))
@@ -227,11 +225,11 @@ class ModelSessions(SessionPool):
     def decide(self, question: str) -> Session:
         return self.keep(("decide", question), partial(decision_graph, self.library, question))
 
-    def first_look(self, question: str, media: tuple[str, ...]) -> Session:
-        return self.keep(("first look", question, media), partial(first_look_graph, self.library, question, media))
+    def first_step(self, question: str, media: tuple[str, ...]) -> Session:
+        return self.keep(("first step", question, media), partial(first_step_graph, self.library, question, media))
 
-    def look(self, modality: str, level: int) -> Session:
-        return self.keep(("look", modality, level), partial(look_graph, self.library, modality, level))
+    def step(self, modality: str, level: int) -> Session:
+        return self.keep(("step", modality, level), partial(step_graph, self.library, modality, level))
 
     def encoder(self, modality: str, level: int) -> Session:
         return self.keep(("encoder", modality, level), partial(encoder_graph, self.library, modality, level))

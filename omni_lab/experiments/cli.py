@@ -104,21 +104,30 @@ def train(recipe: str, profile: str, seed: int, retrain: bool) -> None:
 @app.command()
 @click.argument("model")
 @click.option("--to", "folder", type=Path, required=True, help="where it goes; what is there is replaced")
-@click.option("--router", default="group_0.2", show_default=True, help="selects its routes, see get_router_recipe")
+@click.option("--router", default="", help="selects its routes: group_0.2, or for digits and adverse sequential")
 @click.option("--variant", default="float", show_default=True, help="its bits, like ptq_dynamic for int8")
 @profile_option
 def export(model: str, folder: Path, router: str, variant: str, profile: str) -> None:
-    """Write a trained model and its router to a folder that omni_lab.engine runs. MODEL is a name like emoji_routed."""
+    """Write a trained model and its router to a folder that omni_lab.engine runs. MODEL is a name like emoji_routed or
+    digits_distilled."""
     from omni_lab.config.profiles import get_profile
-    from omni_lab.training import compression_recipes, exporting, fit, recipes, router_recipes
+    from omni_lab.training import compression_recipes, exporting, fit, recipes, router_recipes, sequential_recipes
 
     settings = get_profile(profile)
     network = fit.load_or_train(recipes.get_recipe(model, settings))
-    trained = router_recipes.load_or_train_router(
-        router_recipes.get_router_recipe(router, settings, network=model), network
-    )
     example = exporting.example_batch(network.data.dataset("validation"))
     recipe = compression_recipes.get_compression_recipe(variant, settings)
+    if model.endswith("_distilled"):  # with routers that look again
+        world, simple = model.removesuffix("_distilled"), ("float", "ptq_dynamic", "weights_int4")
+        if variant not in simple:
+            raise ValueError(f"--variant must be one of {', '.join(simple)} for {model}: got {variant!r}")
+        looking = sequential_recipes.get_sequential_recipe(router or "sequential", settings, network=world)
+        found: Any = sequential_recipes.load_or_train_sequential(looking, network).router
+        size = exporting.export_sequential(network, found, folder, example=example, policy=recipe.policy)
+        print(f"{folder}: {size / 1e6:.1f} MB")
+        return
+    once = router_recipes.get_router_recipe(router or "group_0.2", settings, network=model)
+    trained = router_recipes.load_or_train_router(once, network)
     compressed = compression_recipes.compress(recipe, network, trained.router.eval(), example)
     routes = exporting.frequent_routes(network, trained.router.eval())
     size = exporting.export_compressed(compressed, network, folder, routes=routes)

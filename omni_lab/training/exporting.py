@@ -10,9 +10,9 @@ import numpy as np
 
 from omni_lab.batch import Modality, OmniBatch
 from omni_lab.compression.export import Exporter, route_signatures
-from omni_lab.compression.look import split_sequential_router
 from omni_lab.compression.parts import AssemblySpec, split_model
 from omni_lab.compression.precision import Precision, PrecisionPolicy
+from omni_lab.compression.sequential import split_sequential_router
 from omni_lab.data.collate import collate
 from omni_lab.data.datamodule import VQADataset
 from omni_lab.engine.route_graph import RouteSignature
@@ -75,16 +75,24 @@ def export_compressed(
 
 
 def export_sequential(
-    network: TrainedModel, router: SequentialRouter, folder: Path, *, exporter: Exporter | None = None
+    network: TrainedModel,
+    router: SequentialRouter,
+    folder: Path,
+    *,
+    example: OmniBatch,
+    policy: PrecisionPolicy | None = None,
 ) -> int:
-    """Writes a network and a router that looks again; returns the bytes. See `Exporter.write`."""
-    parts = split_model(network.model, example_batch(network.data.dataset("validation")))
+    """Writes a network and a router that looks again; returns the bytes. See `Exporter.write`.
+
+    example: see `example_batch`. policy: default: everything in floats.
+    """
+    parts = split_model(network.model, example)
     raw = {p.owner: p.example for p in parts if p.owner and p.name == f"encoder.{p.owner}"}
-    return (exporter or Exporter()).write(
+    return Exporter().write(
         folder,
         [*parts, *split_sequential_router(router.eval(), raw)],
         AssemblySpec.from_model(network.model),
-        policy=PrecisionPolicy.uniform(Precision.FP32),
+        policy=policy or PrecisionPolicy.uniform(Precision.FP32),
         source=weights_digest(network.model),
         answers=network.data.store.answers,
         router=router,

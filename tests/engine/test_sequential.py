@@ -12,9 +12,9 @@ import torch
 from omni_lab.batch import Modality
 from omni_lab.build import build_model
 from omni_lab.compression.export import Exporter
-from omni_lab.compression.look import split_sequential_router
 from omni_lab.compression.parts import AssemblySpec, split_model
 from omni_lab.compression.precision import Precision, PrecisionPolicy
+from omni_lab.compression.sequential import split_sequential_router
 from omni_lab.engine.runtime import ExportedOmniModel
 from omni_lab.engine.sessions import Session
 from omni_lab.model import OmniModel

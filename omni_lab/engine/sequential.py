@@ -11,7 +11,7 @@ from omni_lab.engine.inputs import Media, chunks, distinct, scatter_rows
 from omni_lab.engine.sessions import ModelSessions, Session
 
 
-def look_and_decide(
+def decide_sequentially(
     pool: ModelSessions, arrays: Mapping[str, Media], present: np.ndarray, penalty: float | None
 ) -> Decision:
     """What a sequential router decides, and the tokens of all that it ran.
@@ -19,10 +19,10 @@ def look_and_decide(
     The cheapest levels run first, and one action at a time if that keeps the workers busy: samples wait for others that
     will want the same. present: [B, M].
     """
-    return _Looks(pool, arrays, present, penalty).run()
+    return _Trajectories(pool, arrays, present, penalty).run()
 
 
-class _Looks:
+class _Trajectories:
     def __init__(
         self, pool: ModelSessions, arrays: Mapping[str, Media], present: np.ndarray, penalty: float | None
     ) -> None:
@@ -45,7 +45,7 @@ class _Looks:
             samples = np.flatnonzero(unasked & self.present[:, self.columns[question]])
             if len(samples):
                 unasked[samples] = False
-                self._first_look(question, max(map(int, model["encoders"][question])), samples)
+                self._first_step(question, max(map(int, model["encoders"][question])), samples)
         while self.waiting_for.any():
             queues = np.bincount(self.waiting_for, minlength=1 + len(self.actions))[1:]
             order = sorted(np.flatnonzero(queues).tolist(), key=lambda k: (self.actions[k][1], -queues[k]))
@@ -53,21 +53,21 @@ class _Looks:
             while order and len(tasks) < self.pool.workers:
                 k = order.pop(0)
                 tasks += [(k, part) for part in chunks(np.flatnonzero(self.waiting_for == k + 1), self.pool.workers)]
-            found = self.pool.map(lambda task: self._look(*task), tasks)
+            found = self.pool.map(lambda task: self._step(*task), tasks)
             for (k, samples), (used, outputs) in zip(tasks, found, strict=True):
                 modality, level = self.actions[k]
                 self.state[f"summary.{modality}"][samples] = outputs["summary"]
                 self._note((modality, level, False), used[modality], samples, outputs)
         return Decision(self.levels, self.paths, self.tokens)
 
-    def _first_look(self, question: str, level: int, samples: np.ndarray) -> None:
+    def _first_step(self, question: str, level: int, samples: np.ndarray) -> None:
         parts = self.pool.library.parts
         media = tuple(
             m for m in self.arrays if f"router.glance.{m}" in parts and self.present[samples, self.columns[m]].any()
         )
         column = self.columns[question]
         self.state["asked"][samples, column] = self.state["ran"][samples, column, level] = 1
-        session, inputs = self.pool.first_look(question, media), dict.fromkeys((question, *media))
+        session, inputs = self.pool.first_step(question, media), dict.fromkeys((question, *media))
         tasks = chunks(samples, self.pool.workers)
         found = self.pool.map(lambda part: self._call(session, part, inputs), tasks)
         for part, (used, outputs) in zip(tasks, found, strict=True):
@@ -76,10 +76,10 @@ class _Looks:
                 self.state[f"glance.{m}"][part] = outputs[f"glance.{m}"]
             self._note((question, level, True), used[question], part, outputs)
 
-    def _look(self, k: int, samples: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def _step(self, k: int, samples: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         modality, level = self.actions[k]
         self.state["ran"][samples, self.columns[modality], level] = 1
-        return self._call(self.pool.look(modality, level), samples, [modality])
+        return self._call(self.pool.step(modality, level), samples, [modality])
 
     def _call(
         self, session: Session, samples: np.ndarray, media: Sequence[str] | Mapping[str, None]
