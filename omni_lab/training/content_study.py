@@ -57,6 +57,11 @@ class ContentStudy:
     def config(self) -> ContentConfig:
         return getattr(self.profile, self.world)
 
+    @property
+    def media(self) -> list[Modality]:
+        """What the router may look at."""
+        return [m for m in self.network.model.space.modalities if m is not Modality.TEXT]
+
     @cached_property
     def network(self) -> TrainedModel:
         return load_or_train(
@@ -124,8 +129,7 @@ class ContentStudy:
     def candidates(self, penalties: Sequence[float], *, kept: float) -> dict[str, list[Any]]:
         """The policies of each kind among which validation decides, as JSON values. A penalty stands for its router."""
         table = self.validation[1]
-        media = [m for m in Modality if m is not Modality.TEXT and m in self.network.model.space.modalities]
-        actions = [(m, level) for m in media for level in self.network.model.space.allowed_levels(m)[1:]]
+        actions = [(m, level) for m in self.media for level in self.network.model.space.allowed_levels(m)[1:]]
         fitted = contenders.confidence_cascades(table, actions, penalties, fraction=kept, early=self.routers["router"])
         return {
             "static": list(range(len(table.plans))),

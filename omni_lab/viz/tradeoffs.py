@@ -36,6 +36,8 @@ def cost_accuracy_fronts(
         for axis, tint in zip(axes, (color if strong else BASELINE_COLOR, color), strict=True):
             axis.plot(*front.T, "o-", ms=4, lw=2.5 if strong else 1.2, color=tint, alpha=1.0 if strong else 0.8)
         x, y = (inside if near else front)[-1]
+        if near and front[-1, 0] > right:  # the line goes on beyond the close-up
+            x, y = right, min(high, np.interp(right, *front.T))
         ends[near].append((float(y), float(x), kind, color if near else "#555555"))
     axes[0].add_patch(plt.Rectangle((left, low), right - left, high - low, fill=False, ec="black", lw=1.2))
     axes[0].set_title("all policies; framed: the close-up")
@@ -47,17 +49,23 @@ def cost_accuracy_fronts(
 
 
 def _label_in_margin(axis: Axes, ends: Sequence[End], ours: Sequence[str]) -> None:
-    """Labels of lines beside the axis, none over another, none above its top."""
-    low, high = axis.get_ylim()
+    """Labels of lines beside the axis, none over another, none above its top; a thin line leads from each end to the
+    edge, so that no leader crosses another."""
+    (low, high), right = axis.get_ylim(), axis.get_xlim()[1]
     heights: list[float] = []
     for y, *_ in sorted(ends):
         heights.append(max([(y - low) / (high - low), *(h + 0.055 for h in heights[-1:])]))
     above = max(0.0, *heights[-1:], 1.0) - 1.0
     for height, (y, x, kind, color) in zip(heights, sorted(ends), strict=True):
         look: dict[str, Any] = {"color": color, "fontsize": 9, "weight": "bold" if kind in ours else "normal"}
-        line = {"arrowstyle": "-", "color": color, "lw": 0.7, "alpha": 0.6}
-        place: dict[str, Any] = {"textcoords": "axes fraction", "va": "center", "arrowprops": line}
-        axis.annotate(kind, (x, y), (1.03, height - above), annotation_clip=False, **place, **look)
+        thin: dict[str, Any] = {"color": color, "lw": 0.7, "alpha": 0.6}
+        axis.plot([x, right], [y, y], ls=":", scalex=False, scaley=False, **thin)
+        place: dict[str, Any] = {
+            "textcoords": "axes fraction",
+            "va": "center",
+            "arrowprops": {"arrowstyle": "-", **thin},
+        }
+        axis.annotate(kind, (right, y), (1.03, height - above), annotation_clip=False, **place, **look)
 
 
 def decision_maps(

@@ -23,7 +23,8 @@ def test_fronts_leave_out_what_is_dominated() -> None:
     whole, close = figure.axes
     assert whole.lines[0].get_xydata().tolist() == [[0.2, 0.9], [0.6, 0.95]]
     assert [text.get_text() for text in close.texts] == ["static", "router"]
-    assert close.texts[0].xy == pytest.approx((0.3, 0.85)), "the last point inside"
+    assert close.texts[0].xy == pytest.approx((0.7, 0.85 + 0.11 * 4 / 7)), "where it leaves the close-up"
+    assert close.texts[1].xy == pytest.approx((0.7, 0.95)), "at the edge, at the height of its end"
     crowded = {name: [(0.3, 0.9)] for name in "abcd"}
     _, close = cost_accuracy_fronts(crowded, ours=["a"], close_up=((0.1, 0.8), (0.7, 1.0))).axes
     heights = [text.get_position()[1] for text in close.texts]
