@@ -23,6 +23,7 @@ from omni_lab.heads.detection import DetectionHead
 from omni_lab.heads.restoration import RestorationHead
 from omni_lab.heads.text import TextHead
 from omni_lab.heads.tts import TTSHead
+from omni_lab.layers.layer_drop import make_droppable
 from omni_lab.model import OmniModel
 from omni_lab.routing.route import ComputeLevel, CrossModalPath, RouteSpace, all_cross_modal_paths
 
@@ -46,6 +47,14 @@ def _build_early_fusion(encoders: Mapping[Modality, nn.Module]) -> EarlyFusion:
     return EarlyFusion(video_dim=video.project.in_features, audio_dim=audio.front.dim)
 
 
+def _residual_layers(encoders: Mapping[Modality, nn.Module]) -> list[nn.Sequential]:
+    """Those of images and audio, in order."""
+    image, audio = (cast(Any, encoders.get(m)) for m in (Modality.IMAGE, Modality.AUDIO))
+    if image is None or not image.is_swin or audio is None or not isinstance(audio.front, MelFrontEnd):
+        raise ValueError("layer_drop needs a Swin transformer for images, and audio with the mel front end")
+    return [*(stage.blocks for stage in image.swin.layers), audio.front.blocks]
+
+
 def _levels(config: ModelConfig, modality: Modality) -> tuple[ComputeLevel, ...]:
     """What a route may choose of the encoder of a modality; the early exit of video is that of its image encoder."""
     if modality is Modality.TEXT:  # the shortest
@@ -64,6 +73,9 @@ def build_model(config: ModelConfig, *, vocab_size: int, answers: int) -> OmniMo
     levels = {m: _levels(config, m) for m in modalities}
     # the order of construction decides the weights of a seed
     encoders = build_encoders(config, vocab_size=vocab_size)
+    if config.layer_drop:
+        for blocks in _residual_layers(encoders):
+            make_droppable(blocks, drop=config.layer_drop)
     early_fusion = _build_early_fusion(encoders) if config.fusion.early else None
     fusion = CrossModalFusion(
         paths=possible,

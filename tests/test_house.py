@@ -48,7 +48,7 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> what it may import; a dotted en
 }
 TYPES_ONLY = {("heads", "data.tokenizer")}  # imported under TYPE_CHECKING
 CORE = ("batch", "model", "rollout", "build", "layers", "encoders", "fusion", "routing", "heads", "lightning_modules")
-CORE_LINES, FILE_LINES, FUNCTION_LINES, ALL_LINES = 6200, 300, 60, 22_000
+CORE_LINES, FILE_LINES, FUNCTION_LINES, ALL_LINES = 6200, 300, 60, 22_500
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -89,3 +89,4 @@ class ModelConfig:
     fusion: FusionConfig = FusionConfig()
     latent_bits: int | None = None  # train on tokens quantized to so many bits per value; None: not quantized
     answer_pooling: str = "max"  # per channel ("max": small models learn sooner) or "mean" over a modality's tokens
+    layer_drop: float = 0.0  # with this probability a batch skips each layer of the Swin and of the audio transformer

@@ -235,6 +235,8 @@ class Profile:
     latent_settings: tuple[tuple[float, float], ...] = ()  # similarity and error, tried on the validation split
     fresh_scenes: int = 600  # sampled anew, to measure what was tuned after the test split was seen
     recognized: int = 60  # spoken sentences that the independent recogniser transcribes, of each kind
+    # By world, the fractions of all layers among which depth allocation is tried; it trains a network of its own.
+    depth_budgets: dict[str, tuple[float, ...]] = field(default_factory=dict)
     runtimes: tuple[str, ...] = ("PyTorch", "ONNX Runtime")  # in which answers under sequential routers are timed
 
     @property

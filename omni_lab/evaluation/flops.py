@@ -8,6 +8,8 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from omni_lab.batch import NUM_MODALITIES, ComputeLevel, Modality, OmniBatch
@@ -37,7 +39,7 @@ def build_cost_model(model: OmniModel, *, frames: int = 8, router_flops: float =
     for modality in model.space.modalities:
         for level in model.space.allowed_levels(modality):
             if level is not ComputeLevel.SKIP:
-                table[modality.column, level] = _encoder_polynomial(model, modality, level, frames)
+                table[modality.column, level] = encoder_polynomial(model, modality, level, frames)
     network: Any = model
     layer, encoders = network.fusion.layers[0], dict(network.encoders.items())
     path, block = next(iter(layer.cross.values())), next(iter(layer.blocks.values()))
@@ -58,8 +60,10 @@ def build_cost_model(model: OmniModel, *, frames: int = 8, router_flops: float =
     )
 
 
-def _encoder_polynomial(model: OmniModel, modality: Modality, level: ComputeLevel, frames: int) -> torch.Tensor:
-    """[3]: coefficients of 1, n and n^2, for n tokens."""
+def encoder_polynomial(
+    model: OmniModel, modality: Modality, level: ComputeLevel, frames: int = 8
+) -> Float[Tensor, " 3"]:
+    """[3]: the FLOPs of an encoder, coefficients of 1, n and n^2, for n tokens."""
     encoder: Any = model.encoders[modality.value]
     call = encoder_at(encoder, level)
     if modality is Modality.IMAGE:

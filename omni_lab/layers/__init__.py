@@ -2,6 +2,7 @@
 
 attention.py   masked multi-head attention, the transformer block, recording of attention weights
 decoder.py     the decoder layer and its key-value caches
+layer_drop.py  residual layers that samples may skip
 mel.py         log-mel spectrograms
 positional.py  sinusoidal embeddings of times and grid cells
 """

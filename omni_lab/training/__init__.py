@@ -9,6 +9,7 @@ sequential_recipes.py   recipes of sequential routers, by name, and `load_or_tra
 table_routers.py        sequential routers, trained where the outcome of every trajectory is known
 table_baselines.py      routers that decide once, trained where every outcome is known
 content_study.py        every kind of policy on one network, chosen on validation, measured on fresh questions
+depth_allocation.py     a baseline: the same number of layers for all, which ones by a glance
 router_recipes.py       recipes of routers, by name, and `load_or_train_router`
 compression_recipes.py  recipes of compressed models, by name, and `compress`
 exporting.py            a compressed model and its router in a folder that `omni_lab.engine` runs

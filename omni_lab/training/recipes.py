@@ -188,6 +188,7 @@ def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
     talking_face_early, talking_face_mid, talking_face_late: TalkingFace, by the stage at which audio and video fuse.
     digits, adverse: Digits and AdverseWorld, under random routes over all levels of their encoders.
     digits_distilled, adverse_distilled: from there, the tiny encoders alone, towards the dense answers.
+    digits_layer_drop: Digits with a Swin transformer and a deeper audio transformer, trained with LayerDrop.
     heads: the multitask model. heads_fixed: without uncertainty weighting. heads_<task>: one task alone, with as many
     batches as the task has among all.
     """
@@ -236,6 +237,10 @@ def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:
     ):
         base = Recipe(title, name, content, config.model, config.data, config.training, seed)
         recipes += [base, replace(base, name=f"{title}_distilled", training=config.distillation, init_from=base)]
+    digits = next(recipe for recipe in recipes if recipe.name == "digits")
+    audio = replace(digits.model.audio, depth=4, tiny_channels=())
+    deep = replace(digits.model, vision=world.model.vision, audio=audio, layer_drop=0.2)
+    recipes.append(replace(digits, name="digits_layer_drop", model=deep))
     data = DataConfig(num_workers=1)
     heads = MultitaskRecipe("heads", name, source, multitask.model, data, multitask.training, seed, multitask=multitask)
     recipes += [heads, replace(heads, name="heads_fixed", multitask=replace(multitask, uncertainty_weighting=False))]

@@ -32,10 +32,10 @@ def test_the_profiles_are_frozen_values() -> None:
 def test_no_value_of_a_profile_has_changed() -> None:
     """Checkpoints are found and compared by most of these values: a changed model or training makes them unusable."""
     assert {name: digest(vars(p)) for name, p in PROFILES.items()} == {
-        "smoke": "5ae974e0",
-        "standard": "2a5065a8",
-        "quick": "2fc77611",
-        "full": "7a62c8e3",
+        "smoke": "0622c19c",
+        "standard": "b4846ea8",
+        "quick": "a24afcdd",
+        "full": "2af4e5c1",
     }
 
 
@@ -66,7 +66,16 @@ def test_quick_uses_the_models_of_standard() -> None:
     assert quick.trained_as == standard.trained_as == "standard"
     examples = standard.multitask.examples | {"train": quick.multitask.examples["train"]}
     multitask = dataclasses.replace(quick.multitask, examples=examples)
-    sizes = ("eval_scenes", "effort", "timing_rounds", "latent_settings", "fresh_scenes", "recognized", "runtimes")
+    sizes = (
+        "eval_scenes",
+        "effort",
+        "timing_rounds",
+        "latent_settings",
+        "fresh_scenes",
+        "recognized",
+        "runtimes",
+        "depth_budgets",
+    )
     measured = {name: getattr(standard, name) for name in ("name", "models", *sizes)}
     assert dataclasses.replace(quick, multitask=multitask, **measured) == standard
 
