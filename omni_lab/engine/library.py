@@ -17,7 +17,7 @@ from omni_lab.engine.onnx_proto import TensorSpec
 MANIFEST, WEIGHTS, FUNCTIONS, TOKENIZER = "manifest.json", "weights.bin", "functions.bin", "tokenizer.json"
 
 
-class ArtifactError(RuntimeError):
+class ArtifactError(ValueError):
     """Files are missing, broken or made from something else: the message says which and how."""
 
 
@@ -83,7 +83,7 @@ def read_manifest(folder: Path, *, source: str | None = None) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files, actual_source = manifest["files"], manifest["source"]
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactError(f"{folder}: no exported model there (no {MANIFEST})") from error
     except (json.JSONDecodeError, KeyError) as error:
         raise ArtifactError(f"{folder / MANIFEST}: broken ({error})") from error
