@@ -87,12 +87,13 @@ class OmniModel(nn.Module):
         """
         if route is None:
             streams = self._encode_all(batch)
-            return {m: t if batch.inputs[m].is_encoded else self._quantize(t) for m, t in streams.items()}
+            return {m: t if batch.inputs[m].is_encoded else self.quantize(t) for m, t in streams.items()}
         if self.early_fusion is not None:
             raise ValueError("a model with early fusion of video and audio takes no route: its encoders run together")
         return self._encode_routed(batch, route, precomputed or {}, masked=execution == "masked")
 
-    def _quantize(self, tokens: Tokens) -> Tokens:
+    def quantize(self, tokens: Tokens) -> Tokens:
+        """The tokens as latents of so many bits hold them."""
         if self.latent_bits is None:
             return tokens
         return tokens.with_values(fake_quantize_tokens(tokens.values, self.latent_bits))
@@ -249,7 +250,7 @@ class OmniModel(nn.Module):
             values = inputs.values if level is ComputeLevel.FULL else inputs.lower_values[level]
             return Tokens(values[entries], mask)
         encode = encoder_at(self.encoders[modality.value], level)
-        return self._quantize(encode(inputs.values[entries], mask))
+        return self.quantize(encode(inputs.values[entries], mask))
 
     def encode_levels(self, modality: Modality, inputs: ModalityInput) -> tuple[Tokens, Int[Tensor, " l"]]:
         """All inputs of a modality at every level, one after the other, and where each begins: see `at_levels`."""

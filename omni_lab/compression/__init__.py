@@ -8,6 +8,7 @@ joints.py           what lies between the parts: latents, pooling, a router's de
 sequential.py       a router that looks again, in parts: glances and a step
 export.py           the model on disk, for `omni_lab.engine`: graphs as functions, weights, manifest
 litert.py           a part as a LiteRT file
+whole_route.py      a route as one PyTorch module, for other compilers
 pruning.py          magnitude pruning of weights; importance pruning of heads, hidden units and paths
 channel_pruning.py  narrower heads and feed-forward networks, without training
 """

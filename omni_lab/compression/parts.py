@@ -137,7 +137,7 @@ class AssemblySpec:
         return cls(model.space, pool, model.latent_bits, samples, bool(costs), costs)
 
 
-def _cut_into_tokens(wave: Tensor, samples: int, *, min_tokens: int = 1) -> Tensor:
+def cut_into_tokens(wave: Tensor, samples: int, *, min_tokens: int = 1) -> Tensor:
     """[U, S] -> [U, tokens, samples], padded with silence. A whole number of tokens saves a minute of arithmetic about
     padding while the graph is traced."""
     padding = max(min_tokens, -(-wave.shape[1] // samples)) * samples - wave.shape[1]
@@ -177,7 +177,7 @@ def split_model(model: OmniModel, batch: OmniBatch) -> list[ModelPart]:
         streams[modality] = (tokens.values, tokens.mask)
         if modality is Modality.AUDIO:
             samples = cast(AudioEncoder, encoder).samples_per_token
-            example = tuple(_cut_into_tokens(x, samples, min_tokens=2) for x in example)
+            example = tuple(cut_into_tokens(x, samples, min_tokens=2) for x in example)
         for level in reversed(model.space.allowed_levels(modality)[1:]):  # the full encoder first
             name = f"encoder.{modality}" + f".{level.name.lower()}" * (level is not ComputeLevel.FULL)
             varies = modality is not Modality.IMAGE
@@ -241,7 +241,7 @@ def assemble_model(spec: AssemblySpec, run: PartRunner) -> OmniModel:
     """The same model, its parts run by `run(name, *inputs)`. Routing, gathering and latents stay as they are."""
 
     def run_audio(name: str, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return run(name, *(_cut_into_tokens(x, spec.samples_per_token) for x in inputs))
+        return run(name, *(cut_into_tokens(x, spec.samples_per_token) for x in inputs))
 
     space, paths, encoders = spec.space, spec.space.paths, {}
     for m in space.modalities:

@@ -75,6 +75,7 @@ class FusionLayer(nn.Module):
             return self._forward_packed(streams, path_mask), {}  # type: ignore[arg-type]
         fused = dict(streams)
         weights: dict[CrossModalPath, Tensor] = {}
+        masked = execution == "masked"
         for query, stream in streams.items():
             if query.value not in self.blocks:
                 continue
@@ -83,7 +84,7 @@ class FusionLayer(nn.Module):
                 # the same samples share the same entries in all streams: compute once per entry
                 own = replace(stream, entry_index=None)
                 contexts = {path: replace(context, entry_index=None) for path, context in contexts.items()}
-                own, entry_weights = self._attend(query, own, contexts, masked=False, need_weights=need_weights)
+                own, entry_weights = self._attend(query, own, contexts, masked=masked, need_weights=need_weights)
                 fused[query] = replace(own, entry_index=stream.entry_index)
                 weights |= {path: stream.gather(w) for path, w in entry_weights.items()}
                 continue
@@ -93,7 +94,6 @@ class FusionLayer(nn.Module):
             own = stream.select(samples).expand_entries()
             contexts = {path: context.select(samples) for path, context in contexts.items()}
             runs = None if path_mask is None else {p: path_mask[p].to(samples.device)[samples] for p in contexts}
-            masked = execution == "masked"
             own, own_weights = self._attend(query, own, contexts, runs, masked=masked, need_weights=need_weights)
             fused[query] = replace(own, entry_index=_index_present(stream))
             weights |= {path: _scatter(w, samples, len(stream)) for path, w in own_weights.items()}

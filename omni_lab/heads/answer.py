@@ -53,6 +53,9 @@ class AnswerHead(nn.Module):
         projections = []
         for modality, tokens in streams.items():
             pooled = tokens.max_pool() if self.pooling == "max" else tokens.mean_pool()
+            if torch.compiler.is_compiling():  # compiled graphs run for samples with every modality alone
+                projections.append(self._project(modality, pooled))
+                continue
             samples = tokens.sample_mask.any(dim=1).nonzero().squeeze(1)
             if len(samples) == size:
                 projected = self._project(modality, pooled)
