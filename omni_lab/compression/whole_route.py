@@ -70,7 +70,8 @@ class CompiledRoute(NamedTuple):
 
 
 def compile_route(module: RouteModule, inputs: tuple[Tensor, ...], compiler: str, folder: Path) -> CompiledRoute:
-    """Compiles a route for inputs of these shapes, for one thread. compiler: one of `COMPILERS`.
+    """Compiles a route for inputs of these shapes. compiler: one of `COMPILERS`; those of torch compile for the threads
+    that it has, and again if their number changes, the others for one.
 
     Raises ExportError where that fails, or packages are missing; the message is that of the compiler.
     """
