@@ -119,7 +119,6 @@ def _by_inductor(build: Callable[[], T]) -> T:
         if "C++ compile error" not in str(error):
             raise
         log.warning("the vectorised C++ of Inductor does not compile here: built without vector instructions")
-        torch._dynamo.reset()
         with torch._inductor.config.patch({"cpp.simdlen": 0}):
             return build()
 
