@@ -54,15 +54,16 @@ def test_an_exported_model_answers_questions_in_words(made: Made, tmp_path: Path
 def test_a_network_with_a_router_that_looks_again_is_exported_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("mlxtend")
     monkeypatch.setenv("OMNI_LAB_ROOT", str(tmp_path))
     folder = tmp_path / "exported"
-    command = ["export", "adverse_distilled", "--profile", "smoke", "--to", str(folder)]
+    command = ["export", "digits_distilled", "--profile", "smoke", "--to", str(folder)]
     assert main([*command, "--variant", "qat_int8"]) == 2
-    assert "must be one of float, ptq_dynamic, weights_int4 for adverse_distilled: got" in capsys.readouterr().err
+    assert "must be one of float, ptq_dynamic, weights_int4 for digits_distilled: got" in capsys.readouterr().err
     assert main([*command, "--variant", "ptq_dynamic"]) == 0
     exported = ExportedOmniModel.from_folder(folder)
     rng = np.random.default_rng(0)
     picture, sound = rng.integers(256, size=(3, 64, 64), dtype=np.uint8), rng.normal(size=16_000)
-    answer = exported.ask("what is it?", image=picture, audio=sound, penalty=0.1)
+    answer = exported.ask("which digit is it?", image=picture, audio=sound, penalty=0.1)
     assert answer.text in exported.library.answers and answer.route.levels[0][0] == "text"
     exported.pool.close()
