@@ -25,7 +25,7 @@ from omni_lab.routing.route import CrossModalPath
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-COMPILERS = ("torch.compile", "AOTInductor", "OpenVINO", "LiteRT")
+COMPILERS = ("AOTInductor", "OpenVINO", "LiteRT", "torch.compile")  # the last in this order: exporting undoes it
 
 
 class RouteModule(nn.Module):
@@ -75,7 +75,7 @@ def compile_route(module: RouteModule, inputs: tuple[Tensor, ...], compiler: str
 
     Raises ExportError where that fails, or packages are missing; the message is that of the compiler.
     """
-    builders = dict(zip(COMPILERS, (_torch_compile, _aot_inductor, _openvino, _litert), strict=True))
+    builders = dict(zip(COMPILERS, (_aot_inductor, _openvino, _litert, _torch_compile), strict=True))
     if compiler not in builders:
         raise ValueError(f"compiler must be one of {COMPILERS}: got {compiler!r}")
     folder.mkdir(parents=True, exist_ok=True)
