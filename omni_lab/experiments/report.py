@@ -89,13 +89,15 @@ def add_published(results: Sequence[Mapping[str, Any]], published: Sequence[Mapp
 
 def agreement(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """How many numbers agree with the published ones, and a line for each that does not. results: of `add_published`. A
-    number agrees if its interval holds the published value; one without an interval, or not published, does not count.
+    number agrees if its interval holds the published value. One that is not published does not count, nor one without
+    an interval, nor one with an interval of no width, as a resample cannot say how sure a BLEU of exactly 1 is.
     """
-    pairs = [(r, m) for r in results for m in r["metrics"] if m.get("published") and m["interval"]]
+    found = [(r, m) for r in results for m in r["metrics"] if m.get("published") and m["interval"]]
+    pairs = [(r, m) for r, m in found if m["interval"][0] < m["interval"][1]]
     apart = [(r, m) for r, m in pairs if not m["interval"][0] <= m["published"]["value"] <= m["interval"][1]]
     if not pairs:
         return []
-    timed, timed_apart = (sum(_is_timed(m) for _, m in found) for found in (pairs, apart))
+    timed, timed_apart = (sum(_is_timed(m) for _, m in some) for some in (pairs, apart))
     lines = [
         f"{len(pairs) - len(apart)} of {len(pairs)} numbers agree with the published ones within their interval (quick "
         f"measures fewer questions); without times, which depend on the machine: "

@@ -42,6 +42,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run.record("room/saved", 0.7, interval=(0.6, 0.8), unit="x")
     run.record("room/control", 0.1, control=True)
     run.record("room/time", 1.5, higher_is_better=False)
+    run.record("room/sure", 0.9)
     figure, axis = plt.subplots()
     axis.plot([0, 1])
     assert run.save_figure(figure, "curve") is figure
@@ -95,11 +96,12 @@ def test_numbers_stand_beside_the_published_ones(recorded: Path, capsys: pytest.
     (recorded / "standard").rename(recorded / "published" / "standard")
     run = new_run(recorded / "quick" / "nn" / "seed0", "quick")
     run.record("room/saved", 0.65, interval=(0.5, 0.75))
+    run.record("room/sure", 1.0, interval=(1.0, 1.0))
     run.record("room/control", 0.3, interval=(0.2, 0.4))
     run.record("room/time", 2.5, interval=(2.0, 3.0), unit="x")
     run.record("room/new", 2.5, interval=(2.0, 3.0))
     results = add_published(read_results(recorded / "quick"), read_results(recorded / "published"))
-    assert [m["published"] and m["published"]["value"] for m in results[0]["metrics"]] == [0.7, 0.1, 1.5, None]
+    assert [m["published"] and m["published"]["value"] for m in results[0]["metrics"]] == [0.7, 0.9, 0.1, 1.5, None]
     agrees, *apart = agreement(results)
     assert agrees.startswith("1 of 3 numbers agree") and agrees.endswith("which depend on the machine: 1 of 2")
     assert apart == [
