@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import nn
 
 from omni_lab.batch import Modality
-from omni_lab.config.models import ModelConfig
+from omni_lab.config.models import Component, ModelConfig
 from omni_lab.config.schema import MultitaskConfig
 from omni_lab.data.tokenizer import LETTERS, DecoderTokenizer
 from omni_lab.encoders.audio import AudioEncoder, MelFrontEnd
@@ -25,11 +25,13 @@ from omni_lab.heads.text import TextHead
 from omni_lab.heads.tts import TTSHead
 from omni_lab.layers.layer_drop import make_droppable
 from omni_lab.model import OmniModel
+from omni_lab.registry import ANSWER_HEADS, ENCODERS
 from omni_lab.routing.route import ComputeLevel, CrossModalPath, RouteSpace, all_cross_modal_paths
 
 
 def build_encoders(config: ModelConfig, *, vocab_size: int) -> dict[Modality, nn.Module]:
-    """One encoder per modality of the configuration; the video encoder shares the weights of the image encoder."""
+    """One encoder per modality of the configuration; the video encoder shares the weights of the image encoder, unless
+    one of the two is registered."""
     vision = VisionEncoder(config.vision, out_dim=config.dim)
     builders: dict[Modality, Callable[[], nn.Module]] = {
         Modality.TEXT: lambda: TextEncoder(config.text, vocab_size=vocab_size, out_dim=config.dim),
@@ -37,7 +39,19 @@ def build_encoders(config: ModelConfig, *, vocab_size: int) -> dict[Modality, nn
         Modality.AUDIO: lambda: AudioEncoder(config.audio, out_dim=config.dim),
         Modality.VIDEO: lambda: VideoEncoder(config.video, vision=vision, out_dim=config.dim),
     }
-    return {m: builders[m]() for m in config.modalities}
+
+    def registered(modality: Modality, component: Component) -> nn.Module:
+        words = {"vocab_size": vocab_size} if modality is Modality.TEXT else {}
+        return ENCODERS.build(component, out_dim=config.dim, **words)
+
+    own = config.encoders
+    return {m: registered(m, own[m]) if m in own else builders[m]() for m in config.modalities}
+
+
+def component_versions(config: ModelConfig) -> dict[str, str]:
+    """What stands for the code of registered parts in the identity of a checkpoint."""
+    versions = {str(m): ENCODERS.version(component) for m, component in config.encoders.items()}
+    return versions | ({"answer": ANSWER_HEADS.version(config.answer_head)} if config.answer_head else {})
 
 
 def _build_early_fusion(encoders: Mapping[Modality, nn.Module]) -> EarlyFusion:
@@ -57,7 +71,7 @@ def _residual_layers(encoders: Mapping[Modality, nn.Module]) -> list[nn.Sequenti
 
 def _levels(config: ModelConfig, modality: Modality) -> tuple[ComputeLevel, ...]:
     """What a route may choose of the encoder of a modality; the early exit of video is that of its image encoder."""
-    if modality is Modality.TEXT:  # the shortest
+    if modality in config.encoders or modality is Modality.TEXT:  # text is the shortest
         return ComputeLevel.SKIP, ComputeLevel.FULL
     encoder: Any = config.audio if modality is Modality.AUDIO else config.vision
     tiny = bool((config.video if modality is Modality.VIDEO else encoder).tiny_channels)
@@ -86,14 +100,16 @@ def build_model(config: ModelConfig, *, vocab_size: int, answers: int) -> OmniMo
         dropout=config.fusion.dropout,
         gated=config.fusion.gated,
     )
-    answer = AnswerHead(
-        modalities=modalities,
-        dim=dim,
-        num_answers=answers,
-        dropout=config.fusion.dropout,
-        pooling=config.answer_pooling,
-        gated=config.fusion.gated,
-    )
+    sizes: dict[str, Any] = {"modalities": modalities, "dim": dim, "num_answers": answers}
+    if config.answer_head is not None:
+        answer = ANSWER_HEADS.build(config.answer_head, **sizes)
+    else:
+        look: dict[str, Any] = {
+            "dropout": config.fusion.dropout,
+            "pooling": config.answer_pooling,
+            "gated": config.fusion.gated,
+        }
+        answer = AnswerHead(**sizes, **look)
     return OmniModel(
         encoders=encoders,
         early_fusion=early_fusion,

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "omni_lab"
-MODEL = ("utils", "batch", "config", "layers", "encoders", "routing", "fusion", "heads", "model", "rollout", "build")
+MODEL = (
+    *("utils", "batch", "config", "layers", "encoders", "routing", "fusion", "heads", "model", "rollout"),
+    *("registry", "build"),
+)
 DATA = ("data", "worlds", "metrics")
 RULES: dict[str, tuple[str, ...]] = {  # room -> what it may import; a dotted entry is that module alone
     "utils": (),
@@ -23,7 +26,8 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> what it may import; a dotted en
     "heads": ("batch", "layers"),
     "model": MODEL[:8],
     "rollout": MODEL[:9],
-    "build": (*MODEL[:9], "data.tokenizer"),
+    "registry": ("utils", "config"),
+    "build": (*MODEL[:9], "registry", "data.tokenizer"),
     "data": ("utils", "batch", "config"),
     "worlds": ("utils", "batch", "config", "layers", "data"),
     "metrics": ("utils", "batch", "data.media_io"),
@@ -48,7 +52,7 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> what it may import; a dotted en
 }
 TYPES_ONLY = {("heads", "data.tokenizer")}  # imported under TYPE_CHECKING
 CORE = ("batch", "model", "rollout", "build", "layers", "encoders", "fusion", "routing", "heads", "lightning_modules")
-CORE_LINES, FILE_LINES, FUNCTION_LINES, ALL_LINES = 6200, 300, 60, 22_500
+CORE_LINES, FILE_LINES, FUNCTION_LINES, ALL_LINES = 6300, 300, 60, 24_500
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

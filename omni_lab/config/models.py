@@ -9,13 +9,21 @@ from omni_lab.batch import SAMPLE_RATE, Modality
 
 
 @dataclass(frozen=True)
+class Component:
+    """A part that is registered by name in `omni_lab.registry`."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of its builder
+
+
+@dataclass(frozen=True)
 class VisionConfig:
-    """A Swin transformer from timm."""
+    """A backbone from timm: a Swin transformer, or any other that gives a map of features or a square of tokens."""
 
     name: str = "swin_tiny_patch4_window7_224"  # timm's name of the architecture
     image_size: int = 64  # height and width, pixels
     pretrained: bool = False  # load timm's weights (a download)
-    early_exit: bool = False  # add an exit after the first stage
+    early_exit: bool = False  # add an exit after the first stage of a Swin transformer
     tiny_channels: tuple[int, ...] = ()  # of the three convolutions of a tiny encoder beside this one; empty: none
     overrides: dict[str, Any] = field(default_factory=dict)  # more arguments of `timm.create_model`: any size
 
@@ -89,4 +97,6 @@ class ModelConfig:
     fusion: FusionConfig = FusionConfig()
     latent_bits: int | None = None  # train on tokens quantized to so many bits per value; None: not quantized
     answer_pooling: str = "max"  # per channel ("max": small models learn sooner) or "mean" over a modality's tokens
+    encoders: dict[Modality, Component] = field(default_factory=dict)  # in place of those configured above
+    answer_head: Component | None = None  # in place of `AnswerHead`
     layer_drop: float = 0.0  # with this probability a batch skips each layer of the Swin and of the audio transformer

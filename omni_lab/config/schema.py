@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omni_lab.batch import Modality
-from omni_lab.config.models import ModelConfig
+from omni_lab.config.models import Component, ModelConfig
 from omni_lab.utils.lookup import lookup
 
 # Of fields that do not determine the weights of a trained model, or that its identity holds elsewhere.
@@ -81,6 +81,7 @@ class RouterConfig:
     epochs: int = 1
     learning_rate: float = 2e-3  # at its peak
     hidden: int = 128  # width of the router's MLP
+    policy: Component | None = None  # a registered router in place of that MLP
     # "group" (group-relative), "self_critical"; by backpropagation "gumbel", "soft", "choice". Of sequential routers:
     # "sequential" samples trajectories on the network; "expected", "fitted_q" know the outcome of all.
     estimator: str = "group"
@@ -235,6 +236,8 @@ class Profile:
     latent_settings: tuple[tuple[float, float], ...] = ()  # similarity and error, tried on the validation split
     fresh_scenes: int = 600  # sampled anew, to measure what was tuned after the test split was seen
     recognized: int = 60  # spoken sentences that the independent recogniser transcribes, of each kind
+    own_pictures: int = 400  # in the set of pictures that stands for one's own
+    own_steps: int = 1000  # that train a model of it
     # By world, the fractions of all layers among which depth allocation is tried; it trains a network of its own.
     depth_budgets: dict[str, tuple[float, ...]] = field(default_factory=dict)
     runtimes: tuple[str, ...] = ("PyTorch", "ONNX Runtime")  # in which answers under sequential routers are timed

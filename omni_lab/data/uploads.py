@@ -43,7 +43,7 @@ def read_upload(
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         num_frames = 0  # no image: perhaps audio
     if num_frames > 1:
-        return Modality.VIDEO, _read_frames(name, content, num_frames, shapes[Modality.VIDEO])
+        return Modality.VIDEO, read_frames(name, content, num_frames, shapes[Modality.VIDEO])
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / Path(name).name
         file.write_bytes(content)
@@ -57,7 +57,9 @@ def read_upload(
             raise UploadError(f"{message}; expected an image, an animated GIF, a WAV or a FLAC file") from error
 
 
-def _read_frames(name: str, content: bytes, count: int, shape: tuple[int, ...]) -> Tensor:
+def read_frames(name: str, content: bytes, count: int, shape: tuple[int, ...]) -> Tensor:
+    """Evenly spaced frames of an animation of `count` frames, as uint8 of `shape` [F, 3, H, W]. Raises UploadError for
+    more than `MAX_FRAMES`, and for an animation that cannot be read to its end."""
     if count > MAX_FRAMES:
         raise UploadError(f"{name}: {count} frames: expected at most {MAX_FRAMES}")
     frames, _, height, width = shape

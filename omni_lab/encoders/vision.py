@@ -1,7 +1,9 @@
-"""The image encoder: a Swin transformer from timm (Liu et al. 2021)."""
+"""The image encoder: a backbone from timm, by default a Swin transformer (Liu et al. 2021)."""
 
 from __future__ import annotations
 
+import difflib
+import math
 from typing import Any
 
 import timm
@@ -19,7 +21,9 @@ from omni_lab.layers.positional import HIGH_AMPLITUDE, layer_norm_no_affine, sin
 class VisionEncoder(nn.Module):
     """Images [U, 3, H, W] uint8 to `Tokens` [U, h*w, out_dim], one per cell of the last stage, row by row.
 
-    `grid` is (h, w) of the last stage. Learned position vectors tell cross-modal attention where a cell lies.
+    The backbone is any model of timm that gives a map of features (Swin, ConvNeXt, ResNet) or a square of tokens (ViT,
+    CLIP, DINO), or, with the override `features_only`, its last stage. `grid` is (h, w) of the last stage. Learned
+    position vectors tell cross-modal attention where a cell lies. Raises ValueError for any other model.
     """
 
     mean: Tensor
@@ -31,19 +35,23 @@ class VisionEncoder(nn.Module):
         self.is_swin = timm.is_model(config.name) and timm.model_entrypoint(config.name).__module__.startswith(
             "timm.models.swin_transformer"
         )
-        if not self.is_swin and not config.overrides.get("features_only"):
-            raise ValueError(
-                "vision encoder must be a Swin transformer of timm, or a convolutional network of timm with the "
-                f"overrides features_only and out_indices: got {config.name!r}"
-            )
+        if not timm.is_model(config.name):
+            near = difflib.get_close_matches(config.name, timm.list_models(), n=3)
+            raise ValueError(f"vision encoder must be a model of timm: got {config.name!r}; the nearest are {near}")
         if not self.is_swin and config.early_exit:
             raise ValueError(f"only a Swin transformer has an early exit: got {config.name!r}")
-        sizes: dict[str, Any] = {"img_size": config.image_size, "num_classes": 0} if self.is_swin else {}
+        self.features_only = bool(config.overrides.get("features_only"))
+        sizes: dict[str, Any] = {} if self.features_only else {"num_classes": 0}
+        published: Any = timm.get_pretrained_cfg(config.name)
+        if self.is_swin or (not self.features_only and published is not None and published.fixed_input_size):
+            sizes["img_size"] = config.image_size
         backbone: Any = timm.create_model(config.name, pretrained=config.pretrained, **sizes, **config.overrides)
         self.swin = backbone
-        last: Any = backbone.feature_info[-1] if self.is_swin else backbone.feature_info.get_dicts()[-1]
-        self.stride: int = last["reduction"]
-        self.num_features: int = last["num_chs"]
+        if self.is_swin:
+            last = backbone.feature_info[-1]
+            self.stride, self.num_features = int(last["reduction"]), int(last["num_chs"])
+        else:
+            self.stride, self.num_features = self._measure(config)
         self.grid = (config.image_size // self.stride, config.image_size // self.stride)
         statistics = timm.data.resolve_model_data_config(backbone)
         self.register_buffer("mean", torch.tensor(statistics["mean"]).view(3, 1, 1), persistent=False)
@@ -55,10 +63,33 @@ class VisionEncoder(nn.Module):
         self.tiny = TinyVision(channels, grid=self.grid, out_dim=out_dim) if channels else None
 
     def cells(self, images: UInt8[Tensor, "u 3 h w"]) -> Float[Tensor, "u i j c"]:
-        """Features of the last stage, for images of any size that the Swin accepts."""
-        if not self.is_swin:
-            return self.swin(self._normalize(images))[-1].permute(0, 2, 3, 1)
-        return self.swin.forward_features(self._normalize(images))
+        """Features of the last stage, for images of any size that the backbone accepts."""
+        if self.is_swin:
+            return self.swin.forward_features(self._normalize(images))
+        return self._feature_map(self._normalize(images))
+
+    def _feature_map(self, images: Float[Tensor, "u 3 h w"]) -> Float[Tensor, "u i j c"]:
+        if self.features_only:
+            return self.swin(images)[-1].permute(0, 2, 3, 1)
+        features = self.swin.forward_features(images)
+        if features.ndim == 3:
+            cells = features[:, getattr(self.swin, "num_prefix_tokens", 0) :]
+            side = math.isqrt(cells.shape[1])
+            return cells.unflatten(1, (side, cells.shape[1] // side))
+        return features if getattr(self.swin, "output_fmt", "NCHW") == "NHWC" else features.permute(0, 2, 3, 1)
+
+    def _measure(self, config: VisionConfig) -> tuple[int, int]:
+        """Stride and channels of the backbone's last stage, on a blank image."""
+        size, was_training = config.image_size, self.swin.training
+        try:
+            with torch.no_grad():
+                found = self.swin.eval() and self._feature_map(torch.zeros(1, 3, size, size))
+        except (RuntimeError, AssertionError, AttributeError, IndexError) as error:
+            raise ValueError(f"{config.name!r} gives no map of features for {size} px images ({error})") from error
+        self.swin.train(was_training)
+        if found.ndim != 4 or found.shape[1] != found.shape[2] or size % found.shape[1]:
+            raise ValueError(f"{config.name!r} gives {list(found.shape)} for {size} px images: expected square cells")
+        return size // found.shape[1], found.shape[3]
 
     @property
     def shallow_channels(self) -> int:

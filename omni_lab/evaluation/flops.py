@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from omni_lab.batch import NUM_MODALITIES, ComputeLevel, Modality, OmniBatch
+from omni_lab.batch import NUM_MODALITIES, ComputeLevel, Modality, OmniBatch, Tokens
 from omni_lab.encoders.levels import encoder_at
+from omni_lab.heads.answer import AnswerHead
 from omni_lab.model import OmniModel
 from omni_lab.routing.cost import CostModel
+
+ENCODER_ATTRIBUTES = {"image": ("image_size", "grid"), "video": ("frame_size", "grid"), "audio": ("samples_per_token",)}
 
 
 def count_flops(function: Callable[[], Any]) -> int:
@@ -34,7 +37,15 @@ def _count(function: Callable[[], Any]) -> FlopCounterMode:
 
 def build_cost_model(model: OmniModel, *, frames: int = 8, router_flops: float = 0.0) -> CostModel:
     """Counts the encoders on blank inputs: for text and audio of three lengths, as FLOPs are quadratic in the number of
-    tokens. frames: of each video."""
+    tokens; an answer head of another class than `AnswerHead` on sixteen tokens of one modality and of two.
+
+    frames: of each video. Raises ValueError for an encoder that lacks what the count needs (see `omni_lab.registry`).
+    """
+    for modality, names in ENCODER_ATTRIBUTES.items():
+        missing = [n for n in names if modality in model.encoders and not hasattr(model.encoders[modality], n)]
+        if missing:
+            kind = type(model.encoders[modality]).__name__
+            raise ValueError(f"the {modality} encoder, a {kind}, cannot be routed: it lacks the attributes {missing}")
     table = torch.zeros(NUM_MODALITIES, len(ComputeLevel), 3, dtype=torch.double)
     for modality in model.space.modalities:
         for level in model.space.allowed_levels(modality):
@@ -43,7 +54,7 @@ def build_cost_model(model: OmniModel, *, frames: int = 8, router_flops: float =
     network: Any = model
     layer, encoders = network.fusion.layers[0], dict(network.encoders.items())
     path, block = next(iter(layer.cross.values())), next(iter(layer.blocks.values()))
-    tokens_per_item = {}
+    head, tokens_per_item = network.heads["answer"], {}
     if "image" in encoders:
         tokens_per_item[Modality.IMAGE] = math.prod(encoders["image"].grid)
     if "video" in encoders:
@@ -52,12 +63,20 @@ def build_cost_model(model: OmniModel, *, frames: int = 8, router_flops: float =
         encoder_coefs=table,
         dim=path.attention.dim,
         mlp_dim=block.mlp.fc1.out_features,
-        num_answers=network.heads["answer"].classify[-1].out_features,
+        num_answers=network.heads["answer"].classify[-1].out_features if isinstance(head, AnswerHead) else 0,
+        head=None if isinstance(head, AnswerHead) else _measure_head(head, model.space.modalities, path.attention.dim),
         gated=path.gate is not None,
         tokens_per_item=tokens_per_item,
         samples_per_token=encoders["audio"].samples_per_token if "audio" in encoders else 1,
         router_flops=router_flops,
     )
+
+
+def _measure_head(head: nn.Module, modalities: Sequence[Modality], dim: int) -> tuple[float, float]:
+    """FLOPs once, and per encoded modality."""
+    tokens = Tokens(torch.zeros(1, 16, dim), torch.ones(1, 16, dtype=torch.bool))
+    one, two = (count_flops(partial(head, dict.fromkeys(modalities[:n], tokens), None)) for n in (1, 2))
+    return (2.0 * one - two, float(two - one)) if len(modalities) > 1 else (0.0, float(one))
 
 
 def encoder_polynomial(

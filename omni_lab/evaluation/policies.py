@@ -122,7 +122,7 @@ class PolicyEvaluator:
     questions: indices into the dataset; default all.
     name (of methods): of a progress bar; None for no bar.
     order: [n], index into the dataset of each question here; all other arrays follow it.
-    present, question_mask, required: [n, M] bool.
+    present, question_mask, required: [n, M] bool; nothing is required of a family whose requirements are unknown.
     """
 
     def __init__(self, model: OmniModel, dataset: VQADataset, *, questions: Sequence[int] | None = None) -> None:
@@ -137,7 +137,7 @@ class PolicyEvaluator:
         self.scenes = dataset.scenes[self.order]
         self.families = np.array(dataset.families)[self.order]
         required = {name: family.required_modalities for name, family in dataset.store.families.items()}
-        self.required = np.array([[m in required[family] for m in Modality] for family in self.families])
+        self.required = np.array([[m in required.get(family, ()) for m in Modality] for family in self.families])
         self.token_counts = torch.cat([self.costs.count_tokens(batch) for _, batch in self._batches("measuring")])
         self.dense = self.flops(self.space.dense(self.present))
         self._cache: dict[tuple[int, bytes], float] = {}  # correct, by question and route

@@ -14,17 +14,19 @@ from typing import Any
 import click
 import yaml
 
+from omni_lab.experiments import own_sets
 from omni_lab.utils.env import RETRAIN_SINCE_ENV_VAR, keep_freed_memory, limit_spinning, project_root
 
 app = click.Group(help="Run the notebook series and read its results.")
 profile_option = click.option("--profile", default="quick", show_default=True, help="smoke, quick, standard or full")
+output_option = click.option(
+    "--output", type=Path, default=lambda: project_root() / "reports", help="folder of the results (default: reports/)"
+)
 
 
 def results_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --profile and --output."""
-    text = "folder of the results (default: reports/)"
-    output = click.option("--output", type=Path, default=lambda: project_root() / "reports", help=text)
-    return profile_option(output(command))
+    return profile_option(output_option(command))
 
 
 @app.command()
@@ -88,13 +90,18 @@ def _parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
 @click.option("--seed", default=0, show_default=True, help="seed of weights and batches")
 @click.option("--retrain", is_flag=True, help="begin again, whatever was trained before")
 def train(recipe: str, profile: str, seed: int, retrain: bool) -> None:
-    """Train a model, or continue where it stopped. RECIPE is a name like emoji_world; a wrong one lists them all."""
+    """Train a model, or continue where it stopped. RECIPE is a name like emoji_world, or a set of your own, whose model
+    and router are measured, too; a wrong one lists them all."""
     from dataclasses import replace
 
     from omni_lab.config.profiles import get_profile
+    from omni_lab.data.sources.own_set import list_own_sets
     from omni_lab.training.fit import load_or_train
     from omni_lab.training.recipes import get_recipe
 
+    if recipe in list_own_sets():
+        own_sets.train_own(recipe, profile, seed=seed, retrain=retrain)
+        return
     found = replace(get_recipe(recipe, get_profile(profile), seed=seed), may_train=True)
     trained = load_or_train(found, retrain=retrain, use_published=False)
     last = ", ".join(f"{name} {value:.4g}" for name, value in trained.metadata["history"][-1].items())
@@ -109,11 +116,15 @@ def train(recipe: str, profile: str, seed: int, retrain: bool) -> None:
 @profile_option
 def export(model: str, folder: Path, router: str, variant: str, profile: str) -> None:
     """Write a trained model and its router to a folder that omni_lab.engine runs. MODEL is a name like emoji_routed or
-    digits_distilled."""
+    digits_distilled, or a set of your own."""
     from omni_lab.config.profiles import get_profile
+    from omni_lab.data.sources.own_set import list_own_sets
     from omni_lab.training import compression_recipes, exporting, fit, recipes, router_recipes, sequential_recipes
 
     settings = get_profile(profile)
+    if model in list_own_sets():
+        own_sets.export_own(model, folder, profile, variant)
+        return
     network = fit.load_or_train(recipes.get_recipe(model, settings))
     example = exporting.example_batch(network.data.dataset("validation"))
     recipe = compression_recipes.get_compression_recipe(variant, settings)
@@ -209,6 +220,32 @@ def scorecard(profile: str, output: Path, published: bool, markdown: bool) -> No
 
 @app.command()
 @click.argument("notebook")
+@click.option(
+    "--profile", default="", help="of the run (default: the published one of standard, else standard or quick)"
+)
+@output_option
+@click.option("--to", "file", type=Path, help="the file to write (default: NOTEBOOK-slides.html, here)")
+@click.option("--code", is_flag=True, help="with all code, not only what fits a slide")
+def slides(notebook: str, profile: str, output: Path, file: Path | None, code: bool) -> None:
+    """Make slides of a notebook's page, in one file for a browser, where the arrow keys turn them. NOTEBOOK is a name
+    or number, like 05_routing or 05."""
+    from omni_lab.experiments.jobs import find_notebook
+    from omni_lab.experiments.slides import slides_page
+
+    name = find_notebook(notebook).name
+    folders = (profile, f"published/{profile}") if profile else ("published/standard", "standard", "quick")
+    pages = [output / folder / name / "seed0" / "notebook.html" for folder in folders]
+    found = next((page for page in pages if page.exists()), None)
+    if found is None:
+        raise ValueError(f"{name} has no page yet: expected {' or '.join(map(str, pages))}; `omni-lab run` makes one")
+    file = file or Path(f"{name}-slides.html")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(slides_page(found.read_text(encoding="utf-8"), code=code), encoding="utf-8")
+    print(f"slides of {found}: {file}")
+
+
+@app.command()
+@click.argument("notebook")
 @results_options
 @click.option("--run", "run_name", default="seed0", show_default=True, help="which of its runs")
 @click.option("--figures", multiple=True, metavar="NAME", help="a figure to copy as a file, too; may be repeated")
@@ -226,6 +263,10 @@ def publish(notebook: str, profile: str, output: Path, run_name: str, figures: S
     print(f"published: {write_index(folder, whole, title=f'omni-lab: published, {profile}', scored=scored)}")
     _, scored = _read_scored(output, "standard", "published")
     (output / "published" / "SCORECARD.md").write_text(scorecard_markdown(scored), encoding="utf-8")
+
+
+for command in own_sets.COMMANDS:
+    app.add_command(command)
 
 
 def main(argv: list[str] | None = None) -> int:

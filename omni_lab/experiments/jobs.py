@@ -100,10 +100,16 @@ def _read_parameters(source: str) -> Iterator[tuple[str, NotebookParameter]]:
             raise ValueError(f"parameter {name!r} must be a plain value: got {ast.unparse(statement.value)}") from error
 
 
+def notebook_paths() -> list[Path]:
+    """The files of the series: the numbered ones in notebooks/, in order, then those in folders below it."""
+    folder = project_root() / "notebooks"
+    paths = [path for path in folder.rglob("[0-9][0-9]_*.ipynb") if ".ipynb_checkpoints" not in path.parts]
+    return sorted(paths, key=lambda path: (path.parent != folder, path.name))
+
+
 def list_notebooks() -> list[Notebook]:
-    """The numbered notebooks in order of their numbers, from all folders below notebooks/."""
-    paths = sorted((project_root() / "notebooks").rglob("[0-9][0-9]_*.ipynb"), key=lambda path: path.name)
-    return [read_notebook(path) for path in paths if ".ipynb_checkpoints" not in path.parts]
+    """The notebooks of the series, in its order."""
+    return [read_notebook(path) for path in notebook_paths()]
 
 
 def find_notebook(name: str) -> Notebook:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,10 +15,11 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from omni_lab.experiments.claims import ScoredClaim, Verdict, metrics_by_name
-from omni_lab.experiments.jobs import Job
-from omni_lab.experiments.pages import render_template, to_webp
+from omni_lab.experiments.jobs import Job, notebook_paths
+from omni_lab.experiments.pages import glossary_page, render_template, to_webp
 from omni_lab.experiments.results import find_published, format_duration, read_results
 from omni_lab.experiments.runner import JobResult
+from omni_lab.utils.env import project_root
 
 VERDICT_MARKS = {Verdict.HELD: "✓", Verdict.NOT_HELD: "✗", Verdict.NOT_MEASURED: "–"}
 VERDICT_COLORS = {Verdict.HELD: "green", Verdict.NOT_HELD: "red", Verdict.NOT_MEASURED: "dim"}
@@ -153,31 +157,81 @@ def write_index(
     state: Sequence[str] = (),
     running: bool = False,
 ) -> Path:
-    """Writes `folder/index.html`: the scorecard, then figures and numbers of the runs below `folder`.
+    """Writes `folder/index.html`: a card for each notebook, the scorecard in words, then the numbers of all runs below
+    `folder`; and beside it the glossary.
 
     state: lines about a series, shown at the top.
     running: the series is not at its end: the page loads itself anew every 20 seconds.
     """
-    claimed = {name for one in scored for name in one.claim.measures}
-    cards = []
-    for result in results:
-        run, metrics = result["folder"], result["metrics"]
-        card = {
-            "folder": run.relative_to(folder).as_posix(),
-            "has_page": (run / "notebook.html").exists(),
-            "duration": format_duration(result["seconds"]),
-            "figures": sorted(file.name for file in (run / "figures").glob("*.*")),
-            "key_metrics": [m for m in metrics if m["name"] in claimed] or [m for m in metrics if not m["control"]][:4],
-        }
-        cards.append({**result, "name": run.name, **card})
-    values = {"rows": scorecard_rows(scored), "tally": tally(scored), "marks": VERDICT_MARKS, "cards": cards}
-    values["agreement"] = agreement(results)
+    series = {path.stem: path for path in notebook_paths()}
+    runs, cards = [], dict[str, dict[str, Any]]()
+    for result in sorted(results, key=lambda r: _place(r, [*series])):
+        run, name = result["folder"], result["notebook"]
+        page = run / "notebook.html"
+        shown = {"folder": run.relative_to(folder).as_posix(), "page": page.exists() and _link(page, folder)}
+        shown["figures"] = sorted(file.name for file in (run / "figures").glob("*.*"))
+        runs.append({**result, **shown, "name": run.name, "duration": format_duration(result["seconds"])})
+        if name not in cards:
+            card = {"title": name.replace("_", " "), **_describe_notebook(series.get(name, run / "executed.ipynb"))}
+            cards[name] = {**runs[-1], **card, "picture": _picture(run, card.get("figure", ""), folder)}
+    rows = scorecard_rows(scored)
+    for row, one in zip(rows, scored, strict=True):
+        page = one.result["folder"] / "notebook.html" if one.result else Path()
+        row["page"] = page.is_file() and _link(page, folder)
+        row |= {key: [_in_words(text) for text in row[key]] for key in ("ours", "controls")}
+    values: dict[str, Any] = {"title": title, "state": state, "running": running, "agreement": agreement(results)}
+    values |= {"rows": rows, "tally": tally(scored), "marks": VERDICT_MARKS, "cards": cards.values(), "runs": runs}
+    glossary = project_root() / "notebooks" / "GLOSSARY.md"
+    texts = {"glossary.html": glossary_page(glossary.read_text(encoding="utf-8"))} if glossary.exists() else {}
+    values |= {"value": format_value, "interval": format_interval, "glossary": bool(texts)}
+    texts["index.html"] = render_template("index.html.j2", **values)
     folder.mkdir(parents=True, exist_ok=True)
-    series = {"title": title, "state": state, "running": running}
-    page = render_template("index.html.j2", value=format_value, interval=format_interval, **series, **values)
-    part = folder / "index.html.part"
-    part.write_text(page, encoding="utf-8")
-    return part.replace(folder / "index.html")
+    for name, text in texts.items():
+        part = folder / f"{name}.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(folder / name)
+    return folder / "index.html"
+
+
+def _in_words(text: str) -> str:
+    """A line of the scorecard with the metric's name in words."""
+    return re.sub(r"[\w/]+(?=: )", lambda name: name[0].replace("/", ", ").replace("_", " "), text)
+
+
+def _place(result: Mapping[str, Any], series: Sequence[str]) -> tuple[Any, ...]:
+    """Sorts by the order of the series; of a notebook's runs that of seed 0 with all defaults comes first."""
+    name, run = result["notebook"], result["folder"].name
+    return (series.index(name) if name in series else len(series), name, run != "seed0", run)
+
+
+def _link(file: Path, folder: Path) -> str:
+    return Path(os.path.relpath(file, folder)).as_posix()
+
+
+def _describe_notebook(path: Path) -> dict[str, str]:
+    """Title and first question of a notebook, in plain text, and what its metadata say under "omni_lab" of its card:
+    figure, the name of the one to show; finding, a sentence; perhaps another question. Empty if it cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        text = re.sub(r"[*`]", "", "".join(content["cells"][0]["source"]))
+        asked = re.search(r'The question\.(?:[^?]*?[.!])??([^.?!]+\?"?)', " ".join(text.split()))
+        found = {"title": text.splitlines()[0].lstrip("# "), "question": asked[1].strip() if asked else ""}
+        return found | content["metadata"].get("omni_lab", {})
+    except (OSError, ValueError, LookupError):
+        return {}
+
+
+def _picture(run: Path, figure: str, folder: Path) -> str:
+    """Where the picture of a run's card is: the named figure, or else the first one, as a file or within the page."""
+    files = {file.stem: file for file in sorted((run / "figures").glob("*.*"))}
+    inside = dict[str, str]()
+    if figure not in files and (run / "notebook.html").exists():
+        text = (run / "notebook.html").read_text(encoding="utf-8")
+        for name, source in re.findall(r'<img alt="([^"]*)" src="(data:image/[^"]+)"', text):
+            inside.setdefault(name.replace(" ", "_"), source)
+        figure = max((name for name in inside if figure.startswith(name)), key=len, default=figure)
+    named = inside.get(figure) or (_link(files[figure], folder) if figure in files else "")
+    return named or next(iter([*(_link(file, folder) for file in files.values()), *inside.values()]), "")
 
 
 def publish_run(run: Path, to: Path, *, figures: Sequence[str] = ()) -> None:

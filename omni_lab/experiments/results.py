@@ -30,6 +30,7 @@ class RunRecorder:
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         self.folder = folder
         self.metrics: list[dict[str, Any]] = []
+        self.figures: dict[str, float] = {}  # name -> size of its smallest text on a page, in points
         self._run = run  # what metrics.json holds beside the metrics
         self._start = time.monotonic()
         try:
@@ -88,15 +89,23 @@ class RunRecorder:
         return f"{line}; published" + (f", {other['n']:,}" if "n" in other else "") + f": {other['value']:.3f}"
 
     def save_figure(self, figure: Any, name: str) -> Any:
-        """Writes `figures/<name>.png` and returns the figure."""
+        """Writes `figures/<name>.png`, notes how small its text is, and returns the figure."""
+        from omni_lab.viz.style import smallest_text
+
         folder = self.folder / "figures"
         folder.mkdir(exist_ok=True)
         figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
+        if math.isfinite(points := smallest_text(figure)):
+            self.figures[name] = round(points, 1)
+        self._write()
         return figure
 
     def _write(self) -> None:
         seconds = round(time.monotonic() - self._start, 1)
-        write_results(self.folder / "metrics.json", {**self._run, "seconds": seconds, "metrics": self.metrics})
+        write_results(
+            self.folder / "metrics.json",
+            {**self._run, "seconds": seconds, "smallest_text": self.figures, "metrics": self.metrics},
+        )
 
 
 def write_results(file: Path, content: Mapping[str, Any]) -> None:

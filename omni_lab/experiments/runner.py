@@ -143,7 +143,7 @@ def execute(job: Job, threads: int | None) -> JobResult:
         os.dup2(stream.fileno(), 2)  # the kernel's own messages, of interest only if it fails
     try:
         _execute_notebook(job, executed)
-        (part / "notebook.html").write_text(notebook_page(executed), encoding="utf-8")
+        (part / "notebook.html").write_text(notebook_page(executed, job.notebook.name), encoding="utf-8")
         if metrics.exists():  # the notebook measures from its first cell: here the start of the kernel counts too
             recorded = json.loads(metrics.read_text(encoding="utf-8"))
             write_results(metrics, recorded | {"seconds": round(time.monotonic() - start, 1)})
@@ -187,6 +187,6 @@ def _execute_notebook(job: Job, executed: Path) -> None:
         if "died before replying" not in str(error):
             raise
         content = run()
-    content.metadata["omni_lab"] = {"fingerprint": job.fingerprint}
+    content.metadata["omni_lab"] = {**content.metadata.get("omni_lab", {}), "fingerprint": job.fingerprint}
     content.metadata["papermill"] |= {"input_path": "", "output_path": ""}  # folders of this machine
     nbformat.write(content, executed)

@@ -128,11 +128,11 @@ class LitGates(LitRouterBase):
         """Expected relative cost if all decisions were independent; exact where all are 0 or 1."""
         space, costs, counts = self.network.space, self.costs, self.costs.count_tokens(batch)
         dense = costs(space, space.dense(batch.present.cpu()), counts)
-        fixed = dense.heads - batch.present.sum(1).cpu() * costs.head_flops  # the part of no single modality
+        fixed = dense.heads - batch.present.sum(1).cpu() * costs.head_flops[1]  # the part of no single modality
         total = (fixed + dense.router).to(gates)
         for modality in space.modalities:
             tokens = counts[:, modality.column]
-            each = costs.encoder_flops(modality, ComputeLevel.FULL, tokens) + costs.head_flops
+            each = costs.encoder_flops(modality, ComputeLevel.FULL, tokens) + costs.head_flops[1]
             each = each + costs.block_flops(space, modality, tokens)
             total = total + encoded[:, modality.column] * each.to(gates)
         path_flops = costs.path_flops(space, counts).to(gates)  # [B, P]

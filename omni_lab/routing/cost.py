@@ -42,6 +42,7 @@ class CostModel:
     tokens_per_item: tokens of an image, and of a video frame.
     samples_per_token: audio samples that one token covers.
     router_flops: of one decision; 0 without a router.
+    head: FLOPs of another answer head than `AnswerHead`: once, and per encoded modality.
     """
 
     encoder_coefs: Float[Tensor, "m l 3"]
@@ -52,6 +53,7 @@ class CostModel:
     tokens_per_item: dict[Modality, int]
     samples_per_token: int
     router_flops: float = 0.0
+    head: tuple[float, float] | None = None
 
     def count_tokens(self, batch: OmniBatch) -> Int[Tensor, "b m"]:
         """[B, M], the tokens that each modality has once it is encoded; 0 where it is absent."""
@@ -82,21 +84,22 @@ class CostModel:
         return blocks * (8.0 * n * self.dim**2 + 4.0 * n**2 * self.dim + 4.0 * n * self.dim * self.mlp_dim)
 
     @property
-    def head_flops(self) -> float:
-        """Of the answer head, per encoded modality."""
-        return 2.0 * self.dim**2 + 2.0 * self.dim * self.gated
+    def head_flops(self) -> tuple[float, float]:
+        """Of the answer head: once, and per encoded modality."""
+        return self.head or (2.0 * self.dim * self.num_answers, 2.0 * self.dim**2 + 2.0 * self.dim * self.gated)
 
     def __call__(self, space: RouteSpace, route: Route, tokens: Int[Tensor, "b m"]) -> FlopBreakdown:
         """tokens: see `count_tokens`."""
         zero = torch.zeros(len(route), dtype=torch.double, device=tokens.device)
-        encoders, blocks, heads = zero.clone(), zero.clone(), zero + 2.0 * self.dim * self.num_answers
+        once, per_modality = self.head_flops
+        encoders, blocks, heads = zero.clone(), zero.clone(), zero + once
         for modality in space.modalities:
             column = modality.column
             for level in ComputeLevel:
                 chosen = route.encoder_levels[:, column] == level
                 encoders += chosen * self.encoder_flops(modality, level, tokens[:, column])
             encoded = route.encoder_levels[:, column] > ComputeLevel.SKIP
-            heads += encoded * self.head_flops
+            heads += encoded * per_modality
             blocks += encoded * self.block_flops(space, modality, tokens[:, column])
         paths = (space.path_mask(route).sum(1) * self.path_flops(space, tokens)).sum(1)
         return FlopBreakdown(encoders, paths, blocks, heads, zero + self.router_flops)

@@ -12,6 +12,8 @@ content_study.py        every kind of policy on one network, chosen on validatio
 depth_allocation.py     a baseline: the same number of layers for all, which ones by a glance
 router_recipes.py       recipes of routers, by name, and `load_or_train_router`
 compression_recipes.py  recipes of compressed models, by name, and `compress`
+own_model.py            the recipe of a set of one's own, its router, and what both reach
+pretrained.py           a model with all that an answer needs, in one folder with a model card
 exporting.py            a compressed model and its router in a folder that `omni_lab.engine` runs
 """
 
@@ -20,6 +22,7 @@ from omni_lab.training.compression_recipes import compress, get_compression_reci
 from omni_lab.training.content_study import ContentStudy
 from omni_lab.training.exporting import example_batch, export_compressed, frequent_routes
 from omni_lab.training.fit import load_or_train
+from omni_lab.training.pretrained import VQAPipeline
 from omni_lab.training.recipes import get_recipe
 from omni_lab.training.router_recipes import (
     build_router_module,

@@ -19,6 +19,8 @@ from omni_lab.training.frozen_encoders import cache_latents
 from omni_lab.utils.progress import ProgressBar, in_notebook
 from omni_lab.worlds.tasks import TaskBatch
 
+MAX_ROWS = 20  # of the table of epochs that is shown
+
 
 class RestoreBestWeights(Callback):
     """At the end, gives a router the weights of its best validation reward: long training under the full penalty costs
@@ -67,7 +69,8 @@ class CacheFrozenLatents(Callback):
 
 
 class ProgressTable(Callback):
-    """A progress bar over all steps and a table with a row per epoch; in a notebook one output, updated in place.
+    """A progress bar over all steps and a table with a row per epoch, of many epochs some twenty; in a notebook one
+    output, updated in place.
 
     columns: heading to the name of a metric. rows: heading to value, per epoch.
     totals: questions, images and seconds of the training batches, with loading, without validation after an epoch.
@@ -79,6 +82,7 @@ class ProgressTable(Callback):
         self.rows: list[dict[str, float]] = []
         self.totals = {"questions": 0, "images": 0, "seconds": 0.0}
         self._epoch_start = self._batch_start = 0.0
+        self._stride = 1
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "totals": self.totals}
@@ -87,6 +91,7 @@ class ProgressTable(Callback):
         vars(self).update(state_dict)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stride = -(-(trainer.max_epochs or 1) // MAX_ROWS)
         self._bar = ProgressBar("training", total=int(trainer.estimated_stepping_batches), unit="step")
         if not in_notebook():
             print("  ".join(f"{heading:>9}" for heading in self.headings))
@@ -110,7 +115,7 @@ class ProgressTable(Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         values = [trainer.current_epoch + 1, *(metrics.get(name, float("nan")) for name in self.columns.values())]
         self.rows.append(dict(zip(self.headings, [*values, time.perf_counter() - self._epoch_start], strict=True)))
-        if not in_notebook():
+        if not in_notebook() and len(self.rows) % self._stride == 0:
             cells = (f"{_format(v):>{max(len(heading), 9)}}" for heading, v in self.rows[-1].items())
             tqdm.write("  ".join(cells), file=sys.stdout)
         self._show(trainer, force=True)
@@ -124,7 +129,8 @@ class ProgressTable(Callback):
         self._bar.update(trainer.global_step, note=note, below=self._html(), force=force)
 
     def _html(self) -> str:
-        lines = [self.headings, *([_format(v) for v in row.values()] for row in self.rows)]
+        shown = self.rows[self._stride - 1 :: self._stride]
+        lines = [self.headings, *([_format(v) for v in row.values()] for row in shown)]
         cells = ("".join(f"<td>{cell}</td>" for cell in line) for line in lines)
         return f"<table>{''.join(f'<tr>{c}</tr>' for c in cells)}</table>"
 

@@ -12,8 +12,9 @@ import lightning as L
 from torch import nn
 
 from omni_lab.batch import Modality
-from omni_lab.build import add_task_heads, build_model
+from omni_lab.build import add_task_heads, build_model, component_versions
 from omni_lab.config.models import ModelConfig
+from omni_lab.config.profiles import get_profile
 from omni_lab.config.schema import DataConfig, EmojiWorldConfig, MultitaskConfig, Profile, TrainingConfig
 from omni_lab.data.datamodule import OmniDataModule
 from omni_lab.data.sources.base import VQASource
@@ -74,6 +75,7 @@ class Recipe(BaseRecipe):
         """What a checkpoint must agree with to be loaded."""
         start = {"start": self.init_from.identity(data)} if self.init_from is not None else {}
         loan = {"loan": self.modality_copy} if self.modality_copy is not None else {}
+        own = {"components": versions} if (versions := component_versions(self.model)) else {}
         return {
             "source": source_fingerprint(data.source),
             "answers": list(data.source.answers()),
@@ -84,6 +86,7 @@ class Recipe(BaseRecipe):
             "seed": self.seed,
             **start,
             **loan,
+            **own,
         }
 
     def _vocabulary(self, data: Any) -> dict[str, str]:
@@ -193,6 +196,11 @@ def get_recipe(name: str, profile: Profile, *, seed: int = 0) -> Recipe:
     batches as the task has among all.
     """
     return lookup(name, _recipes(profile, seed), "recipe")
+
+
+def list_recipes() -> list[str]:
+    """The names of all recipes."""
+    return [*_recipes(get_profile("smoke"), 0)]
 
 
 def _recipes(profile: Profile, seed: int) -> dict[str, Recipe]:

@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 import torch
 
 from omni_lab.batch import Modality, OmniBatch
+from omni_lab.config.models import Component
 from omni_lab.config.schema import Profile, RouterConfig
 from omni_lab.evaluation.flops import build_cost_model
 from omni_lab.lightning_modules.gates import LitGates
 from omni_lab.lightning_modules.router import LitRouter, LitRouterBase, relative_costs
+from omni_lab.registry import ROUTERS
 from omni_lab.routing.baselines import modality_subsets
+from omni_lab.routing.route import RouteSpace
 from omni_lab.routing.router import Router, penalty_knots
 from omni_lab.training.callbacks import RestoreBestWeights
 from omni_lab.training.checkpoint import BaseRecipe, load_or_fit, weights_digest
@@ -44,19 +47,30 @@ class RouterRecipe(BaseRecipe):
 
     def identity(self, network: TrainedModel) -> dict[str, Any]:
         """What a checkpoint must agree with to be loaded, including the weights of the network."""
+        own = {"policy": ROUTERS.version(self.router.policy)} if self.router.policy is not None else {}
         return {
             "space": network.model.space.to_dict(),
             "network": self.network.identity(network.data),
             "network_weights": weights_digest(network.model),
             "router": self.router,
             "seed": self.seed,
+            **own,
         }
 
     def _build(self, network: TrainedModel) -> Any:
-        space, dim, hidden = network.model.space, self.network.model.dim, self.router.hidden
-        conditioned = self.router.penalty_conditioned
-        choices = len(modality_subsets(space)) if self.router.estimator == "choice" else 0
-        return Router(space, dim=dim, hidden_dim=hidden, penalty_conditioned=conditioned, num_choices=choices)
+        return build_router(self.router, network.model.space, dim=self.network.model.dim)
+
+
+def build_router(config: RouterConfig, space: RouteSpace, *, dim: int) -> Router:
+    """The untrained router of a configuration. dim: width of the question's tokens."""
+    arguments: dict[str, Any] = {
+        "space": space,
+        "dim": dim,
+        "hidden_dim": config.hidden,
+        "penalty_conditioned": config.penalty_conditioned,
+        "num_choices": len(modality_subsets(space)) if config.estimator == "choice" else 0,
+    }
+    return Router(**arguments) if config.policy is None else ROUTERS.build(config.policy, **arguments)
 
 
 def penalties_of(estimator: str, profile: Profile) -> tuple[float, ...]:
@@ -65,8 +79,18 @@ def penalties_of(estimator: str, profile: Profile) -> tuple[float, ...]:
     return world.choice_penalties if estimator == "choice" else world.penalties
 
 
-def get_router_recipe(name: str, profile: Profile, *, seed: int = 0, network: str = "emoji_routed") -> RouterRecipe:
-    """The recipe of that name, for a network of seed 0. Raises ValueError for another name, with the nearest one.
+def get_router_recipe(
+    name: str,
+    profile: Profile,
+    *,
+    seed: int = 0,
+    network: str | Recipe = "emoji_routed",
+    policy: Component | None = None,
+) -> RouterRecipe:
+    """The recipe of that name. Raises ValueError for another name, with the nearest one.
+
+    network: the recipe of the routed model, or its name, then of seed 0.
+    policy: a registered router, in place of the MLP.
 
     <estimator>_<penalty>: policy gradient (group, self_critical) or gates (gumbel, choice), under one of the
     estimator's `penalties_of`, such as "group_0.2" or "choice_0.8".
@@ -83,7 +107,9 @@ def get_router_recipe(name: str, profile: Profile, *, seed: int = 0, network: st
     known["soft"] = replace(base, estimator="soft", penalty=0.0)
     # No annealing, and an entropy bonus large enough that no decision becomes certain before all penalties were met.
     known["conditioned"] = replace(base, penalty=1.0, penalty_conditioned=True, anneal_fraction=0.0, entropy_coef=0.5)
-    return RouterRecipe(name, get_recipe(network, profile), lookup(name, known, "router"), seed)
+    config = replace(lookup(name, known, "router"), policy=policy)
+    title = name if policy is None else f"{name}-{policy.name}"
+    return RouterRecipe(title, network if isinstance(network, Recipe) else get_recipe(network, profile), config, seed)
 
 
 class TrainedRouter(NamedTuple):
@@ -123,8 +149,11 @@ def fit_router(
     data_config = replace(network.data.config, questions_per_scene=questions, max_batch_cost=cost)
     data = network.data.with_config(data_config, seed=recipe.seed, validation=config.validation_scenes)
     device = next(network.model.parameters()).device
+    often: dict[str, Any] = {"val_check_interval": 0.1}
+    if config.epochs >= 10:
+        often = {"check_val_every_n_epoch": config.epochs // 10}
     try:
-        _, table = fit(module, data, config, folder, best, val_check_interval=0.1)
+        _, table = fit(module, data, config, folder, best, **often)
         after(data)
     finally:
         network.model.to(device)

@@ -6,7 +6,7 @@ attention.py  attention weights and maps over inputs
 routes.py     routes as graphs and matrices
 training.py   learning curves, accuracies, confusion matrices
 worlds.py     scenes, speech, modality ablation
-diagram.py    the architecture
+diagram.py    the architecture; boxes and arrows
 explorer.py   the interactive panel
 tradeoffs.py  accuracy against cost; what decisions depend on
 """
@@ -19,7 +19,7 @@ from omni_lab.viz.attention import (
     maps_over_image,
     weight_matrix,
 )
-from omni_lab.viz.diagram import architecture
+from omni_lab.viz.diagram import architecture, flow_chart
 from omni_lab.viz.images import before_after, boxes_in_images, show_images, spectrograms
 from omni_lab.viz.routes import route_graph, route_matrix
 from omni_lab.viz.style import BASELINE_COLOR, METHOD_COLOR, MODALITY_COLORS, use_style

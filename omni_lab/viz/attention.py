@@ -13,14 +13,43 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from omni_lab.batch import SAMPLE_RATE
-from omni_lab.viz.images import heat_over_image, image_grid
+from omni_lab.viz.images import image_grid
 from omni_lab.viz.style import HEAT, labelled_matrix
+
+Extent = tuple[float, float, float, float]  # left, right, bottom, top
+LEVELS = (0.25, 0.5, 0.75)
+WIDTHS = (1.0, 1.8, 3.0)  # of the lines at these levels
+
+
+def outline_cells(axis: Axes, heat: np.ndarray, extent: Extent, *, high: float) -> None:
+    """Lines around the cells of a map [h, w], over whatever the axis shows: thin, medium and thick ones where the map
+    exceeds the `LEVELS`, as fractions of `high`. They are bright with a dark edge, and so seen on any picture.
+
+    extent: left, right, bottom and top edge of the map.
+    """
+    steps = 6  # per cell: lines of several levels stand side by side, not over each other
+    values = np.pad(np.kron(heat, np.ones((steps, steps))), 1)
+    left, right, bottom, top = extent
+    x, y = (
+        start + (np.arange(n) - 0.5) * (end - start) / (n - 2)
+        for start, end, n in ((left, right, values.shape[1]), (top, bottom, values.shape[0]))
+    )
+    if values.max() > LEVELS[0] * high > 0:
+        levels = [level * high for level in LEVELS]
+        for edge, color in ((1.6, "black"), (0.0, "#F0E442")):
+            axis.contour(x, y, values, levels=levels, colors=color, linewidths=[width + edge for width in WIDTHS])
 
 
 def attention_over_image(
-    image: np.ndarray, weights: np.ndarray, grid: tuple[int, int], labels: Sequence[str], *, columns: int = 6
+    image: np.ndarray,
+    weights: np.ndarray,
+    grid: tuple[int, int],
+    labels: Sequence[str],
+    *,
+    columns: int = 5,
+    title: str = "",
 ) -> Figure:
-    """Where each query token looks; all panels share one colour scale, from zero to the largest weight.
+    """Where each query token looks; all panels share one scale, from zero to the largest weight.
 
     image: [3, H, W] uint8.
     weights: [Nq, h*w], a row per query token, each summing to one.
@@ -28,48 +57,58 @@ def attention_over_image(
     """
     if weights.shape != (len(labels), grid[0] * grid[1]):
         raise ValueError(f"weights must be [{len(labels)}, {grid[0] * grid[1]}]: got {list(weights.shape)}")
-    figure, axes = _image_and_panels(image, len(labels), columns, height=2.3)
-    heat = None
-    for axis, row, label in zip(axes, weights, labels, strict=False):
-        heat = heat_over_image(axis, image, row.reshape(grid), vmin=0, vmax=float(weights.max()))
-        axis.set_title(label)
-    if heat is not None:
-        figure.colorbar(heat, ax=figure.axes, shrink=0.8, label="attention weight")
+    largest = float(weights.max())
+    figure, axes = _image_and_panels(image, labels, columns)
+    for axis, row in zip(axes, weights, strict=False):
+        outline_cells(axis, row.reshape(grid), _extent(image), high=largest)
+    levels = ", ".join(f"{level * largest:.2g}" for level in LEVELS)
+    figure.supxlabel(f"lines, from thin to thick: cells with an attention weight above {levels}", fontsize=10.5)
+    figure.suptitle(title, fontsize=12, weight="bold")
     return figure
 
 
 def maps_over_image(
-    image: np.ndarray, maps: Mapping[str, np.ndarray], grid: tuple[int, int], *, columns: int = 5
+    image: np.ndarray, maps: Mapping[str, np.ndarray], grid: tuple[int, int], *, columns: int = 5, title: str = ""
 ) -> Figure:
-    """Maps [h*w] of one image [3, H, W] uint8 side by side, by name, each scaled from its own minimum to its own
-    maximum. grid: (h, w)."""
-    figure, axes = _image_and_panels(image, len(maps), columns, height=2.35)
+    """Maps [h*w] of one image [3, H, W] uint8 side by side, by name, each scaled from zero to its own maximum.
+    grid: (h, w)."""
+    figure, axes = _image_and_panels(image, [*maps], columns)
     for axis, (name, values) in zip(axes, maps.items(), strict=False):
         if values.size != grid[0] * grid[1]:
             raise ValueError(f"{name}: a map must have {grid[0] * grid[1]} values: got {values.size}")
-        heat_over_image(axis, image, values.reshape(grid))
-        axis.set_title(name)
+        outline_cells(axis, values.reshape(grid), _extent(image), high=float(values.max()))
+    levels = ", ".join(f"{100 * level:.0f}" for level in LEVELS)
+    figure.supxlabel(f"lines, from thin to thick: cells above {levels} % of a map's maximum", fontsize=10.5)
+    figure.suptitle(title, fontsize=12, weight="bold")
     return figure
 
 
-def _image_and_panels(image: np.ndarray, count: int, columns: int, *, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure that begins with the image, and at least `count` more axes."""
-    figure, axes = image_grid(count + 1, min(columns, count + 1), width=2.1, height=height)
-    axes[0].imshow(image.transpose(1, 2, 0))
-    axes[0].set_title("the picture")
+def _extent(image: np.ndarray) -> Extent:
+    return (-0.5, image.shape[2] - 0.5, image.shape[1] - 0.5, -0.5)
+
+
+def _image_and_panels(image: np.ndarray, titles: Sequence[str], columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure that begins with the image, and has a copy of it for each title."""
+    columns = min(columns, len(titles) + 1)
+    side = min(2.1, 9.2 / columns)
+    figure, axes = image_grid(len(titles) + 1, columns, width=side, height=side + 0.3)
+    for axis, title in zip(axes, ["the picture", *titles], strict=False):
+        axis.imshow(image.transpose(1, 2, 0))
+        axis.autoscale(False)
+        axis.set_title(title, fontsize=11)
     return figure, axes[1:]
 
 
 def weight_matrix(
     weights: np.ndarray, *, queries: Sequence[str], keys: Sequence[str], titles: Sequence[str], xlabel: str, ylabel: str
 ) -> Figure:
-    """Attention matrices side by side. weights: [panels, Nq, Nk]."""
-    size = (0.42 * len(keys) * len(weights) + 2.2, 0.36 * len(queries) + 1.6)
-    figure, axes = plt.subplots(1, len(weights), figsize=size, squeeze=False, sharey=True)
+    """Attention matrices below each other, on one scale. weights: [panels, Nq, Nk]."""
+    size = (min(9.2, 0.42 * len(keys) + 2.2), (0.28 * len(queries) + 0.7) * len(weights) + 0.5)
+    figure, axes = plt.subplots(len(weights), 1, figsize=size, squeeze=False, sharex=True)
     for axis, matrix, title in zip(axes.flat, weights, titles, strict=True):
-        image = labelled_matrix(axis, matrix, keys, queries, cmap=HEAT, vmax=float(weights.max()), aspect="equal")
-        axis.set(title=title, xlabel=xlabel)
-    axes.flat[0].set_ylabel(ylabel)
+        image = labelled_matrix(axis, matrix, keys, queries, rotation=0, vmax=float(weights.max()))
+        axis.set(title=title, ylabel=ylabel)
+    axes.flat[-1].set_xlabel(xlabel)
     figure.colorbar(image, ax=axes, label="attention weight")
     return figure
 
@@ -107,8 +146,8 @@ def maps_over_audio(
     return figure
 
 
-def map_over_video(video: np.ndarray, values: np.ndarray, *, seconds: float) -> Figure:
-    """The frames of a video, and below them a map; all frames share one scale.
+def map_over_video(video: np.ndarray, values: np.ndarray, *, seconds: float, title: str = "") -> Figure:
+    """The frames of a video, and below each its map; all maps share one scale.
 
     video: [F, 3, h, w] uint8.
     values: [F, g, g].
@@ -116,15 +155,20 @@ def map_over_video(video: np.ndarray, values: np.ndarray, *, seconds: float) -> 
     """
     if values.shape[0] != len(video):
         raise ValueError(f"a map must have a value for each of {len(video)} frames: got {list(values.shape)}")
-    figure, axes = plt.subplots(2, len(video), figsize=(1.35 * len(video) + 0.6, 3.1), squeeze=False)
+    figure, axes = plt.subplots(2, len(video), figsize=(9.2, 16.5 / len(video) + 0.6), squeeze=False)
     limits = {"vmin": float(values.min()), "vmax": float(values.max())}
     for index, (frame, heat, (top, bottom)) in enumerate(zip(video, values, axes.T, strict=True)):
-        top.axis("off")
-        bottom.axis("off")
         top.imshow(frame.transpose(1, 2, 0))
-        top.set_title(f"{(index + 0.5) * seconds / len(video):.2f} s", fontsize=10, weight="normal")
-        image = heat_over_image(bottom, frame, heat, **limits)
-    figure.colorbar(image, ax=axes[1], shrink=0.8)
+        top.set_title(f"{(index + 0.5) * seconds / len(video):.2f} s", fontsize=10.5, weight="normal")
+        map_image = bottom.imshow(heat, cmap=HEAT, **limits)
+        for axis in (top, bottom):
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+    axes[0, 0].set_ylabel("frame")
+    axes[1, 0].set_ylabel("map")
+    bar = figure.colorbar(map_image, ax=axes, shrink=0.8, ticks=[*limits.values()])
+    bar.set_ticklabels(["low", "high"])
+    figure.suptitle(title, fontsize=12, weight="bold")
     return figure
 
 

@@ -27,13 +27,14 @@ from omni_lab.explain.maps import ExplanationError, attention_map, relevance_map
 from omni_lab.model import OmniModel
 from omni_lab.routing.route import Route
 from omni_lab.routing.router import Router
+from omni_lab.viz.attention import outline_cells
 from omni_lab.viz.routes import route_graph
 from omni_lab.viz.style import HEAT, MODALITY_COLORS
 from omni_lab.viz.worlds import filmstrip
 
 MAPS = {"relevance": relevance_map, "attention": attention_map, "rollout": rollout_map}
 MEDIA = {"picture": Modality.IMAGE, "clip": Modality.VIDEO, "sound": Modality.AUDIO}
-LAYOUT: list[Any] = [["route", "route", "answers"], ["picture", "clip", "clip"], ["picture", "sound", "sound"]]
+LAYOUT: list[Any] = [["route"] * 3, ["answers", "picture", "sound"], ["clip"] * 3]
 
 
 @dataclass(frozen=True)
@@ -97,23 +98,23 @@ class Explorer:
 
     def draw(self, view: ExplorerView, *, title: str = "") -> Figure:
         """The route, the answers, and every input with its map."""
-        margins = {"left": 0.01, "right": 0.97, "top": 0.87, "bottom": 0.06, "hspace": 0.45, "wspace": 0.3}
-        options: Any = {"figsize": (10.5, 6.8), "height_ratios": [2.7, 1, 0.8], "gridspec_kw": margins}
+        margins = {"left": 0.11, "right": 0.98, "top": 0.89, "bottom": 0.04, "hspace": 0.5, "wspace": 0.18}
+        options: Any = {"figsize": (9.2, 7.2), "height_ratios": [2.7, 1.7, 1.1], "gridspec_kw": margins}
         # constrained layout takes longer than everything else
         figure, axes = plt.subplot_mosaic(LAYOUT, layout="none", **options)
-        route_graph(self.model.space, view.route, axis=axes["route"], title=f"{view.cost:.0%} of the FLOPs")
+        route_graph(self.model.space, view.route, axis=axes["route"], title=f"route: {view.cost:.0%} of the FLOPs")
         axes["answers"].barh([*view.answers], [*view.answers.values()], color=MODALITY_COLORS[Modality.TEXT])
         axes["answers"].invert_yaxis()
-        axes["answers"].set(xlim=(0, 1), xlabel="probability", title=next(iter(view.answers)))
+        axes["answers"].set(xlim=(0, 1), xlabel="probability", title=f"answer: {next(iter(view.answers))}")
         for name, modality in MEDIA.items():
             axis = axes[name]
-            axis.set(xticks=[], yticks=[])
+            axis.set(xticks=[], yticks=[], title=name)
             axis.grid(False)
             if modality in view.batch.inputs:
                 self._draw_input(axis, modality, view.batch.inputs[modality].values[0].numpy(), view.maps.get(modality))
             else:
                 axis.text(0.5, 0.5, f"no {name}", ha="center", va="center", transform=axis.transAxes)
-        figure.suptitle(title)
+        figure.suptitle(title, x=0.545)
         return figure
 
     def _draw_input(self, axis: Axes, modality: Modality, values: np.ndarray, heat: Tensor | None) -> None:
@@ -123,22 +124,20 @@ class Explorer:
             shown = values[::step] / max(1e-9, float(np.abs(values).max()))
             times = np.arange(len(shown)) * step / SAMPLE_RATE
             axis.plot(times, shown, color=MODALITY_COLORS[modality], lw=0.5)
-            axis.set(xlim=(0, len(values) / SAMPLE_RATE), xlabel="sound")
+            axis.set(xlim=(0, len(values) / SAMPLE_RATE), xlabel="below: its map, dark is high")
         else:
             axis.imshow(filmstrip(values) if modality is Modality.VIDEO else values.transpose(1, 2, 0))
         if heat is None:
             return
-        look: Any = {"cmap": HEAT, "alpha": 0.55, "vmin": float(heat.min()), "vmax": float(heat.max())}
         if modality is Modality.AUDIO:
-            extent = (0, len(heat) * float(encoder.seconds_per_token), -1, 1)
-            axis.imshow(heat[None], extent=extent, aspect="auto", **look)
+            extent = (0, len(heat) * float(encoder.seconds_per_token), -1.7, -1.2)
+            axis.imshow(heat[None], extent=extent, aspect="auto", cmap=f"{HEAT}_r")
+            axis.set(ylim=(-1.7, 1))
             return
         height, width = values.shape[-2:]
-        tiles = heat.reshape(-1, *np.broadcast_to(encoder.grid, 2))  # a tile per frame
+        tiles = heat.reshape(-1, *np.broadcast_to(encoder.grid, 2)).numpy()  # a tile per frame
         for left, tile in zip(range(0, len(tiles) * (width + 1), width + 1), tiles, strict=True):
-            axis.imshow(tile, extent=(left, left + width, height, 0), **look)
-        if modality is Modality.VIDEO:
-            axis.set(xlim=(0, len(tiles) * (width + 1)), ylim=(height, 0))
+            outline_cells(axis, tile, (left - 0.5, left + width - 0.5, height - 0.5, -0.5), high=float(heat.max()))
 
     def _make_sample(self, index: int, question: str, uploads: Mapping[Modality, Tensor]) -> Sample:
         """A question of the dataset, its text and media replaced by what the user gave."""

@@ -1,16 +1,14 @@
-"""Images in grids: with captions, with boxes, before and after restoration, with heat maps; and mel spectrograms."""
+"""Images in grids: with captions, with boxes, before and after restoration; and mel spectrograms."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from omni_lab.batch import Modality
@@ -29,15 +27,8 @@ def image_grid(count: int, columns: int, *, width: float, height: float) -> tupl
     return figure, [*axes.flat]
 
 
-def heat_over_image(axis: Axes, image: np.ndarray, heat: np.ndarray, **limits: Any) -> AxesImage:
-    """A heat map [h, w] over an image [3, H, W] uint8 in grey. limits: vmin and vmax of the heat map."""
-    extent = (0, image.shape[2], image.shape[1], 0)
-    axis.imshow(image.mean(axis=0), cmap="gray", vmin=0, vmax=255)
-    return axis.imshow(heat, cmap=HEAT, alpha=0.7, extent=extent, **limits)
-
-
 def boxes_in_images(
-    images: Sequence[np.ndarray], boxes: Sequence[np.ndarray], names: Sequence[Sequence[str]], *, columns: int = 4
+    images: Sequence[np.ndarray], boxes: Sequence[np.ndarray], names: Sequence[Sequence[str]], *, columns: int = 3
 ) -> Figure:
     """Images with named boxes.
 
@@ -53,23 +44,27 @@ def boxes_in_images(
             corner = (left - 0.5, top - 0.5)
             axis.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, lw=2, ec=BOX_COLOR))
             frame = {"facecolor": BOX_COLOR, "edgecolor": "none", "pad": 1.0}
-            axis.text(left, top, label, fontsize=8, color="white", va="top", bbox=frame)
+            axis.text(left, top, label, fontsize=9.5, color="white", va="top", bbox=frame)
         axis.set(xlim=(-0.5, w - 0.5), ylim=(h - 0.5, -0.5))
     return figure
 
 
-def before_after(rows: Mapping[str, Sequence[np.ndarray]], *, titles: Sequence[str]) -> Figure:
-    """The same images in several states, a named row per state. rows: [3, H, W] each, uint8 or in [0, 1]."""
-    size = (1.6 * len(titles) + 0.8, 1.6 * len(rows) + 0.5)
-    figure, axes = plt.subplots(len(rows), len(titles), figsize=size, squeeze=False)
-    for row, (name, images) in zip(axes, rows.items(), strict=True):
-        for axis, image in zip(row, images, strict=True):
+def before_after(states: Mapping[str, Sequence[np.ndarray]], *, titles: Sequence[str]) -> Figure:
+    """The same images in several states: a row per image, a named column per state.
+
+    states: images [3, H, W] each, uint8 or in [0, 1]. titles: of the images.
+    """
+    side = min(1.6, 8.4 / len(states))
+    size = (side * len(states) + 0.8, side * len(titles) + 0.9)
+    figure, axes = plt.subplots(len(titles), len(states), figsize=size, squeeze=False)
+    for column, (name, images) in zip(axes.T, states.items(), strict=True):
+        for axis, image in zip(column, images, strict=True):
             axis.imshow(image.transpose(1, 2, 0))
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=9, fontweight="normal")
+        column[0].set_title(name, fontsize=10, fontweight="normal")
+    for axis, title in zip(axes[:, 0], titles, strict=True):
+        axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=10)
     return figure
 
 
@@ -83,19 +78,21 @@ def spectrograms(mels: Mapping[str, np.ndarray], *, hop: float = 0.01) -> Figure
         image = axis.imshow(mel.T, origin="lower", aspect="auto", extent=extent, vmin=low, vmax=high, cmap=HEAT)
         axis.set(title=name, ylabel="mel band")
         axis.grid(False)
-    axes[-1, 0].set_xlabel("seconds")
+    axes[-1, 0].set_xlabel("time (seconds)")
     figure.colorbar(image, ax=axes, label="log energy", shrink=0.8)
     return figure
 
 
-def show_images(images: Sequence[np.ndarray], captions: Sequence[str], *, columns: int = 4) -> Figure:
-    """Images [3, H, W] uint8, each with a caption that is wrapped to its width."""
+def show_images(
+    images: Sequence[np.ndarray], captions: Sequence[str], *, columns: int = 4, size: float = SIZE
+) -> Figure:
+    """Images [3, H, W] uint8, each with a caption that is wrapped to its width. size: inches per image."""
     if len(images) != len(captions):
         raise ValueError(f"one caption per image: got {len(images)} images and {len(captions)} captions")
-    wrapped = ["\n".join(textwrap.fill(line, int(12 * SIZE)) for line in caption.splitlines()) for caption in captions]
+    wrapped = ["\n".join(textwrap.fill(line, int(12 * size)) for line in caption.splitlines()) for caption in captions]
     lines = max(caption.count("\n") + 1 for caption in wrapped)
-    figure, axes = image_grid(len(images), columns, width=SIZE, height=SIZE + 0.22 * lines)
+    figure, axes = image_grid(len(images), columns, width=size, height=size + 0.22 * lines)
     for axis, image, caption in zip(axes, images, wrapped, strict=False):
         axis.imshow(image.transpose(1, 2, 0))
-        axis.set_title(caption, y=-0.03, va="top", fontsize=10, fontweight="normal")
+        axis.set_title(caption, y=-0.03, pad=0, va="top", fontsize=10, fontweight="normal")
     return figure

@@ -30,7 +30,7 @@ def route_graph(space: RouteSpace, route: Route, *, title: str = "", axis: Axes 
     (`route` may hold many questions), the stronger it is drawn; what never runs is grey. Lower levels are dashed.
     """
     if axis is None:
-        _, axis = plt.subplots(figsize=(1.2 + 2.6 * (space.depth + 2), 1.15 * len(space.modalities) + 0.7))
+        _, axis = plt.subplots(figsize=(min(9.2, 1.2 + 2.6 * (space.depth + 2)), len(space.modalities) + 0.7))
     heights = {m: -1.15 * i for i, m in enumerate(space.modalities)}
     head_y = sum(heights.values()) / len(heights)
     columns = [SPACING * i for i in range(space.depth + 2)]
@@ -70,7 +70,7 @@ def _node(axis: Axes, x: float, y: float, text: str, color: str, rate: float, *,
     text_color = "white" if runs and not dashed and rate > 0.5 else "#222222"
     fill, edge, line = (color, color, 2) if runs else ("white", "#bbbbbb", 1)
     look = {"fc": (*to_rgb(fill), alpha), "ec": edge, "lw": line, "ls": "--" if dashed else "-"}
-    text_box(axis, x, y, text, size=(WIDTH, HEIGHT), color=text_color, **look)
+    text_box(axis, x, y, text, size=(WIDTH, HEIGHT), color=text_color, largest=11.5, **look)
 
 
 def _edge(
@@ -91,7 +91,7 @@ def route_matrix(space: RouteSpace, routes: Mapping[str, Route], needs: Mapping[
     for row, route in enumerate(routes.values()):
         encoded = [_rate(route.encoder_levels[:, m.column] > ComputeLevel.SKIP) for m in space.modalities]
         rates[row] = encoded + [_rate(route.path_mask(layer, path)) for layer, path in paths]
-    figure, axis = plt.subplots(figsize=(0.62 * rates.shape[1] + 3.4, 0.3 * len(routes) + 2.4))
+    figure, axis = plt.subplots(figsize=(0.42 * rates.shape[1] + 3.3, 0.24 * len(routes) + 2.2))
     labels = [*map(str, space.modalities), *(f"{path}, {layer + 1}".replace("_", " ") for layer, path in paths)]
     image = labelled_matrix(axis, rates, labels, list(routes))
     for row, name in enumerate(routes):

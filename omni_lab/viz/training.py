@@ -18,14 +18,17 @@ def training_curves(history: Sequence[Mapping[str, float]], *, floor: float, flo
     floor: accuracy of a baseline, drawn dashed.
     """
     epochs = [row["epoch"] for row in history]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.7))
     for axis, names in ((left, ("train loss", "validation loss")), (right, ("validation accuracy", "macro F1"))):
         for name in names:
             axis.plot(epochs, [row[name] for row in history], marker="o", label=name)
-    left.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="loss", ylim=(0, None))
+    last = history[-1]
+    title = f"The validation loss ends at {last['validation loss']:.3f}"
+    left.set(xlabel="epoch", ylabel="cross-entropy (nats)", title=title, ylim=(0, None))
     left.legend()
     right.axhline(floor, linestyle="--", color=BASELINE_COLOR, label=floor_label)
-    right.set(xlabel="epoch", ylabel="share", title="validation", ylim=(0, 1.02))
+    title = f"Accuracy ends at {last['validation accuracy']:.3f}; baseline: {floor:.3f}"
+    right.set(xlabel="epoch", ylabel="accuracy and macro F1 (0 to 1)", title=title, ylim=(0, 1.02))
     right.legend(loc="lower right")
     return figure
 
@@ -48,19 +51,33 @@ def accuracy_bars(
     return figure
 
 
-def confusion_matrix_plot(truth: np.ndarray, predicted: np.ndarray, answers: Sequence[str]) -> Figure:
-    """Counts of predicted against true answers, shaded by the fraction of each true answer."""
-    counts = np.zeros((len(answers), len(answers)), dtype=int)
-    np.add.at(counts, (truth, predicted), 1)
-    fractions = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    figure, axis = plt.subplots(figsize=(0.62 * len(answers) + 2.5, 0.5 * len(answers) + 1.5))
-    image = labelled_matrix(axis, fractions, answers, answers, rotation=45)
-    for (y, x), count in np.ndenumerate(counts):
-        if count:
-            color = "white" if fractions[y, x] > 0.5 else "black"
-            axis.text(x, y, str(count), ha="center", va="center", color=color)
-    axis.set(xlabel="predicted answer", ylabel="true answer", title="test questions by true and predicted answer")
-    figure.colorbar(image, ax=axis, label="share of the true answer")
+def confusion_matrix_plot(
+    truth: np.ndarray, predicted: np.ndarray, answers: Sequence[str], *, families: Sequence[str] | None = None
+) -> Figure:
+    """Counts of predicted against true answers: right ones in grey, mistakes shaded by their share of the true answer.
+
+    families: of each answer; those of a family stand together, between lines.
+    """
+    families = ["" for _ in answers] if families is None else families
+    order = sorted(range(len(answers)), key=lambda i: (families[i], answers[i]))
+    names, count = [answers[i] for i in order], len(answers)
+    counts = np.bincount(truth * count + predicted, minlength=count**2).reshape(count, count)[np.ix_(order, order)]
+    mistakes = counts / counts.sum(axis=1, keepdims=True).clip(min=1) * (1 - np.eye(count))
+    figure, axis = plt.subplots(figsize=(min(9.2, 0.55 * count + 2.4), 0.38 * count + 1.6))
+    shades, darkest = np.ma.masked_equal(mistakes, 0), max(0.01, float(mistakes.max()))
+    image = labelled_matrix(axis, shades, names, names, rotation=45, cmap="Oranges", vmax=darkest)
+    for (y, x), n in np.ndenumerate(counts):
+        if n:
+            color = "#595959" if x == y else "white" if mistakes[y, x] > 0.6 * darkest else "black"
+            weight = "normal" if x == y else "bold"
+            axis.text(x, y, f"{n:,}", ha="center", va="center", fontsize=10.5, color=color, fontweight=weight)
+    for i in range(1, count):
+        if families[order[i]] != families[order[i - 1]]:
+            axis.axhline(i - 0.5, color=BASELINE_COLOR, lw=1)
+            axis.axvline(i - 0.5, color=BASELINE_COLOR, lw=1)
+    wrong, total = int((truth != predicted).sum()), len(truth)
+    axis.set(xlabel="predicted answer", ylabel="true answer", title=f"{wrong:,} of {total:,} answers are wrong")
+    figure.colorbar(image, ax=axis, label="mistakes (fraction of the true answer)")
     return figure
 
 

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+import timm
 import torch
 
 from omni_lab.config.models import TextConfig, VisionConfig
@@ -8,6 +12,7 @@ from omni_lab.encoders.text import TextEncoder
 from omni_lab.encoders.vision import VisionEncoder
 
 SMALL = {"patch_size": 4, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 2}
+DEPTHS = {"vit_tiny_patch16_224": {"depth": 1}, "deit_tiny_distilled_patch16_224": {"depth": 1}}
 
 
 def test_text_ignores_padding() -> None:
@@ -54,6 +59,45 @@ def test_pictures_of_the_wrong_size_or_type_are_named() -> None:
         encoder(torch.zeros(1, 3, 32, 16, dtype=torch.uint8), torch.ones(1, 1, dtype=torch.bool))
 
 
-def test_other_networks_must_return_features() -> None:
-    with pytest.raises(ValueError, match="must be a Swin transformer of timm, or .* features_only .*: got 'resnet18'"):
-        VisionEncoder(VisionConfig(name="resnet18", image_size=224), out_dim=8)
+@pytest.mark.parametrize(
+    ("name", "size", "cells"),
+    [
+        ("vit_tiny_patch16_224", 64, 16),  # a class token before the patches
+        ("deit_tiny_distilled_patch16_224", 32, 4),  # two of them
+        ("test_convnext", 64, 4),
+        ("test_efficientnet", 64, 4),
+        ("test_vit2", 64, 16),  # register tokens
+    ],
+)
+def test_any_backbone_of_timm_gives_cells(name: str, size: int, cells: int) -> None:
+    encoder = VisionEncoder(VisionConfig(name=name, image_size=size, overrides=DEPTHS.get(name, {})), out_dim=8).eval()
+    pictures = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    pictures[1, :, : size // 2, size // 2 :] = 255
+    tokens = encoder(pictures, torch.ones(2, 1, dtype=torch.bool))
+    assert tokens.values.shape == (2, cells, 8) and tokens.mask.all()
+    side = encoder.grid[0]
+    assert encoder.grid == (side, side) and side**2 == cells and encoder.stride == size // side
+    moved = (tokens.values[1] - tokens.values[0]).norm(dim=-1).unflatten(0, encoder.grid)
+    assert moved[0, -1] > 1e-4, "what is at the top right is in the cell at the top right"
+
+
+def test_weights_are_loaded_from_a_file(tmp_path: Path) -> None:
+    """As `pretrained` loads them from the internet."""
+    overrides: dict[str, Any] = {"depth": 1}
+    torch.manual_seed(0)
+    saved = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, **overrides)
+    torch.save(saved.state_dict(), tmp_path / "weights.pth")
+    given = overrides | {"pretrained_cfg_overlay": {"file": str(tmp_path / "weights.pth"), "num_classes": 0}}
+    torch.manual_seed(1)
+    config = VisionConfig("vit_tiny_patch16_224", image_size=32, pretrained=True, overrides=given)
+    loaded = VisionEncoder(config, out_dim=8).swin.state_dict()
+    assert all(torch.equal(loaded[name], weights) for name, weights in saved.state_dict().items())
+
+
+def test_what_is_no_backbone_is_named() -> None:
+    with pytest.raises(ValueError, match=r"must be a model of timm: got 'resnet8'; the nearest are \['resnet"):
+        VisionEncoder(VisionConfig(name="resnet8"), out_dim=8)
+    with pytest.raises(ValueError, match="only a Swin transformer has an early exit: got 'test_convnext'"):
+        VisionEncoder(VisionConfig(name="test_convnext", early_exit=True), out_dim=8)
+    with pytest.raises(ValueError, match="'vit_tiny_patch16_224' gives no map of features for 8 px images"):
+        VisionEncoder(VisionConfig(name="vit_tiny_patch16_224", image_size=8), out_dim=8)

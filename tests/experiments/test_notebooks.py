@@ -17,6 +17,10 @@ from omni_lab.utils.env import RETRAIN_SINCE_ENV_VAR
 
 NOTEBOOKS = [notebook.path for notebook in list_notebooks()]
 IDS = [path.stem for path in NOTEBOOKS]
+SOLUTIONS = next(path for path in NOTEBOOKS if path.stem == "90_solutions")
+LESSONS = [path for path in NOTEBOOKS if path.stem != "90_solutions"]
+MAX_WORDS = 120  # of a text
+MIN_POINTS = 9.0  # of the smallest text of a figure, on a page
 EXPECTED = {
     "00_tour": {"tour/validation_accuracy", "tour/parameters"},
     "01_data_preparation": {
@@ -143,6 +147,13 @@ EXPECTED = {
         "digits/wall_time_of_flops_saved_b64",
         "digits/wall_time_of_flops_saved_b1",
     },
+    "11_your_own_data": {
+        "own/accuracy",
+        "own/accuracy_without_image",
+        "own/majority_by_question_accuracy",
+        "own/routed_flops",
+        "own/saved_mb",
+    },
     "99_scorecard": {"scorecard/held", "scorecard/did_not_hold", "scorecard/not_measured_yet"},
     "90_solutions": {"solutions/accuracy_without_picture"},
 }
@@ -190,6 +201,7 @@ def test_it_runs_and_records(path: Path, outcomes: dict[str, JobResult]) -> None
     assert (outcome.job.folder / "notebook.html").stat().st_size > 10_000
     if path.stem != "90_solutions":
         assert list((outcome.job.folder / "figures").glob("*.png"))
+        assert not {name: points for name, points in content["smallest_text"].items() if points < MIN_POINTS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
@@ -206,5 +218,64 @@ def test_it_is_written_as_the_series_demands(path: Path) -> None:
         assert parameter.help, f"{name} needs a comment"
     assert content.metadata.kernelspec.name == "omni-lab"
     if path.stem != "90_solutions":
-        last = content.cells[-1].source
-        assert "## Exercises" in last and any("## Summary" in cell.source for cell in content.cells)
+        assert any("## Summary" in cell.source for cell in content.cells)
+
+
+def text_cells(path: Path) -> list[str]:
+    """The text of a notebook, cell by cell, without the comments that name metrics."""
+    cells = nbformat.read(path, as_version=4).cells
+    return [re.sub(r"<!--.*?-->", "", c.source, flags=re.S) for c in cells if c.cell_type == "markdown"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
+def test_no_text_is_a_wall(path: Path) -> None:
+    long = {cell[:40]: len(cell.split()) for cell in text_cells(path) if len(cell.split()) > MAX_WORDS}
+    assert not long
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=[path.stem for path in LESSONS])
+def test_its_exercises_are_graded_checked_and_solved(path: Path) -> None:
+    content = nbformat.read(path, as_version=4)
+    start = next(i for i, cell in enumerate(content.cells) if cell.source.startswith("## Exercises"))
+    exercises = content.cells[start + 1 :]
+    texts, starters = exercises[::2], exercises[1::2]
+    for number, (text, starter) in enumerate(zip(texts, starters, strict=True), start=1):
+        assert re.match(rf"### Exercise {number} {'★' * number}(: |\n)", text.source)
+        assert starter.cell_type == "code" and re.search(r"^answer = \.\.\.", starter.source, re.M)
+        assert "check_answer(" in starter.source
+    assert len(texts) == 3
+    solutions = nbformat.read(SOLUTIONS, as_version=4).cells
+    headings = [
+        line for cell in solutions for line in cell.source.splitlines() if line.startswith(f"## {path.stem[:2]}, ")
+    ]
+    assert [re.match(r"## \d\d, exercise (\d): \S", line)[1] for line in headings] == [  # type: ignore[index]
+        str(number + 1) for number in range(len(texts))
+    ]
+
+
+def test_every_solution_is_checked() -> None:
+    cells = nbformat.read(SOLUTIONS, as_version=4).cells
+    headings = sum(
+        cell.source.count("\n## ") + cell.source.startswith("## ") for cell in cells if cell.cell_type == "markdown"
+    )
+    checks = sum(len(re.findall(r"^assert check_answer\(", cell.source, re.M)) for cell in cells)
+    assert checks == headings - 1, "all sections but the first, which says what the notebook is"
+
+
+def test_terms_are_linked_where_they_are_first_used() -> None:
+    """In the order of the series: the first text that uses a term of the glossary links it, or an earlier one does."""
+    glossary = (LESSONS[0].parent / "GLOSSARY.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^### (.+)$", glossary, re.M)
+    assert terms == sorted(terms, key=str.lower)
+    anchors = {term: re.sub(r"[^a-z0-9 -]", "", term.lower()).replace(" ", "-") for term in terms}
+    texts = [text for path in LESSONS for text in text_cells(path)[1:]]
+    links = [set(re.findall(r"GLOSSARY\.md#([^)\s]+)\)", text)) for text in texts]
+    assert set().union(*links) <= {*anchors.values()}, "a link to no term"
+    plain = [re.sub(r"`[^`]*`|\$[^$]*\$|^#[^\n]*$|\[[^]]*\]\([^)]*\)", " ", text, flags=re.M) for text in texts]
+    late = []
+    for term, anchor in anchors.items():
+        written = term if any(letter.isupper() for letter in term[1:]) else rf"(?i:{term})"
+        used = next((i for i, text in enumerate(plain) if re.search(rf"\b{written}s?\b", text)), len(plain))
+        linked = next((i for i, found in enumerate(links) if anchor in found), None)
+        late += [term] if linked is None or linked > used else []
+    assert not late

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import shutil
+import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -116,17 +119,89 @@ def test_numbers_stand_beside_the_published_ones(recorded: Path, capsys: pytest.
     assert "<th>published</th>" in page and agrees in page and "<td>0.1</td>" in page
 
 
-def test_the_index_page_begins_with_the_scorecard_and_links_what_is_there(recorded: Path) -> None:
+def test_the_index_page_begins_with_cards_then_the_scorecard_in_words_then_numbers(recorded: Path) -> None:
     results = read_results(recorded)
-    page = write_index(
-        recorded / "standard", results, title="a <title>", scored=score_claims(CLAIMS, results)
-    ).read_text()
+    folder = recorded / "standard"
+    page = write_index(folder, results, title="a <title>", scored=score_claims(CLAIMS, results)).read_text()
     assert 'src="nn/seed0/figures/curve.png"' in page and 'href="nn/seed0/notebook.html"' in page
     assert "a &lt;title&gt;" in page and "It &lt;saves&gt;" in page
-    assert page.index("did not hold") < page.index("curve.png")
+    assert (
+        page.index("curve.png") < page.index("did not hold</td>") < page.index("room/time") < page.index("</details>")
+    )
     assert "http" not in page, "nothing from elsewhere"
-    assert page.index("room/time") < page.index("<details>"), "what claims rest on is not folded away"
     assert not list(recorded.glob("**/*.part"))
+
+
+def test_names_of_metrics_are_words_until_the_numbers(recorded: Path) -> None:
+    new_run(recorded / "standard" / "nn" / "seed0", "standard").record("room/wall_time/saved_b1", 0.5)
+    claims = [Claim("one", "It saves", {"room/wall_time/saved_b1": "> 0"}, notebook="nn", note="1/s or a_b")]
+    results = read_results(recorded)
+    page = write_index(recorded / "standard", results, title="t", scored=score_claims(claims, results)).read_text()
+    opening, numbers = page.split('id="numbers"')
+    assert "wall time, saved b1: 0.5; bar &gt; 0<br>note: 1/s or a_b" in opening
+    assert "saved_b1" not in opening and "room/wall_time/saved_b1" in numbers
+
+
+def test_a_card_says_what_its_notebook_carries(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNI_LAB_ROOT", str(recorded))
+    asked = "# Bits\n\n**The question.** A word. How *few* `bits`\nare enough? And why?\n\n*Measured*"
+    metadata = {"omni_lab": {"figure": "third_one", "finding": "Few & cheap."}}
+    for name in ("08_bits", "99_scores", "solutions/90_worked"):
+        file = recorded / "notebooks" / f"{name}.ipynb"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"cells": [{"source": [asked]}], "metadata": metadata}))
+        new_run(recorded / "standard" / file.stem / "seed0", "standard").record("room/saved", 0.7)
+    new_run(recorded / "standard" / "08_bits" / "seed0-more=1", "standard")
+    (recorded / "notebooks" / "08_bits.ipynb").rename(recorded / "notebooks" / "not_in_the_series.ipynb")
+    own = recorded / "standard" / "08_bits" / "seed0"
+    shutil.copy(recorded / "notebooks" / "not_in_the_series.ipynb", own / "executed.ipynb")
+    images = "".join(f'<img alt="{name}" src="data:image/webp;base64,{name[:4]}">' for name in ("figure", "third one"))
+    (own / "notebook.html").write_text(images)
+    (recorded / "standard" / "99_scores" / "seed0" / "notebook.html").write_text(images.replace("third", "fourth"))
+    results = [run | {"notebook": run["folder"].parent.name} for run in read_results(recorded)]
+    page = write_index(recorded / "standard", results, title="t").read_text()
+    cards = {card.split("<small>")[1][:2]: card for card in page.split("<article>")[1:]}
+    assert list(cards) == ["99", "90", "08", "nn"], "in order of the series, the others last"
+    for words in ("<h3>Bits</h3>", "How few bits are enough?</p>", "Few &amp; cheap.", "0:00 min", "1 more run</a>"):
+        assert words in cards["08"], words
+    assert "A word" not in cards["08"] and "And why" not in cards["08"]
+    assert 'src="data:image/webp;base64,thir" alt="third one"' in cards["08"], "the named figure"
+    assert 'src="data:image/webp;base64,figu"' in cards["99"], "it has no such figure: the first"
+    assert "<img" not in cards["90"], "it has none"
+
+
+def test_the_glossary_stands_beside_the_index(recorded: Path) -> None:
+    index = write_index(recorded / "standard", read_results(recorded), title="t")
+    assert 'href="glossary.html"' in index.read_text()
+    assert '<h3 id="accuracy-kept">' in (recorded / "standard" / "glossary.html").read_text()
+
+
+def test_an_index_of_many_runs_is_written_in_a_moment(recorded: Path) -> None:
+    (result,) = read_results(recorded)
+    metrics = [result["metrics"][0] | {"name": f"room/{number}"} for number in range(60)]
+    folders = [recorded / "standard" / "nn" / f"seed{number}" for number in range(60)]
+    results = [result | {"folder": folder, "metrics": metrics} for folder in folders]
+    write_index(recorded / "standard", results[:1], title="t")
+    start = time.process_time()
+    write_index(recorded / "standard", results, title="t")
+    assert time.process_time() - start < 1
+
+
+def test_slides_are_made_of_a_published_page(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["slides", "05", "--output", str(recorded), "--to", str(recorded / "new" / "slides.html")]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert (
+        "05_routing has no page yet: expected" in said and "published/standard/05_routing/seed0/notebook.html" in said
+    )
+    for profile in ("published/standard", "quick"):
+        folder = recorded / profile / "05_routing" / "seed0"
+        folder.mkdir(parents=True)
+        cell = f'<div class="cell"><div class="text_cell_render"><h1>T</h1><p>{profile}</p></div></div>'
+        (folder / "notebook.html").write_text(f"<title>T</title>{cell}")
+    for options, used in (([], "published/standard"), (["--profile", "quick"], "quick")):
+        assert main([*words, *options]) == 0
+        assert f"<p>{used}</p>" in (recorded / "new" / "slides.html").read_text()
 
 
 def test_the_command_line_prints_it_and_names_what_is_broken(

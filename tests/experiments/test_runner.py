@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -52,6 +53,7 @@ def write_notebook(path: Path, *, parameters: str = PARAMETERS, body: str = BODY
         nbformat.v4.new_code_cell(body.strip()),
     ]
     spec = {"kernelspec": {"name": "omni-lab", "display_name": "omni-lab", "language": "python"}}
+    spec["omni_lab"] = {"finding": "It runs."}
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), path)
     return path
@@ -205,6 +207,10 @@ def test_finished_runs_are_skipped_and_stale_ones_run_again(root: Path, capsys: 
     assert command(root, *words) == 0
     assert {p.name for p in run_folder(root).iterdir()} == {"executed.ipynb", "notebook.html", "metrics.json"}
     assert [r["metrics"][0]["value"] for r in read_results(root / "reports")] == [0.5, 0.5]
+    kept = json.loads((run_folder(root) / "executed.ipynb").read_text())["metadata"]["omni_lab"]
+    assert kept["finding"] == "It runs." and kept["fingerprint"]
+    page = (root / "reports" / "smoke" / "index.html").read_text()
+    assert "It runs.</p>" in page and "glossary" not in page, "this project has none"
     assert command(root, "list") == 0
     assert "seed0: finished" in capsys.readouterr().out
     assert command(root, *words) == 0

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.contour import QuadContourSet
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.text import Text
 
@@ -85,13 +86,19 @@ def test_the_matrix_holds_the_shares() -> None:
     assert len(figure.axes[0].patches) == 2, "what is needed is framed"
 
 
-def test_maps_over_a_picture() -> None:
-    picture = np.zeros((3, 16, 16), dtype=np.uint8)
-    heat = np.arange(4.0)
-    figure = maps_over_image(picture, {"one": heat, "two": -heat}, (2, 2))
+def test_maps_over_a_picture_leave_it_as_it_is() -> None:
+    picture = np.arange(3 * 16 * 16, dtype=np.uint8).reshape(3, 16, 16)
+    heat = np.array([0.0, 0.0, 0.3, 1.0])
+    figure = maps_over_image(picture, {"one": heat, "none": -heat}, (2, 2), title="what it rests on")
     panels = [axis for axis in figure.axes if axis.get_title()]
-    assert [axis.get_title() for axis in panels] == ["the picture", "one", "two"]
-    assert np.array_equal(panels[1].images[1].get_array(), heat.reshape(2, 2))
+    assert [axis.get_title() for axis in panels] == ["the picture", "one", "none"]
+    assert all(np.array_equal(p.images[0].get_array(), picture.transpose(1, 2, 0)) for p in panels)
+    assert not panels[2].collections, "nothing above zero"
+    lines = panels[1].collections[-1]
+    assert isinstance(lines, QuadContourSet)
+    first, *_, last = (path.get_extents() for path in lines.get_paths())
+    assert first.x0 < 0 and first.y0 > 6, "the lowest level goes around the lower two cells"
+    assert last.x0 > 6 and last.y0 > 6, "the highest around one"
     with pytest.raises(ValueError, match="two: a map must have 4 values: got 3"):
         maps_over_image(picture, {"one": heat, "two": heat[:3]}, (2, 2))
 

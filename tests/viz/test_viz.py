@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from omni_lab import viz
 from omni_lab.data.collate import collate
 from omni_lab.training.recipes import Recipe
-from omni_lab.viz.style import chinese_font
+from omni_lab.viz.style import chinese_font, smallest_text
 
 matplotlib.use("Agg")
 PICTURE = np.zeros((3, 16, 16), dtype=np.uint8)
@@ -43,9 +43,11 @@ def test_pictures_carry_their_captions() -> None:
 def test_attention_is_drawn_as_given() -> None:
     weights = np.array([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]])
     figure = viz.attention_over_image(PICTURE, weights, (2, 2), ["is", "it"])
-    drawn = [np.asarray(image.get_array()) for axis in figure.axes for image in axis.images]
-    assert any(np.allclose(a, weights[0].reshape(2, 2)) for a in drawn if a.shape == (2, 2))
-    assert "attention weight" in texts(figure)
+    picture, *panels = figure.axes
+    assert all(np.array_equal(p.images[0].get_array(), PICTURE.transpose(1, 2, 0)) for p in (picture, *panels))
+    levels = [axis.collections[-1].levels.tolist() for axis in panels]
+    assert levels == [pytest.approx([0.175, 0.35, 0.525])] * 2, "one scale for all"
+    assert "attention weight above 0.17, 0.35, 0.52" in texts(figure)
     with pytest.raises(ValueError, match=r"must be \[1, 4\]: got \[2, 4\]"):
         viz.attention_over_image(PICTURE, weights, (2, 2), ["is"])
 
@@ -63,10 +65,23 @@ def test_matrices_curves_and_bars_are_labelled() -> None:
 
 
 def test_the_confusion_counts() -> None:
-    figure = viz.confusion_matrix_plot(np.array([0, 0, 1]), np.array([0, 1, 1]), ["no", "yes"])
-    shares = np.asarray(figure.axes[0].images[0].get_array())
-    assert shares.tolist() == [[0.5, 0.5], [0.0, 1.0]]
-    assert "predicted answer" in texts(figure)
+    truth, predicted = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2])
+    figure = viz.confusion_matrix_plot(truth, predicted, ["yes", "red", "no"], families=["b", "a", "b"])
+    shown = figure.axes[0].images[0].get_array()
+    assert shown is not None and np.ma.filled(shown, 0).tolist() == [[0, 0, 0], [0, 0, 0], [0.5, 0, 0]], (
+        "mistakes alone"
+    )
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["red", "no", "yes"], "by family"
+    assert len(figure.axes[0].lines) == 2, "a line each way between the families"
+    assert "predicted answer" in texts(figure) and "1 of 4 answers are wrong" in texts(figure)
+
+
+def test_a_flow_chart_has_its_boxes_from_left_to_right() -> None:
+    boxes = {"a": (0, 0, "tokens", "blue"), "b": (1, 0, "keys", "red"), "c": (2, 0.5, "weights", "grey")}
+    figure = viz.flow_chart(boxes, [("a", "b", "W"), ("b", "c", "")], title="how")
+    assert all(word in texts(figure) for word in ("tokens", "keys", "weights", "W", "how"))
+    left = {t.get_text(): t.get_position()[0] for t in figure.axes[0].texts}
+    assert left["tokens"] < left["W"] < left["keys"] < left["weights"] < figure.axes[0].get_xlim()[1]
 
 
 def test_the_diagram_shows_the_shapes_that_ran(recipe: Recipe) -> None:
@@ -75,7 +90,7 @@ def test_the_diagram_shows_the_shapes_that_ran(recipe: Recipe) -> None:
     batch = collate([dataset[i] for i in range(4)])
     model = recipe.build_model(data)
     shown = texts(viz.architecture(model, batch, model(batch)))
-    assert "[1, 3, 16, 16]" in shown and "[4, 4]" in shown and "text listens to image" in shown
+    assert "[1, 3, 16, 16]" in shown and "[4, 4]" in shown and "image → text" in shown
 
 
 def test_a_scene_has_its_captions_in_chinese_where_a_font_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,9 +134,10 @@ def test_boxes_are_drawn_where_they_are_with_their_names() -> None:
         viz.boxes_in_images([PICTURE], boxes[:1], [["frog", "key"]])
 
 
-def test_before_and_after_stand_in_rows() -> None:
+def test_before_and_after_stand_side_by_side() -> None:
     figure = viz.before_after({"given": [PICTURE, PICTURE], "restored": [PICTURE / 255, PICTURE]}, titles=["a", "b"])
-    assert len(figure.axes) == 4 and all(word in texts(figure) for word in ("given", "restored", "a", "b"))
+    assert len(figure.axes) == 4 and [axis.get_title() for axis in figure.axes] == ["given", "restored", "", ""]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["a", "", "b", ""]
     with pytest.raises(ValueError):
         viz.before_after({"given": [PICTURE]}, titles=["a", "b"])
 
@@ -132,3 +148,14 @@ def test_spectrograms_share_their_scales() -> None:
     first, second = figure.axes[:2]
     assert first.get_xlim() == second.get_xlim() and first.images[0].get_clim() == second.images[0].get_clim()
     assert second.images[0].get_extent()[1] == pytest.approx(0.8) and "seconds" in texts(figure)
+
+
+def test_the_smallest_text_is_measured_as_a_page_shows_it() -> None:
+    figure = Figure(figsize=(9.28, 2), dpi=100)
+    figure.text(0, 0, "large", fontsize=14)
+    figure.text(0, 0, "small", fontsize=9.6)
+    figure.text(0, 0, " ", fontsize=1)
+    figure.text(0, 0, "hidden", fontsize=1, visible=False)
+    assert smallest_text(figure) == pytest.approx(10)
+    assert smallest_text(figure, page_width=464) == pytest.approx(5), "shrunk to a page of half the width"
+    assert smallest_text(Figure()) == float("inf")
