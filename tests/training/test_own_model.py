@@ -132,4 +132,4 @@ def test_settings_that_contradict_each_other_are_named(root: Path) -> None:
         recipe("typo", start_from="emoji_route")
     own = recipe("backbone", image_size=224, backbone="resnet18")
     assert own.model.vision.pretrained and own.model.modalities == (Modality.TEXT, Modality.IMAGE)
-    assert own.training.frozen_encoders == (Modality.IMAGE,) and own.training.epochs == 600
+    assert own.training.frozen_encoders == (Modality.IMAGE,) and own.training.epochs == 300
