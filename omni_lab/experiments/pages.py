@@ -176,9 +176,9 @@ def _mp3_source(wav: re.Match[str]) -> str:
 
 
 def to_webp(png: bytes) -> bytes:
-    """PNG to WebP: lossless, unless that is half as large again. Lossy WebP halves the resolution of colour, at any
+    """PNG to WebP: lossless, unless that is a quarter larger. Lossy WebP halves the resolution of colour, at any
     quality, so thin lines pale."""
     image, lossy, lossless = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO(), io.BytesIO()
-    image.save(lossy, "WEBP", method=6, quality=90)
+    image.save(lossy, "WEBP", method=6, quality=80)
     image.save(lossless, "WEBP", method=6, lossless=True)
-    return (lossless if len(lossless.getvalue()) <= 1.5 * len(lossy.getvalue()) else lossy).getvalue()
+    return (lossless if len(lossless.getvalue()) <= 1.25 * len(lossy.getvalue()) else lossy).getvalue()
