@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchaudio.functional import resample
 
@@ -32,7 +32,8 @@ def read_image(path: Path, *, size: int, exact: bool) -> np.ndarray:
     """Reads an image as [3, size, size] uint8.
 
     exact: the file must already be RGB and size x size (a set of fixed format: anything else means damage). Otherwise
-        the image is converted to RGB, transparency becomes white, and it is resized (bicubic, aspect ratio not kept).
+        the image is turned as its EXIF data say, converted to RGB (16 bits to 8), transparency becomes white, and it is
+        resized (bicubic, aspect ratio not kept). Raises ImageError for pixels of 32 bits, whose range nobody knows.
     """
     try:
         with Image.open(path) as file:
@@ -45,6 +46,11 @@ def read_image(path: Path, *, size: int, exact: bool) -> np.ndarray:
     if exact and (image.mode != "RGB" or image.size != (size, size)):
         raise ImageError(f"{path}: got mode {image.mode}, size {image.size}: expected RGB, ({size}, {size})")
     if not exact:
+        if image.mode in ("I", "F"):
+            raise ImageError(f"{path}: pixels of mode {image.mode}: expected at most 16 bits for each channel")
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)

@@ -52,6 +52,8 @@ def build_cost_model(model: OmniModel, *, frames: int = 8, router_flops: float =
             if level is not ComputeLevel.SKIP:
                 table[modality.column, level] = encoder_polynomial(model, modality, level, frames)
     network: Any = model
+    if "image" in model.encoders:
+        _check_grid(network.encoders["image"], next(model.parameters()).device)
     layer, encoders = network.fusion.layers[0], dict(network.encoders.items())
     path, block = next(iter(layer.cross.values())), next(iter(layer.blocks.values()))
     head, tokens_per_item = network.heads["answer"], {}
@@ -70,6 +72,19 @@ def build_cost_model(model: OmniModel, *, frames: int = 8, router_flops: float =
         samples_per_token=encoders["audio"].samples_per_token if "audio" in encoders else 1,
         router_flops=router_flops,
     )
+
+
+def _check_grid(encoder: Any, device: torch.device) -> None:
+    """Raises ValueError for an encoder of images whose tokens are not as many as its `grid` says."""
+    size = encoder.image_size
+    with torch.no_grad():
+        blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)
+        found = encoder(blank, torch.ones(1, 1, dtype=torch.bool, device=device)).values.shape[1]
+    if found != math.prod(encoder.grid):
+        kind = type(encoder).__name__
+        raise ValueError(
+            f"the image encoder, a {kind}, gives {found} tokens: its grid {encoder.grid} has another number"
+        )
 
 
 def _measure_head(head: nn.Module, modalities: Sequence[Modality], dim: int) -> tuple[float, float]:

@@ -281,6 +281,11 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"omni-lab: {error}", file=sys.stderr)
         return 2
+    except SystemExit as error:  # Lightning's way to end a training that is interrupted
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        print("omni-lab: interrupted; the same command continues", file=sys.stderr)
+        return 130
     except (click.Abort, KeyboardInterrupt):
         print("omni-lab: interrupted; the same command continues", file=sys.stderr)
         return 130

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--images", type=FOLDER, help="folder of the files that its column image names")
 @click.option("--audio", type=FOLDER, help="the same for audio: WAV or FLAC")
 @click.option("--video", type=FOLDER, help="the same for video: animated GIF, PNG or WebP")
-@click.option("--image-size", default=64, show_default=True, help="pixels; images are resized to squares")
+@click.option(
+    "--image-size", type=click.IntRange(8), default=64, show_default=True, help="pixels; images are resized to squares"
+)
 @click.option("--train-encoders", is_flag=True, help="train the encoders, too: slower, for larger sets")
 @click.option("--backbone", default="", help="timm's name of an image encoder, with its weights from the internet")
-@click.option("--steps", default=600, show_default=True, help="of training")
+@click.option("--steps", type=click.IntRange(1), default=600, show_default=True, help="of training")
 @click.option("--replace", is_flag=True, help="replace the set of this name")
 def new(name: str, questions: Path, **options: Any) -> None:
     """Make a set of your own from folders of media and a CSV file of questions; nothing is copied but the questions.
@@ -42,8 +44,8 @@ def new(name: str, questions: Path, **options: Any) -> None:
         raise ValueError(f"{name!r} is the name of a model of this project: choose another")
     command = shlex.join(["omni-lab", *sys.argv[1:]])
     folders = {key: value for key, value in options.items() if value is not None}
-    own = create_own_set(name, questions, made_by=command, **folders)
-    own_recipe(own, get_profile("quick"))  # settings that contradict each other are told now
+    check = partial(own_recipe, profile=get_profile("quick"))  # settings that contradict each other are told now
+    own = create_own_set(name, questions, made_by=command, check=check, **folders)
     print("\n".join([*describe_own_set(own), f"in {own.directory}", f"next: omni-lab train {name}"]))
 
 
@@ -54,12 +56,17 @@ def train_own(name: str, profile: str, *, seed: int, retrain: bool) -> None:
     from omni_lab.training.own_model import evaluate_own
 
     settings = get_profile(profile)
-    run = start_run(name, profile=profile, seed=seed, output_dir=str(_results(name, profile, seed)))
+    command = f"omni-lab train {name} --profile {profile} --seed {seed}"
+    folder = str(_results(name, profile, seed))
+    run = start_run(name, profile=profile, seed=seed, output_dir=folder, command=command)
     network, router, _ = _load(name, profile, seed, retrain=retrain)
     measured = evaluate_own(network, router, resamples=settings.bootstrap_resamples, seed=seed)
     for title, (estimate, control, n) in measured.items():
-        run.record(f"{name}/{title}", estimate.value, estimate.interval, control=control, n=n)
+        options: dict[str, Any] = {"control": control, "n": n, "higher_is_better": not title.endswith("flops")}
+        run.record(f"{name}/{title}", estimate.value, estimate.interval, **options)
         print(f"{title.replace('_', ' ')}: {estimate}{'  (baseline)' * control}")
+    n = measured["accuracy"].n
+    print(f"of {n} test questions, one split and one seed" + ": too few to tell much" * (n < 50))
     print(f'recorded in {run.folder}\nnext: omni-lab ask {name} "a question" --image FILE')
 
 
@@ -115,6 +122,8 @@ def ask(name: str, question: str, seed: int, profile: str, **media: Any) -> None
     """Ask the model of a set of your own, or a model in a folder that `omni-lab save` wrote, about new files."""
     from omni_lab.training.pretrained import CONFIG, VQAPipeline
 
+    if not any(media.values()):
+        raise ValueError("nothing to look at or listen to: expected --image, --audio or --video")
     in_folder = (Path(name) / CONFIG).exists()
     pipeline = VQAPipeline.from_pretrained(name) if in_folder else _pipeline(_known(name), profile, seed)
     answer = pipeline(question, **media)
@@ -150,7 +159,7 @@ def save(name: str, folder: Path, results: Path | None, seed: int, profile: str)
         recorded = _results(name, profile, seed) / "metrics.json"
         results = results or (recorded if recorded.exists() else None)
     else:
-        recipe = replace(get_recipe(name, get_profile(profile), seed=seed))
+        recipe = get_recipe(name, get_profile(profile), seed=seed)
         pipeline = VQAPipeline.from_trained(load_or_train(recipe), recipe.model)
     metrics = [] if results is None else json.loads(results.read_text(encoding="utf-8"))["metrics"]
     card = model_card(name, pipeline.config, metrics, source=results.name if results else "")

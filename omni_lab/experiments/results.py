@@ -117,8 +117,12 @@ def write_results(file: Path, content: Mapping[str, Any]) -> None:
     part.replace(file)
 
 
-def start_run(notebook: str, *, profile: str, seed: int, output_dir: str = "", **parameters: Any) -> RunRecorder:
+def start_run(
+    notebook: str, *, profile: str, seed: int, output_dir: str = "", command: str = "", **parameters: Any
+) -> RunRecorder:
     """Starts the recorder of a notebook. Without output_dir (in JupyterLab): reports/interactive/<notebook>.
+
+    command: what repeats the run; by default `omni-lab run`.
 
     The process then keeps the memory that it frees: see `keep_freed_memory`.
     """
@@ -136,6 +140,7 @@ def start_run(notebook: str, *, profile: str, seed: int, output_dir: str = "", *
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         **provenance.provenance(notebook, recorded),
     }
+    run |= {"command": command} if command else {}
     recorder = RunRecorder(folder, run)
     print(f"{notebook}, profile {profile}, seed {seed}, on {run['device']}")
     print(", ".join(f"{name} {number}" for name, number in run["versions"].items()))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import timm
+import torch
 
-from omni_lab.batch import Modality
+from omni_lab.batch import ComputeLevel, Modality
 from omni_lab.config.models import VisionConfig
 from omni_lab.config.schema import DataConfig, Profile, TrainingConfig
 from omni_lab.data.sources.base import SourceError
@@ -16,7 +20,8 @@ from omni_lab.data.sources.own_set import OwnSet
 from omni_lab.evaluation.policies import PolicyEvaluator
 from omni_lab.evaluation.predictions import majority_by_question, predict_without_each
 from omni_lab.metrics.bootstrap import Estimate, proportion
-from omni_lab.metrics.pareto import paired_ratio
+from omni_lab.metrics.pareto import paired_difference, paired_ratio
+from omni_lab.routing.route import Route
 from omni_lab.routing.router import Router
 from omni_lab.training.recipes import Recipe, TrainedModel, get_recipe
 from omni_lab.training.router_recipes import RouterRecipe, get_router_recipe
@@ -35,6 +40,8 @@ def own_recipe(source: OwnSet, profile: Profile, *, seed: int = 0) -> Recipe:
     if unknown := [m.value for m in modalities if m not in model.modalities]:
         raise SourceError(f"start_from: {config.start_from} has no encoder of {unknown[0]}")
     vision = model.vision
+    if config.backbone and not timm.is_model(config.backbone):
+        raise SourceError(f"backbone must be a model of timm: got {config.backbone!r}")
     if config.backbone:
         vision = VisionConfig(name=config.backbone, image_size=config.image_size, pretrained=True)
     elif (config.image_size, config.frame_size) != (vision.image_size, model.video.frame_size):
@@ -89,8 +96,13 @@ class OwnResult(NamedTuple):
 def evaluate_own(
     network: TrainedModel, router: Router, *, resamples: int, seed: int = 0, split: str = "test"
 ) -> dict[str, OwnResult]:
-    """What a model of a set reaches, by name: accuracy; accuracy without each medium, and by guessing from the words of
-    the question alone; accuracy kept and FLOPs saved under the router's routes."""
+    """What a model of a set reaches, by name.
+
+    accuracy: of everything; _without_<modality>, majority_by_question: of what cannot look or read; gain_over_majority:
+    the difference to the latter, question by question. routed_accuracy, routed_flops (a fraction of the dense ones),
+    routed_minus_dense: under the router's routes. static_accuracy, static_flops: one combination of levels for all
+    questions, the cheapest that is as accurate as everything on validation.
+    """
     dataset, options = network.data.dataset(split), {"resamples": resamples, "seed": seed}
     results = {}
 
@@ -100,16 +112,43 @@ def evaluate_own(
     predictions = predict_without_each(network.model, network.data.loader(split), dataset)
     for removed, found in predictions.items():
         add("accuracy" if removed is None else f"accuracy_without_{removed}", found.score, removed is not None)
-    add("majority_by_question_accuracy", majority_by_question(network.data.dataset("train"), dataset).score, True)
+    majority = majority_by_question(network.data.dataset("train"), dataset).score
+    add("majority_by_question_accuracy", majority, True)
+    gain = paired_difference(predictions[None].score[None], majority[None], dataset.scenes, **options)
+    results["gain_over_majority"] = OwnResult(gain, False, len(majority))
     evaluator = PolicyEvaluator(network.model, dataset)
     dense = evaluator.evaluate(evaluator.space.dense(evaluator.present))
     route = evaluator.collect_routes(lambda batch: network.model.select_route(router, batch)[0])
-    routed = evaluator.evaluate(route, router_flops=router.flops)
+    fixed = _cheapest_levels(PolicyEvaluator(network.model, network.data.dataset("validation")))
+    outcomes = {
+        "routed": evaluator.evaluate(route, router_flops=router.flops),
+        "static": evaluator.evaluate(_same_levels(evaluator, fixed)),
+    }
     order = evaluator.scenes
-    for name, one, all_ in (
-        ("routed_accuracy_kept", routed.correct, dense.correct),
-        ("routed_flops", routed.flops, routed.dense_flops),
-    ):
-        if all_.any():
-            results[name] = OwnResult(paired_ratio(one[None], all_[None], order, **options), False, len(order))
+    for name, outcome in outcomes.items():
+        control = name == "static"
+        results[f"{name}_accuracy"] = OwnResult(proportion(outcome.correct, order, **options), control, len(order))
+        cost = paired_ratio(outcome.flops[None], outcome.dense_flops[None], order, **options)
+        results[f"{name}_flops"] = OwnResult(cost, control, len(order))
+    change = paired_difference(outcomes["routed"].correct[None], dense.correct[None], order, **options)
+    results["routed_minus_dense"] = OwnResult(change, False, len(order))
     return results
+
+
+def _same_levels(evaluator: PolicyEvaluator, levels: Mapping[Modality, ComputeLevel]) -> Route:
+    """These levels for all questions, with all paths between what is encoded; the question is always read."""
+    space, present = evaluator.space, evaluator.present
+    chosen = torch.tensor([int(levels.get(m, ComputeLevel.FULL)) for m in Modality]).expand(len(present), -1)
+    chosen = torch.where(evaluator.question_mask, int(ComputeLevel.FULL), chosen)
+    return space.project(chosen, torch.ones(len(present), space.depth, len(space.paths), dtype=torch.bool), present)
+
+
+def _cheapest_levels(evaluator: PolicyEvaluator) -> dict[Modality, ComputeLevel]:
+    """Of all combinations of levels the cheapest that is at least as accurate as everything."""
+    media = [m for m in evaluator.space.modalities if m is not Modality.TEXT]
+    choices = itertools.product(*(evaluator.space.allowed_levels(m) for m in media))
+    plans: list[dict[Modality, ComputeLevel]] = [dict(zip(media, levels, strict=True)) for levels in choices]
+    outcomes = [evaluator.evaluate(_same_levels(evaluator, plan)) for plan in plans]
+    least = evaluator.evaluate(evaluator.space.dense(evaluator.present)).accuracy
+    good = [i for i, outcome in enumerate(outcomes) if outcome.accuracy >= least]
+    return plans[min(good, key=lambda i: outcomes[i].cost)]

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from PIL import Image
 
 from omni_lab.batch import SAMPLE_RATE
-from omni_lab.data.media_io import MAX_CHANNELS, AudioError, prepare_audio, read_audio
+from omni_lab.data.media_io import MAX_CHANNELS, AudioError, ImageError, prepare_audio, read_audio, read_image
 
 
 def sine(frequency: float, rate: int, seconds: float = 0.5) -> np.ndarray:
@@ -150,3 +151,26 @@ def test_files_with_bad_sounds_are_named(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "long.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
     with pytest.raises(AudioError, match=r"long\.wav: lasts 1\.0 s: expected at most 0\.1 s"):
         read_audio(tmp_path / "long.wav", max_seconds=0.1)
+
+
+def test_pictures_of_16_bits_keep_their_greys(tmp_path: Path) -> None:
+    ramp = (np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    read = read_image(tmp_path / "ramp.png", size=64, exact=False)
+    assert np.array_equal(read[0], ramp // 257) and np.array_equal(read[0], read[2])
+
+
+def test_pictures_are_turned_as_their_camera_says(tmp_path: Path) -> None:
+    upright = Image.new("RGB", (64, 64), "black")
+    upright.paste("white", (0, 0, 64, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    upright.rotate(180).save(tmp_path / "phone.png", exif=exif)
+    read = read_image(tmp_path / "phone.png", size=64, exact=False)
+    assert read[0, 10, 30] == 255 and read[0, 50, 30] == 0
+
+
+def test_pictures_of_unknown_range_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "deep.tiff")
+    with pytest.raises(ImageError, match=r"deep.tiff: pixels of mode F: expected at most 16 bits for each channel"):
+        read_image(tmp_path / "deep.tiff", size=8, exact=False)

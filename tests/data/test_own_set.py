@@ -79,6 +79,19 @@ def test_all_media_and_several_right_answers(files: Path) -> None:
     assert clip.values.shape == (4, 3, 16, 16) and sound.values.dtype == np.int16 and len(sound.values) == 8000
 
 
+def test_one_file_has_one_name(files: Path) -> None:
+    rows = [f"{dot}{i}.jpg,is it red?,{'yes' if i % 3 == 0 else 'no'}" for i in range(12) for dot in ("", "./")]
+    own = create_own_set("names", write(files, "image,question,answer", *rows), images=files / "pics")
+    assert len(own.files) == 12
+
+
+def test_media_that_were_moved_are_named(files: Path) -> None:
+    own = create_own_set("colours", usual(files), images=files / "pics")
+    (files / "pics").rename(files / "elsewhere")
+    with pytest.raises(SourceError, match=r"colours/set.yaml: its media are not where it says .*pics/0.jpg"):
+        OwnSet(own.directory).fingerprint()
+
+
 def test_the_column_split_decides(files: Path) -> None:
     rows = [f"{i}.jpg,is it red?,{'yes' if i % 3 == 0 else 'no'},{SPLITS[i // 4]}" for i in range(12)]
     own = create_own_set("split", write(files, "image,question,answer,split", *rows), images=files / "pics")
@@ -97,6 +110,8 @@ def test_what_changes_changes_the_fingerprint(files: Path) -> None:
     [
         (["image,question"], r"q.csv: no column 'answer': its columns are \['image', 'question'\]"),
         (["image,question,ansver"], r"unknown column of .*q.csv 'ansver'; the nearest .* is 'answer'"),
+        (["image;question;answer"], r"q.csv: its columns are separated by ';': expected commas"),
+        (["image,question,answer", "0.jpg,what?,|"], r"line 2 has no answer: got '\|'"),
         (["image,question,answer"], r"q.csv: no questions: expected a line for each"),
         (["image,question,answer", "0.jpg,what?,"], r"q.csv: line 2 has no answer"),
         (["image,question,answer", "0.jpg,what, then?,yes"], r"line 2 has more values than columns: expected quotes"),

@@ -52,7 +52,12 @@ def test_three_commands_lead_to_an_answer(root: Path, capsys: pytest.CaptureFixt
     assert metrics["colours/accuracy"]["n"] == 3 and not metrics["colours/accuracy"]["control"]
     assert metrics["colours/accuracy_without_image"]["control"]
     assert metrics["colours/majority_by_question_accuracy"]["value"] < 1
-    assert 0 < metrics["colours/routed_flops"]["value"] <= 1.01
+    assert (
+        0 < metrics["colours/routed_flops"]["value"] <= 1.01 and not metrics["colours/routed_flops"]["higher_is_better"]
+    )
+    assert metrics["colours/static_flops"]["value"] <= 1 and metrics["colours/static_accuracy"]["control"]
+    assert {"colours/routed_accuracy", "colours/routed_minus_dense", "colours/gain_over_majority"} <= metrics.keys()
+    assert recorded["command"] == "omni-lab train colours --profile smoke --seed 0"
     Image.new("RGB", (90, 50), "red").save(root / "new.jpg")
     ask = ["ask", "colours", "which colour is it?", "--image", str(root / "new.jpg"), "--profile", "smoke"]
     assert main(ask) == 0
@@ -113,7 +118,9 @@ def test_a_broken_folder_is_named(root: Path, tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ask", "colour", "what?"]) == 2
+    assert main(["ask", "colours", "what?"]) == 2
+    assert "nothing to look at or listen to: expected --image, --audio or --video" in capsys.readouterr().err
+    assert main(["ask", "colour", "what?", "--image", "x.png"]) == 2
     assert "unknown set of your own (made by omni-lab new) 'colour'; the nearest of" in capsys.readouterr().err
     taken = ["new", "easy_vqa", "--images", str(root / "pics"), "--questions", str(root / "q.csv")]
     assert main(taken) == 2
@@ -130,6 +137,19 @@ def test_settings_that_contradict_each_other_are_named(root: Path) -> None:
         recipe("small", image_size=32)
     with pytest.raises(ValueError, match="unknown recipe 'emoji_route'"):
         recipe("typo", start_from="emoji_route")
+    with pytest.raises(SourceError, match="backbone must be a model of timm: got 'resnet17'"):
+        recipe("unknown", backbone="resnet17")
+    refused = [
+        "new",
+        "refused",
+        "--images",
+        str(root / "pics"),
+        "--questions",
+        str(root / "q.csv"),
+        "--image-size",
+        "32",
+    ]
+    assert main(refused) == 2 and not (root / "data" / "sets" / "refused").exists()
     own = recipe("backbone", image_size=224, backbone="resnet18")
     assert own.model.vision.pretrained and own.model.modalities == (Modality.TEXT, Modality.IMAGE)
     assert own.training.frozen_encoders == (Modality.IMAGE,) and own.training.epochs == 300

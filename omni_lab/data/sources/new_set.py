@@ -6,6 +6,7 @@ import dataclasses
 import re
 import shutil
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,18 @@ SET_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def create_own_set(
-    name: str, questions: Path, *, root: Path | None = None, replace: bool = False, **settings: Any
+    name: str,
+    questions: Path,
+    *,
+    root: Path | None = None,
+    replace: bool = False,
+    check: Callable[[OwnSet], Any] = lambda own: None,
+    **settings: Any,
 ) -> OwnSet:
     """Writes a folder of that name below `root` (default: `data/sets/`) and returns the set.
 
-    questions: a CSV file, see `read_questions`. settings: fields of `OwnSetConfig`; folders as paths.
+    questions: a CSV file, see `read_questions`. check: may refuse the set, too. settings: fields of `OwnSetConfig`;
+    folders as paths.
     Raises SourceError for a name that is taken (unless `replace`) or is none, a folder that does not exist, and
     whatever is wrong with the questions or with a file that they name; nothing is written then.
     """
@@ -51,6 +59,7 @@ def create_own_set(
             raise SourceError(f"{questions}: cannot be read ({error})") from error
         (part / SETTINGS).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         _read_everything(OwnSet(part))
+        check(OwnSet(part))
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     except SourceError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,10 @@ class OwnSet:
 
     def fingerprint(self) -> dict[str, Any]:
         """The questions by their bytes, the media by size and date of each file that a question names."""
-        stats = [(name, (stat := self._file(m, name).stat()).st_size, stat.st_mtime_ns) for m, name in self._media]
+        try:
+            stats = [(name, (stat := self._file(m, name).stat()).st_size, stat.st_mtime_ns) for m, name in self._media]
+        except OSError as error:
+            raise SourceError(f"{self.directory / SETTINGS}: its media are not where it says ({error})") from error
         digest = hashlib.sha256((self.directory / QUESTIONS).read_bytes() + repr(stats).encode()).hexdigest()
         return {"digest": digest, "split_seed": self.seed, "max_seconds": self.config.max_seconds}
 
@@ -206,6 +210,8 @@ def read_questions(path: Path, modalities: Sequence[Modality]) -> list[dict[str,
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             header = [name.strip().lower() for name in reader.fieldnames or ()]
+            if len(header) == 1 and (mark := next((m for m in ";\t" if m in header[0]), "")):
+                raise SourceError(f"{path}: its columns are separated by {mark!r}: expected commas")
             for name in header:
                 lookup(name, dict.fromkeys(COLUMNS), f"column of {path}", error=SourceError)
             if missing := [name for name in ("question", "answer") if name not in header]:
@@ -217,7 +223,7 @@ def read_questions(path: Path, modalities: Sequence[Modality]) -> list[dict[str,
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+        raise SourceError(f"{path}: not a CSV file in UTF-8 ({error}): save it as such") from error
     if not rows:
         raise SourceError(f"{path}: no questions: expected a line for each, below the names of the columns")
     answers = {answer for row in rows for answer in row["answers"]}
@@ -237,6 +243,7 @@ def _check_row(row: Mapping[Any, Any], line: int, path: Path, modalities: Sequen
         if not values[name]:
             raise SourceError(f"{place} has no {name}")
     named = [m for m in MEDIA if values[m.value]]
+    values |= {m.value: os.path.normpath(values[m.value]) for m in named}  # one file has one name
     if not named:
         raise SourceError(f"{place} names no file: expected one in a column of {[m.value for m in modalities]}")
     if unknown := [m.value for m in named if m not in modalities]:
@@ -244,6 +251,8 @@ def _check_row(row: Mapping[Any, Any], line: int, path: Path, modalities: Sequen
     if values["split"] and values["split"] not in SPLITS:
         raise SourceError(f"{place} has the split {values['split']!r}: expected one of {list(SPLITS)}, or nothing")
     answers = [answer.strip() for answer in values["answer"].split(SCORE_SEPARATOR) if answer.strip()]
+    if not answers:
+        raise SourceError(f"{place} has no answer: got {values['answer']!r}")
     return {**values, "answers": answers, "kind": values["kind"] or "question", "line": line}
 
 
