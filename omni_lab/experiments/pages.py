@@ -175,6 +175,15 @@ def _mp3_source(wav: re.Match[str]) -> str:
     return f'src="data:audio/mpeg;base64,{base64.b64encode(written.getvalue()).decode()}" type="audio/mpeg"'
 
 
+def thumbnail(source: str, *, width: int = 560) -> str:
+    """The address of a picture that holds the picture itself ("data:image/..."), shrunk to `width` pixels."""
+    _, _, encoded = source.partition("base64,")
+    image, written = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"), io.BytesIO()
+    image.thumbnail((width, width))
+    image.save(written, "WEBP", method=6, quality=75)
+    return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode()}"
+
+
 def to_webp(png: bytes) -> bytes:
     """PNG to WebP: lossless where that is at most a quarter larger than a good lossy one, as of drawings; else, as of
     photographs, at quality 80. Lossy WebP halves the resolution of colour, at any quality, so thin lines pale."""

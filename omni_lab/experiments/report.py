@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from omni_lab.experiments.claims import ScoredClaim, Verdict, metrics_by_name
 from omni_lab.experiments.jobs import Job, notebook_paths
-from omni_lab.experiments.pages import glossary_page, render_template, to_webp
+from omni_lab.experiments.pages import glossary_page, render_template, thumbnail, to_webp
 from omni_lab.experiments.results import find_published, format_duration, read_results
 from omni_lab.experiments.runner import JobResult
 from omni_lab.utils.env import project_root
@@ -231,7 +231,8 @@ def _picture(run: Path, figure: str, folder: Path) -> str:
             inside.setdefault(name.replace(" ", "_"), source)
         figure = max((name for name in inside if figure.startswith(name)), key=len, default=figure)
     named = inside.get(figure) or (_link(files[figure], folder) if figure in files else "")
-    return named or next(iter([*(_link(file, folder) for file in files.values()), *inside.values()]), "")
+    found = named or next(iter([*(_link(file, folder) for file in files.values()), *inside.values()]), "")
+    return thumbnail(found) if found.startswith("data:") else found
 
 
 def publish_run(run: Path, to: Path, *, figures: Sequence[str] = ()) -> None:

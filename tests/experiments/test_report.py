@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,6 +33,19 @@ from omni_lab.utils.env import project_root
 
 def new_run(folder: Path, profile: str = "smoke") -> RunRecorder:
     return start_run("nn", profile=profile, seed=0, output_dir=str(folder))
+
+
+def picture(color: str) -> str:
+    """A picture within an address, 1000 x 500."""
+    written = io.BytesIO()
+    Image.new("RGB", (1000, 500), color).save(written, "WEBP", lossless=True)
+    return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode()}"
+
+
+def shown(card: str) -> Any:
+    found = re.search(r'src="data:image/webp;base64,([^"]+)"', card)
+    assert found
+    return Image.open(io.BytesIO(base64.b64decode(found[1]))).convert("RGB")
 
 
 CLAIMS = [
@@ -155,7 +172,8 @@ def test_a_card_says_what_its_notebook_carries(recorded: Path, monkeypatch: pyte
     (recorded / "notebooks" / "08_bits.ipynb").rename(recorded / "notebooks" / "not_in_the_series.ipynb")
     own = recorded / "standard" / "08_bits" / "seed0"
     shutil.copy(recorded / "notebooks" / "not_in_the_series.ipynb", own / "executed.ipynb")
-    images = "".join(f'<img alt="{name}" src="data:image/webp;base64,{name[:4]}">' for name in ("figure", "third one"))
+    colors = {"figure": "red", "third one": "blue"}
+    images = "".join(f'<img alt="{name}" src="{picture(color)}">' for name, color in colors.items())
     (own / "notebook.html").write_text(images)
     (recorded / "standard" / "99_scores" / "seed0" / "notebook.html").write_text(images.replace("third", "fourth"))
     results = [run | {"notebook": run["folder"].parent.name} for run in read_results(recorded)]
@@ -165,8 +183,9 @@ def test_a_card_says_what_its_notebook_carries(recorded: Path, monkeypatch: pyte
     for words in ("<h3>Bits</h3>", "How few bits are enough?</p>", "Few &amp; cheap.", "0:00 min", "1 more run</a>"):
         assert words in cards["08"], words
     assert "A word" not in cards["08"] and "And why" not in cards["08"]
-    assert 'src="data:image/webp;base64,thir" alt="third one"' in cards["08"], "the named figure"
-    assert 'src="data:image/webp;base64,figu"' in cards["99"], "it has no such figure: the first"
+    assert shown(cards["08"]).getpixel((9, 9))[2] > 200 and 'alt="third one"' in cards["08"], "the named figure"
+    assert shown(cards["99"]).getpixel((9, 9))[0] > 200, "it has no such figure: the first"
+    assert shown(cards["99"]).size == (560, 280), "shrunk"
     assert "<img" not in cards["90"], "it has none"
 
 
