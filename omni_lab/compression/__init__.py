@@ -4,6 +4,7 @@ precision.py        ranges, int8 and int4 codes, and the precision policy of the
 parts.py            splits a model and its router into parts, and assembles them around a runner
 fake_quant.py       rounding in training and calibration
 graphs.py           a part as an ONNX graph
+graph_cache.py      traced graphs on disk
 joints.py           what lies between the parts: latents, pooling, a router's decision
 sequential.py       a router that looks again, in parts: glances and a step
 export.py           the model on disk, for `omni_lab.engine`: graphs as functions, weights, manifest

@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from omni_lab.batch import ComputeLevel, Modality
+from omni_lab.compression.graph_cache import graph_digest, load_graph, save_graphs, store_graph
 from omni_lab.compression.graphs import CONTRIB_DOMAIN, OPSET, Function, fill_graph, graph_function, trace_graph
 from omni_lab.compression.joints import joining_parts
 from omni_lab.compression.parts import AssemblySpec, ModelPart
@@ -32,26 +33,52 @@ Ranges = Mapping[str, Mapping[str, QuantRange]]  # part -> linear layer -> range
 
 
 class Exporter:
-    """Writes parts to files. Parts that differ in their weights alone are traced once."""
+    """Writes parts to files. Parts that differ in their weights alone are traced once.
+
+    Graphs that were traced before, here or for the published models, are read from disk: see `graph_cache`.
+    """
 
     def __init__(self, *, opset: int = OPSET) -> None:
         self.opset = opset
+        self.num_traced = 0  # graphs that were not on disk
         self._traced: dict[tuple[object, ...], ir.Model] = {}
+        self._stored: dict[str, bytes] = {}  # by digest
 
     def graph(self, part: ModelPart) -> ir.Model:
         """The traced graph of a part, weights not yet filled in."""
-        if part.graph_key not in self._traced:
-            self._traced[part.graph_key] = trace_graph(part, opset=self.opset)
+        for _ in self.trace([part]):
+            pass
         return self._traced[part.graph_key]
 
     def trace(self, parts: Sequence[ModelPart]) -> Iterator[str]:
-        """Traces what these parts need and is not traced yet, on all cores; yields a name as each is done."""
-        new = {part.graph_key: part for part in parts if part.graph_key not in self._traced}
-        ordered = sorted(new.values(), key=lambda part: -sum(1 for _ in part.module.modules()))  # the longest first
-        traced = parallel_map(partial(_trace_bytes, opset=self.opset), ordered, min_items=2, chunksize=1)
-        for part, model in zip(ordered, traced, strict=True):
-            self._traced[part.graph_key] = ir.from_proto(onnx.ModelProto.FromString(model))
+        """Traces what these parts need and neither this exporter nor the disk has, on all cores; yields a name as each
+        is done."""
+        wanted = {part.graph_key: part for part in parts if part.graph_key not in self._traced}
+        new = {}
+        for part in wanted.values():
+            digest = graph_digest(part, self.opset)
+            stored = load_graph(digest)
+            if stored is None:
+                new[digest] = part
+            else:
+                self._keep(part, digest, stored)
+                yield part.name
+        ordered = sorted(new.items(), key=lambda item: -sum(1 for _ in item[1].module.modules()))  # the longest first
+        parts = [part for _, part in ordered]
+        traced = parallel_map(partial(_trace_bytes, opset=self.opset), parts, min_items=2, chunksize=1)
+        for (digest, part), model in zip(ordered, traced, strict=True):
+            store_graph(digest, model)
+            self.num_traced += 1
+            self._keep(part, digest, model)
             yield part.name
+
+    def save_graphs(self, file: Path) -> None:
+        """Writes all graphs that were needed to one zip file."""
+        save_graphs(file, self._stored)
+
+    def _keep(self, part: ModelPart, digest: str, model: bytes) -> None:
+        self._traced[part.graph_key] = ir.from_proto(onnx.ModelProto.FromString(model))
+        self._stored[digest] = model
 
     def write(
         self,

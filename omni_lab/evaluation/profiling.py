@@ -71,7 +71,7 @@ def time_ratio(seconds: Mapping[str, np.ndarray], numerator: str, denominator: s
     """Median over rounds of the time of `numerator` over that of `denominator`, with a bootstrap interval."""
     ratios = seconds[numerator] / seconds[denominator]
     medians = [np.median(ratios[i]) for (i,) in resample(len(ratios), resamples=2000)]
-    return Estimate.from_resamples(np.median(ratios), medians)
+    return Estimate.from_resamples(np.median(ratios), medians, len(ratios))
 
 
 def _synchronize() -> None:

@@ -175,7 +175,7 @@ def _mp3_source(wav: re.Match[str]) -> str:
     return f'src="data:audio/mpeg;base64,{base64.b64encode(written.getvalue()).decode()}" type="audio/mpeg"'
 
 
-def thumbnail(source: str, *, width: int = 560) -> str:
+def thumbnail(source: str, *, width: int = 440) -> str:
     """The address of a picture that holds the picture itself ("data:image/..."), shrunk to `width` pixels."""
     _, _, encoded = source.partition("base64,")
     image, written = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"), io.BytesIO()

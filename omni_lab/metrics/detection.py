@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
-from omni_lab.metrics.bootstrap import Estimate, resample
+from omni_lab.metrics.bootstrap import Estimate, percentile_levels, resample
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist()
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)  # that precision is averaged over
@@ -66,7 +66,7 @@ def mean_average_precision(
     resampled = np.concatenate([_mean_precision(classes, w) for w in chunks])  # [R, 2]
     values = np.array([float(result["map_50"]), float(result["map"])])
     unbiased = resampled - np.nanmean(resampled, axis=0) + values
-    low, high = np.nanquantile(unbiased, [0.025, 0.975], axis=0).clip(0, 1)
+    low, high = np.nanquantile(unbiased, percentile_levels(len(labels)), axis=0).clip(0, 1)
     return DetectionScores(*(Estimate(*map(float, row)) for row in zip(values, low, high, strict=True)))
 
 

@@ -185,7 +185,7 @@ def test_a_card_says_what_its_notebook_carries(recorded: Path, monkeypatch: pyte
     assert "A word" not in cards["08"] and "And why" not in cards["08"]
     assert shown(cards["08"]).getpixel((9, 9))[2] > 200 and 'alt="third one"' in cards["08"], "the named figure"
     assert shown(cards["99"]).getpixel((9, 9))[0] > 200, "it has no such figure: the first"
-    assert shown(cards["99"]).size == (560, 280), "shrunk"
+    assert shown(cards["99"]).size == (440, 220), "shrunk"
     assert "<img" not in cards["90"], "it has none"
 
 

@@ -11,13 +11,12 @@ from omni_lab.metrics.bootstrap import (
     Estimate,
     bootstrap_estimate,
     bootstrap_interval,
+    percentile_levels,
     resample,
     sum_by_group,
     t_interval,
 )
 from omni_lab.metrics.pareto import paired_difference
-
-INTERVAL = [0.025, 0.975]
 
 
 def test_an_interval_is_that_of_a_plain_loop() -> None:
@@ -30,7 +29,7 @@ def test_an_interval_is_that_of_a_plain_loop() -> None:
     for _ in range(100):
         drawn = draws.integers(len(sums), size=len(sums))
         means.append(sums[drawn].sum() / sizes[drawn].sum())
-    assert bootstrap_interval(values, groups, resamples=100, seed=3) == tuple(np.quantile(means, INTERVAL))
+    assert bootstrap_interval(values, groups, resamples=100, seed=3) == tuple(np.quantile(means, percentile_levels(60)))
 
 
 def test_a_paired_difference_is_that_of_a_plain_loop() -> None:
@@ -53,7 +52,22 @@ def test_a_paired_difference_is_that_of_a_plain_loop() -> None:
         draws.integers(1, size=1)
         drawn = np.concatenate([np.flatnonzero(groups == g) for g in draws.integers(30, size=30)])
         one.append((first - second)[0, drawn].mean())
-    assert alone.interval == pytest.approx(tuple(np.quantile(one, INTERVAL))), "one seed: other scenes alone"
+    assert alone.interval == pytest.approx(tuple(np.quantile(one, percentile_levels(30)))), (
+        "one seed: other scenes alone"
+    )
+
+
+def test_intervals_of_few_groups_hold_the_truth_as_often_as_they_say() -> None:
+    assert percentile_levels(100_000) == pytest.approx((0.025, 0.975), abs=1e-5)
+    assert percentile_levels(1) == (0.025, 0.975), "nothing varies"
+    rng, held, plain = np.random.default_rng(0), 0, 0
+    for _ in range(1500):
+        values = rng.normal(size=8)
+        low, high = bootstrap_interval(values, np.arange(8), resamples=400, seed=int(rng.integers(2**31)))
+        held += low <= 0 <= high
+        ends = np.quantile(rng.choice(values, size=(400, 8)).mean(1), (0.025, 0.975))
+        plain += ends[0] <= 0 <= ends[1]
+    assert 0.925 <= held / 1500 <= 0.97 and plain / 1500 < 0.91
 
 
 def test_few_values_get_a_t_interval() -> None:
@@ -71,7 +85,7 @@ def test_a_ratio_of_times_is_that_of_one_draw_of_all() -> None:
     seconds = {"a": rng.random(9) + 0.1, "b": rng.random(9) + 0.1}
     ratios = seconds["a"] / seconds["b"]
     medians = np.median(np.random.default_rng(0).choice(ratios, size=(2000, 9)), axis=1)
-    assert time_ratio(seconds, "a", "b") == (np.median(ratios), *np.quantile(medians, INTERVAL))
+    assert time_ratio(seconds, "a", "b") == (np.median(ratios), *np.quantile(medians, percentile_levels(9)))
 
 
 def test_groups_are_summed_and_wrong_input_is_named() -> None:
