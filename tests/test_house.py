@@ -47,12 +47,13 @@ RULES: dict[str, tuple[str, ...]] = {  # room -> what it may import; a dotted en
         "explain",
         "lightning_modules",
     ),
+    "serving": ("utils", "batch", "config", "heads", "data", "engine", "training"),
     "viz": (*MODEL, "data", "worlds", "metrics", "compression", "evaluation", "explain", "lightning_modules"),
     "experiments": ("utils", "config"),  # at import time, so that the command line starts at once; all inside functions
 }
 TYPES_ONLY = {("heads", "data.tokenizer")}  # imported under TYPE_CHECKING
 CORE = ("batch", "model", "rollout", "build", "layers", "encoders", "fusion", "routing", "heads", "lightning_modules")
-CORE_LINES, FILE_LINES, FUNCTION_LINES, ALL_LINES = 6300, 300, 60, 24_500
+CORE_LINES, FILE_LINES, FUNCTION_LINES, ALL_LINES = 6300, 300, 60, 28_000
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

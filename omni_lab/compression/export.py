@@ -23,6 +23,7 @@ from omni_lab.compression.parts import AssemblySpec, ModelPart
 from omni_lab.compression.precision import PrecisionPolicy, QuantRange
 from omni_lab.engine.library import FUNCTIONS, MANIFEST, TOKENIZER, WEIGHTS, ArtifactError, file_digest
 from omni_lab.engine.route_graph import RouteSignature
+from omni_lab.routing.cost import CostModel
 from omni_lab.routing.route import QUESTION_ORDER, Route, RouteSpace
 from omni_lab.routing.router import Router, penalty_knots
 from omni_lab.routing.sequential import SequentialRouter
@@ -93,6 +94,8 @@ class Exporter:
         ranges: Ranges | None = None,
         routes: Iterable[RouteSignature] = (),
         tokenizer: str | None = None,
+        shapes: Mapping[Modality, Sequence[int]] | None = None,
+        costs: CostModel | None = None,
     ) -> int:
         """Writes the model to `folder`, replacing what is there; returns its size in bytes.
 
@@ -102,6 +105,8 @@ class Exporter:
         ranges: for int8; None: each input's own range is found at run time.
         routes: those whose graphs are built when the model is loaded, the most frequent first.
         tokenizer: of the package tokenizers, as JSON; without it, questions must come as token ids.
+        shapes: of images and videos, for whoever makes them from files.
+        costs: closed forms of FLOPs, see `engine.flops`.
         Raises ValueError for a policy that names a part that does not exist, ArtifactError where the folder cannot be
         written; what was there before stays then.
         """
@@ -123,7 +128,11 @@ class Exporter:
             "source": source,
             "policy": policy.name,
             "opsets": {"": self.opset, CONTRIB_DOMAIN: 1},
-            "model": _describe(spec, parts, answers, router, dim=dim),
+            "model": {
+                **_describe(spec, parts, answers, router, dim=dim),
+                "shapes": {m.value: [*shape] for m, shape in (shapes or {}).items()},
+                "flops": None if costs is None else _describe_costs(costs, spec.space),
+            },
             "routes": [signature.to_json() for signature in routes],
             **library.entries(),
         }
@@ -184,6 +193,23 @@ def _describe(
         "costs": [*spec.costs],
         "knots": penalty_knots().tolist(),
         "actions": [[m, level] for m, level in router.actions] if isinstance(router, SequentialRouter) else [],
+    }
+
+
+def _describe_costs(costs: CostModel, space: RouteSpace) -> dict[str, Any]:
+    """A cost model as JSON: FLOPs of encoders as coefficients of 1, n and n^2, the other fields of `CostModel`."""
+    encoders = {
+        m.value: {str(int(v)): costs.encoder_coefs[m.column, v].tolist() for v in space.allowed_levels(m) if v}
+        for m in space.modalities
+    }
+    return {
+        "encoders": encoders,
+        "dim": costs.dim,
+        "mlp_dim": costs.mlp_dim,
+        "gated": int(costs.gated),
+        "tokens_per_item": {m.value: n for m, n in costs.tokens_per_item.items()},
+        "head": [*costs.head_flops],
+        "router": costs.router_flops,
     }
 
 

@@ -8,5 +8,7 @@ decision_graph.py  graphs of routers: of one decision, of each step
 sessions.py        sessions of ONNX Runtime over shared weights, built ahead or in the background
 decisions.py       what is decided and answered
 sequential.py      routers that look again: queues of samples that wait for the same encoder
+stacking.py        single questions as a batch
+flops.py           what a route costs
 runtime.py         `ExportedOmniModel`: decides, answers, and batches the questions of one route
 """

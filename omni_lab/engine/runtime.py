@@ -92,7 +92,7 @@ class ExportedOmniModel:
         logits = self.run(inputs, decision)[0]
         shifted = np.exp(logits - logits.max())
         best = int(logits.argmax())
-        route = self._signature(decision.levels[0], decision.paths[0])
+        route = self.signature(decision.levels[0], decision.paths[0])
         return Answer(self.library.answers[best], float(shifted[best] / shifted.sum()), logits, route)
 
     def answer(self, inputs: Inputs, *, budget: float | None = None, penalty: float | None = None) -> np.ndarray:
@@ -172,6 +172,12 @@ class ExportedOmniModel:
         if self.whole:
             return self.pool.route(signature, tuple(m for m, (_, _, asked) in keys.items() if asked and self.routed))
         return self.pool.route(signature, tuple(keys))
+
+    def signature(self, levels: np.ndarray, paths: np.ndarray) -> RouteSignature:
+        """What one sample runs. levels: [M]. paths: [L, P], see `Decision`."""
+        runs = tuple((m, int(levels[self.columns[m]])) for m in self.modalities if levels[self.columns[m]])
+        opened = [(int(layer), *self.library.model["router_paths"][p]) for layer, p in np.argwhere(paths)]
+        return RouteSignature(runs, tuple(path for path in opened if path in self._paths))
 
     def _run_group(
         self,
@@ -261,13 +267,8 @@ class ExportedOmniModel:
         """The samples of each route."""
         samples: dict[RouteSignature, list[int]] = {}
         for i, (levels, paths) in enumerate(zip(decision.levels, decision.paths, strict=True)):
-            samples.setdefault(self._signature(levels, paths), []).append(i)
+            samples.setdefault(self.signature(levels, paths), []).append(i)
         return {signature: np.array(rows) for signature, rows in samples.items()}
-
-    def _signature(self, levels: np.ndarray, paths: np.ndarray) -> RouteSignature:
-        runs = tuple((m, int(levels[self.columns[m]])) for m in self.modalities if levels[self.columns[m]])
-        opened = [(int(layer), *self.library.model["router_paths"][p]) for layer, p in np.argwhere(paths)]
-        return RouteSignature(runs, tuple(path for path in opened if path in self._paths))
 
     def _arrays(self, inputs: Inputs) -> dict[str, Media]:
         return as_arrays(inputs, self.library.model["samples_per_token"])

@@ -53,7 +53,7 @@ class Session:
     def __init__(self, graph: Graph, options: ort.SessionOptions, provider: str) -> None:
         self._session = ort.InferenceSession(graph.model, options, [provider])
         self.inputs = [spec.name for spec in self._session.get_inputs()]
-        self.outputs = graph.outputs
+        self.outputs, self.weights = graph.outputs, frozenset(graph.weights.values())
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         found = self._session.run(None, {name: feed[name] for name in self.inputs})
@@ -153,6 +153,19 @@ class SessionPool:
             return [function(task) for task in tasks]
         return [*self._runners.map(function, tasks)]
 
+    def release(self, unused: Callable[[Any], bool]) -> int:
+        """Drops the sessions whose keys are unused, and the weights that no other session has; returns how many. What
+        is asked for again is built again; what runs now runs to its end."""
+        with self._lock:
+            dropped = [key for key in (*self._kept, *self._recent) if unused(key)]
+            for key in dropped:
+                self._kept.pop(key, None)
+                self._recent.pop(key, None)
+                self._packed_keys.discard(key)
+            held = {name for s in (*self._kept.values(), *self._recent.values()) for name in s.weights}
+            self._weights = {name: weight for name, weight in self._weights.items() if name in held}
+        return len(dropped)
+
     def close(self) -> None:
         """Builds and runs nothing more."""
         self._builder.shutdown(cancel_futures=True)
@@ -218,6 +231,16 @@ class ModelSessions(SessionPool):
         for modality, levels in self.library.model["encoders"].items() if not actions else ():
             for level in levels:
                 self.encoder(modality, int(level))
+
+    def release_modality(self, modality: str) -> int:
+        """Drops its encoders, and the routes that run them; see `release`."""
+
+        def unused(key: Any) -> bool:
+            if isinstance(key[0], RouteSignature):
+                return modality in dict(key[0].levels)
+            return key[0] in ("encoder", "step") and key[1] == modality
+
+        return self.release(unused)
 
     def gated(self, question: str) -> Session:
         return self.keep(("gated", question), partial(gated_graph, self.library, question))

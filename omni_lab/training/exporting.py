@@ -16,6 +16,7 @@ from omni_lab.compression.sequential import split_sequential_router
 from omni_lab.data.collate import collate
 from omni_lab.data.datamodule import VQADataset
 from omni_lab.engine.route_graph import RouteSignature
+from omni_lab.evaluation.flops import build_cost_model
 from omni_lab.evaluation.policies import PolicyEvaluator
 from omni_lab.routing.router import Router
 from omni_lab.routing.sequential import SequentialRouter
@@ -60,6 +61,9 @@ def export_compressed(
     routes: Sequence[RouteSignature] = (),
 ) -> int:
     """Writes a compressed model, its router and the network's tokenizer; returns the bytes. See `Exporter.write`."""
+    shapes = [[weight.shape for weight in model.parameters()] for model in (compressed.model, network.model)]
+    whole = shapes[0] == shapes[1]  # no channel was pruned
+    costs = build_cost_model(network.model, router_flops=compressed.router.flops) if whole else None
     return (exporter or Exporter()).write(
         folder,
         compressed.parts,
@@ -71,6 +75,8 @@ def export_compressed(
         ranges=compressed.ranges,
         routes=routes,
         tokenizer=network.data.store.tokenizer.to_str(),
+        shapes=network.data.store.shapes,
+        costs=costs,
     )
 
 
@@ -97,4 +103,5 @@ def export_sequential(
         answers=network.data.store.answers,
         router=router,
         tokenizer=network.data.store.tokenizer.to_str(),
+        shapes=network.data.store.shapes,
     )
