@@ -1,6 +1,7 @@
 """Experiments: notebooks run headless, what they record, and the claims that it is compared with.
 
-cli.py         the command `omni-lab`: run, train, export, list, report, scorecard, slides, publish
+cli.py         the command `omni-lab`: run, train, list, report, scorecard, slides, publish
+serve_commands.py  export and serve
 own_sets.py    commands for a set of one's own: new, ask, save
 jobs.py        what to run: notebooks, their parameters, grids
 runner.py      runs notebooks by papermill, each in a process of its own

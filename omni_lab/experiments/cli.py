@@ -14,7 +14,7 @@ from typing import Any
 import click
 import yaml
 
-from omni_lab.experiments import own_sets
+from omni_lab.experiments import own_sets, serve_commands
 from omni_lab.utils.env import RETRAIN_SINCE_ENV_VAR, keep_freed_memory, limit_spinning, project_root
 
 app = click.Group(help="Run the notebook series and read its results.")
@@ -106,43 +106,6 @@ def train(recipe: str, profile: str, seed: int, retrain: bool) -> None:
     trained = load_or_train(found, retrain=retrain, use_published=False)
     last = ", ".join(f"{name} {value:.4g}" for name, value in trained.metadata["history"][-1].items())
     print(f"{found.name}: {trained.origin}; {last}\nin {found.work_folder(trained.data)}")
-
-
-@app.command()
-@click.argument("model")
-@click.option("--to", "folder", type=Path, required=True, help="where it goes; what is there is replaced")
-@click.option("--router", default="", help="selects its routes: group_0.2, or for digits and adverse sequential")
-@click.option("--variant", default="float", show_default=True, help="its bits, like ptq_dynamic for int8")
-@profile_option
-def export(model: str, folder: Path, router: str, variant: str, profile: str) -> None:
-    """Write a trained model and its router to a folder that omni_lab.engine runs. MODEL is a name like emoji_routed or
-    digits_distilled, or a set of your own."""
-    from omni_lab.config.profiles import get_profile
-    from omni_lab.data.sources.own_set import list_own_sets
-    from omni_lab.training import compression_recipes, exporting, fit, recipes, router_recipes, sequential_recipes
-
-    settings = get_profile(profile)
-    if model in list_own_sets():
-        own_sets.export_own(model, folder, profile, variant)
-        return
-    network = fit.load_or_train(recipes.get_recipe(model, settings))
-    example = exporting.example_batch(network.data.dataset("validation"))
-    recipe = compression_recipes.get_compression_recipe(variant, settings)
-    if model.endswith("_distilled"):  # with routers that look again
-        world, simple = model.removesuffix("_distilled"), ("float", "ptq_dynamic", "weights_int4")
-        if variant not in simple:
-            raise ValueError(f"--variant must be one of {', '.join(simple)} for {model}: got {variant!r}")
-        looking = sequential_recipes.get_sequential_recipe(router or "sequential", settings, network=world)
-        found: Any = sequential_recipes.load_or_train_sequential(looking, network).router
-        size = exporting.export_sequential(network, found, folder, example=example, policy=recipe.policy)
-        print(f"{folder}: {size / 1e6:.1f} MB")
-        return
-    once = router_recipes.get_router_recipe(router or "group_0.2", settings, network=model)
-    trained = router_recipes.load_or_train_router(once, network)
-    compressed = compression_recipes.compress(recipe, network, trained.router.eval(), example)
-    routes = exporting.frequent_routes(network, trained.router.eval())
-    size = exporting.export_compressed(compressed, network, folder, routes=routes)
-    print(f"{folder}: {size / 1e6:.1f} MB, {len(routes)} routes that are built when it is loaded")
 
 
 @app.command("list")
@@ -265,7 +228,7 @@ def publish(notebook: str, profile: str, output: Path, run_name: str, figures: S
     (output / "published" / "SCORECARD.md").write_text(scorecard_markdown(scored), encoding="utf-8")
 
 
-for command in own_sets.COMMANDS:
+for command in (*own_sets.COMMANDS, *serve_commands.COMMANDS):
     app.add_command(command)
 
 

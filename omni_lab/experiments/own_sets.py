@@ -89,8 +89,8 @@ def _load(name: str, profile: str, seed: int, *, retrain: bool = False) -> Any:
     return network, load_or_train_router(routing, network, retrain=retrain).router, routing
 
 
-def export_own(name: str, folder: Path, profile: str, variant: str) -> None:
-    """Writes the model of a set and its router to a folder that omni_lab.engine runs."""
+def export_own(name: str, folder: Path, profile: str, variant: str) -> str:
+    """Writes the model of a set and its router to a folder that omni_lab.engine runs; returns what was written."""
     from omni_lab.config.profiles import get_profile
     from omni_lab.training import exporting
     from omni_lab.training.compression_recipes import compress, get_compression_recipe
@@ -100,7 +100,7 @@ def export_own(name: str, folder: Path, profile: str, variant: str) -> None:
     recipe = get_compression_recipe(variant, get_profile(profile))
     compressed, routes = compress(recipe, network, router, example), exporting.frequent_routes(network, router)
     size = exporting.export_compressed(compressed, network, folder, routes=routes)
-    print(f"{folder}: {size / 1e6:.1f} MB, {len(routes)} routes that are built when it is loaded")
+    return f"{folder}: {size / 1e6:.1f} MB, {len(routes)} routes that are built when it is loaded"
 
 
 def _pipeline(name: str, profile: str, seed: int) -> Any:

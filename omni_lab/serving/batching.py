@@ -124,6 +124,8 @@ class DynamicBatcher(Generic[T, R]):
         with self._changed:
             if self._closing:
                 raise RuntimeError("this batcher is closed")
+            if self.waiting >= self.config.max_queue_size:
+                self._drop(now)
             waiting = self.waiting
             if waiting >= self.config.max_queue_size:
                 self.stats.refused += 1

@@ -18,8 +18,12 @@ from omni_lab.compression.precision import Precision, PrecisionPolicy
 from omni_lab.evaluation.flops import build_cost_model
 from omni_lab.model import OmniModel
 from omni_lab.routing.router import Router
+from omni_lab.serving.app import create_app
 from omni_lab.serving.engine import Engine
+from omni_lab.serving.media import Limits
 from omni_lab.serving.models import ModelRepository, ServedModel
+from omni_lab.serving.server import BackgroundServer
+from omni_lab.serving.settings import ServerConfig
 from tests.engine.conftest import ANSWERS, exporter, make_batch, parts, routed, router, with_latents
 
 __all__ = ["exporter", "make_batch", "parts", "routed", "router", "with_latents"]
@@ -73,3 +77,27 @@ def picture(seed: int) -> np.ndarray:
 
 def sound(seed: int, samples: int = 8000) -> np.ndarray:
     return (np.random.default_rng(seed).normal(size=samples) * 0.1).astype(np.float32)
+
+
+class Beeps:
+    """Speaks a tone for each letter, and hears how long a sound is."""
+
+    voices = ("low", "high")
+
+    def speak(self, text: str, voice: str) -> Iterator[np.ndarray]:
+        if voice not in self.voices:
+            raise ValueError(f"voice must be one of {self.voices}: got {voice!r}")
+        if not text.isascii():
+            raise ValueError(f"only English letters: got {text!r}")
+        hertz = 300 if voice == "low" else 600
+        return iter([np.sin(np.arange(1600) / 16_000 * 2 * np.pi * hertz).astype(np.float32) * 0.5 for _ in text])
+
+    def transcribe(self, waveform: np.ndarray) -> Iterator[str]:
+        yield from (f"{len(waveform) / 16_000:.1f}", " seconds")
+
+
+@pytest.fixture
+def url(engine: Engine) -> Iterator[str]:
+    limits = Limits(body_bytes=2_000_000, pixels=1_000_000, seconds=5.0, frames=16, images=3, characters=500)
+    with BackgroundServer(create_app(engine, speech=Beeps(), config=ServerConfig(limits=limits))) as url:
+        yield url
