@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from omni_lab.compression.graphs import trace_graph
+from omni_lab.compression import graphs as tracing
 from omni_lab.compression.parts import ModelPart
 from omni_lab.utils.env import project_root
 
@@ -34,7 +34,7 @@ def graph_digest(part: ModelPart, opset: int) -> str:
     described = [version, str(opset), str(part.inputs), str(part.variable_length)]
     free = 1 + part.variable_length  # axes of which the exporter sees only whether they are longer than one
     described += [f"{[min(n, 2) for n in x.shape[:free]]} {[*x.shape[free:]]} {x.dtype}" for x in part.example]
-    files = {Path(inspect.getfile(trace_graph))}
+    files = {Path(tracing.__file__)}
     for name, module in part.module.named_modules():
         described.append(f"{name}: {type(module).__qualname__} {_settings(module)}")
         source = Path(inspect.getfile(type(module)))
@@ -90,7 +90,7 @@ def _read_archive(file: Path) -> Mapping[str, bytes]:
 def _settings(module: nn.Module) -> dict[str, Any]:
     """Plain attributes of a module, such as strides, sizes and a level."""
     plain = (bool, int, float, str, tuple, type(None))
-    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
     return {name: value for name, value in sorted(own.items()) if isinstance(value, plain)}
 
 

@@ -13,6 +13,11 @@ chat.py        a conversation as one question, an answer as a completion
 asking.py      from a request to the engine and back
 openai_api.py  models, chat completions, transcription and speech
 kserve.py      KServe's protocol
+turn_detection.py     when somebody starts and stops speaking
+realtime_session.py   settings, items and incoming sound of a realtime session
+realtime_response.py  the events of one of its responses
+realtime.py           OpenAI's realtime interface
+page.py        the page to talk to, whose files are in page/
 app.py         the application: all of it
 server.py      runs it
 """

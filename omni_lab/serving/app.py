@@ -12,6 +12,8 @@ from omni_lab.serving.errors import ApiError
 from omni_lab.serving.guard import Guard
 from omni_lab.serving.kserve import add_kserve
 from omni_lab.serving.openai_api import add_audio, add_openai
+from omni_lab.serving.page import add_page
+from omni_lab.serving.realtime import add_realtime
 from omni_lab.serving.settings import ServerConfig
 from omni_lab.serving.speech import Speech
 
@@ -27,6 +29,8 @@ def create_app(engine: Engine, *, speech: Speech | None = None, config: ServerCo
     add_openai(app, engine, speech, config)
     if speech is not None:
         add_audio(app, speech, config)
+        add_realtime(app, engine, speech, config)
+        add_page(app)
     add_kserve(app, engine, config)
 
     @app.get("/metrics", response_class=PlainTextResponse)

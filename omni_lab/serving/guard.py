@@ -12,13 +12,14 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from omni_lab.serving.errors import ApiError
+from omni_lab.serving.page import FILES
 from omni_lab.serving.telemetry import Telemetry
 
 log = logging.getLogger("omni_lab.server")
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-OPEN = ("/", "/v2/health/live", "/v2/health/ready")  # for everybody
+OPEN = ("/v2/health/live", "/v2/health/ready", *FILES)  # for everybody
 SUBPROTOCOL_KEY = "openai-insecure-api-key."  # how browsers, which send no headers, give a key to a websocket
 MAX_CLIENTS = 10_000
 
