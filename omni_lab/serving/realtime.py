@@ -55,7 +55,8 @@ class RealtimeSession:
         self._send, self.engine, self.served, self.speech, self.config = send, engine, served, speech, config
         self.id, self.settings = new_id("sess"), SessionSettings()
         self.conversation = Conversation()
-        self.buffer = InputBuffer(self.settings.audio.input.turn_detection, config.limits)
+        detection = self.settings.audio.input.turn_detection
+        self.buffer = InputBuffer(detection, config.limits, voice_detector=config.voice_detector)
         self.response: ResponseStream | None = None
         self._task: asyncio.Task[None] | None = None
         self._transcribing: set[asyncio.Task[None]] = set()

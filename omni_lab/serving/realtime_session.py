@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from omni_lab.serving import media
 from omni_lab.serving.chat import new_id
 from omni_lab.serving.errors import ApiError
 from omni_lab.serving.media import PCM_RATE, Limits
-from omni_lab.serving.turn_detection import TurnDetector, best_detector
+from omni_lab.serving.turn_detection import TurnDetector, VoiceProbability
 
 MAX_ITEMS = 256
 
@@ -33,9 +33,9 @@ class AudioFormat(_Settings):
 
 class ServerVad(_Settings):
     type: Literal["server_vad"] = "server_vad"
-    threshold: float = Field(0.5, ge=0, le=1)
-    prefix_padding_ms: int = Field(300, ge=0, le=2000)
-    silence_duration_ms: int = Field(500, ge=50, le=5000)
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    prefix_padding_ms: int = Field(default=300, ge=0, le=2000)
+    silence_duration_ms: int = Field(default=500, ge=50, le=5000)
     create_response: bool = True
     interrupt_response: bool = True
 
@@ -58,7 +58,7 @@ class SessionAudio(_Settings):
 
 class SessionSettings(_Settings):
     type: Literal["realtime"] = "realtime"
-    output_modalities: list[Literal["text", "audio"]] = Field(["audio"], min_length=1, max_length=1)
+    output_modalities: list[Literal["text", "audio"]] = Field(default=["audio"], min_length=1, max_length=1)
     instructions: str = ""
     audio: SessionAudio = SessionAudio()
 
@@ -168,8 +168,10 @@ class InputBuffer:
     settings: of turn detection; None: the client says when it is done.
     """
 
-    def __init__(self, settings: ServerVad | None, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(
+        self, settings: ServerVad | None, limits: Limits, *, voice_detector: Callable[[], VoiceProbability]
+    ) -> None:
+        self.limits, self.voice_detector = limits, voice_detector
         self._to_16k = soxr.ResampleStream(PCM_RATE, SAMPLE_RATE, 1, dtype="float32")
         self._pieces: list[np.ndarray] = []
         self._first = 0  # the number of the first sample that is kept
@@ -178,10 +180,12 @@ class InputBuffer:
 
     def configure(self, settings: ServerVad | None) -> None:
         """Begins to find turns anew."""
-        self.settings, self.detector, self.started = settings, None, None
+        self.settings = settings
+        self.detector: TurnDetector | None = None
+        self.started: int | None = None  # the sample at which the turn begins, with the padding before it
         if settings is not None:
             silence = settings.silence_duration_ms / 1e3
-            self.detector = TurnDetector(best_detector(), threshold=settings.threshold, silence=silence)
+            self.detector = TurnDetector(self.voice_detector(), threshold=settings.threshold, silence=silence)
             self._offset = self.received
 
     @property
@@ -203,7 +207,7 @@ class InputBuffer:
         self.received += len(samples)
         if self.detector is None or self.settings is None:
             return []
-        events = []
+        events: list[tuple[str, int]] = []
         for kind, sample in self.detector.feed(samples):
             place = sample + self._offset
             if kind == "started":

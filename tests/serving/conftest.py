@@ -24,6 +24,7 @@ from omni_lab.serving.media import Limits
 from omni_lab.serving.models import ModelRepository, ServedModel
 from omni_lab.serving.server import BackgroundServer
 from omni_lab.serving.settings import ServerConfig
+from omni_lab.serving.turn_detection import EnergyDetector
 from tests.engine.conftest import ANSWERS, exporter, make_batch, parts, routed, router, with_latents
 
 __all__ = ["exporter", "make_batch", "parts", "routed", "router", "with_latents"]
@@ -99,5 +100,6 @@ class Beeps:
 @pytest.fixture
 def url(engine: Engine) -> Iterator[str]:
     limits = Limits(body_bytes=2_000_000, pixels=1_000_000, seconds=5.0, frames=16, images=3, characters=500)
-    with BackgroundServer(create_app(engine, speech=Beeps(), config=ServerConfig(limits=limits))) as url:
+    config = ServerConfig(limits=limits, voice_detector=EnergyDetector)
+    with BackgroundServer(create_app(engine, speech=Beeps(), config=config)) as url:
         yield url

@@ -19,6 +19,7 @@ from omni_lab.serving.app import create_app
 from omni_lab.serving.engine import Engine
 from omni_lab.serving.server import BackgroundServer
 from omni_lab.serving.settings import ServerConfig
+from omni_lab.serving.turn_detection import EnergyDetector
 from tests.serving.conftest import Beeps
 from tests.serving.test_media import gif, png
 from tests.serving.test_openai_api import data_url
@@ -169,7 +170,8 @@ class Slow(Beeps):
 
 
 def test_an_answer_can_be_interrupted(engine: Engine) -> None:
-    server = BackgroundServer(create_app(engine, speech=Slow()))
+    config = ServerConfig(voice_detector=EnergyDetector)
+    server = BackgroundServer(create_app(engine, speech=Slow(), config=config))
     address = f"ws://127.0.0.1:{server.port}/v1/realtime"
     with server, connect(address) as socket:
         talker = Talker(socket)
