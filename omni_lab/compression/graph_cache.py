@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from omni_lab.compression import graphs as tracing
+import omni_lab.compression.graphs as tracing
 from omni_lab.compression.parts import ModelPart
 from omni_lab.utils.env import project_root
 

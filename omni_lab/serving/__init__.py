@@ -16,6 +16,7 @@ kserve.py      KServe's protocol
 turn_detection.py     when somebody starts and stops speaking
 realtime_session.py   settings, items and incoming sound of a realtime session
 realtime_response.py  the events of one of its responses
+realtime_answers.py    answers, one at a time, that can be interrupted
 realtime.py           OpenAI's realtime interface
 page.py        the page to talk to, whose files are in page/
 app.py         the application: all of it

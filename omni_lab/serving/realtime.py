@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -17,11 +15,11 @@ from fastapi.concurrency import run_in_threadpool
 
 from omni_lab.serving import media
 from omni_lab.serving.asking import find_model
-from omni_lab.serving.chat import ConversationReader, Question, details, new_id, usage
+from omni_lab.serving.chat import ConversationReader, new_id
 from omni_lab.serving.engine import Engine
 from omni_lab.serving.errors import ApiError
 from omni_lab.serving.models import ServedModel
-from omni_lab.serving.realtime_response import ResponseStream
+from omni_lab.serving.realtime_answers import Responder, readable_parts
 from omni_lab.serving.realtime_session import (
     Conversation,
     InputBuffer,
@@ -32,7 +30,7 @@ from omni_lab.serving.realtime_session import (
     session_object,
 )
 from omni_lab.serving.settings import ServerConfig
-from omni_lab.serving.speech import Speech, to_pcm16
+from omni_lab.serving.speech import Speech
 
 log = logging.getLogger("omni_lab.server")
 Event = Mapping[str, Any]
@@ -52,13 +50,14 @@ class RealtimeSession:
         speech: Speech,
         config: ServerConfig,
     ) -> None:
-        self._send, self.engine, self.served, self.speech, self.config = send, engine, served, speech, config
+        self._send, self.served, self.speech, self.config = send, served, speech, config
         self.id, self.settings = new_id("sess"), SessionSettings()
         self.conversation = Conversation()
         detection = self.settings.audio.input.turn_detection
         self.buffer = InputBuffer(detection, config.limits, voice_detector=config.voice_detector)
-        self.response: ResponseStream | None = None
-        self._task: asyncio.Task[None] | None = None
+        self.responder = Responder(
+            self.emit, self.conversation, engine=engine, served=served, speech=speech, config=config
+        )
         self._transcribing: set[asyncio.Task[None]] = set()
         self._next_item = new_id("item")  # the id of the item that the input buffer becomes
         self._handlers: dict[str, Callable[[Event], Awaitable[None]]] = {
@@ -87,11 +86,12 @@ class RealtimeSession:
 
     async def close(self) -> None:
         """Stops what is under way."""
-        for task in [self._task, *self._transcribing]:
-            if task is not None:
-                task.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await task
+        with suppress(Exception):  # its last events find a closed socket
+            await self.responder.cancel("client_cancelled")
+        for task in [*self._transcribing]:
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
 
     async def receive(self, text: str) -> None:
         """Handles an event of the client."""
@@ -143,7 +143,7 @@ class RealtimeSession:
                 await self.emit("input_audio_buffer.speech_started", audio_start_ms=ms, item_id=self._next_item)
                 detection = self.settings.audio.input.turn_detection
                 if detection is not None and detection.interrupt_response:
-                    await self._cancel("turn_detected")
+                    await self.responder.cancel("turn_detected")
             else:
                 await self._speech_stopped(ms)
 
@@ -152,8 +152,8 @@ class RealtimeSession:
         await self._commit()
         detection = self.settings.audio.input.turn_detection
         if detection is not None and detection.create_response:
-            await self._cancel("turn_detected")
-            await self._respond({})
+            await self.responder.cancel("turn_detected")
+            await self.responder.respond({}, self.settings)
 
     async def _commit_event(self, event: Event) -> None:
         await self._commit()
@@ -197,7 +197,7 @@ class RealtimeSession:
         item = await run_in_threadpool(read_item, event.get("item"), self.config.limits)
         if item.role == "user":  # a picture that cannot be read is refused now, not when an answer needs it
             reader = ConversationReader(self.served, self.config.limits)
-            await run_in_threadpool(reader.add, _readable(item), name="item.content")
+            await run_in_threadpool(reader.add, readable_parts(item), name="item.content")
         await self._announce(item, self.conversation.add(item, after=after))
 
     async def _announce(self, item: Item, previous: str | None) -> None:
@@ -234,91 +234,14 @@ class RealtimeSession:
         options = event.get("response") or {}
         if not isinstance(options, dict):
             raise ApiError("response: expected an object", code="invalid_value", param="response")
-        await self._respond(options)
-
-    async def _respond(self, options: Mapping[str, Any]) -> None:
-        if self._task is not None and not self._task.done():
-            message = "a response is under way: cancel it, or wait for response.done"
-            raise ApiError(message, code="conversation_already_has_active_response")
-        kinds = options.get("output_modalities", self.settings.output_modalities)
-        if kinds not in (["text"], ["audio"]):
-            message = f"response.output_modalities: expected ['text'] or ['audio']: got {kinds!r}"
-            raise ApiError(message, code="invalid_value", param="response.output_modalities")
-        self.response = ResponseStream(
-            self.emit, self.conversation, spoken=kinds == ["audio"], start=time.perf_counter()
-        )
-        self._task = asyncio.create_task(self._answer(self.response))
-
-    async def _answer(self, stream: ResponseStream) -> None:
-        """One response, from its creation to `response.done`, whatever happens in between."""
-        try:
-            await stream.begin()
-            question = await run_in_threadpool(self._question)
-            name, version = self.served.name, self.served.version
-            future = self.engine.submit(question.sample, model=name, version=version, timeout=self.config.timeout)
-            found = await asyncio.wrap_future(future)
-            text = found.answer.text
-            await stream.open()
-            if stream.spoken:
-                await self._speak(stream, text)
-            else:
-                await stream.write(text)
-            await stream.finish(usage=usage(question, text), told=details(found))
-        except asyncio.CancelledError:
-            await asyncio.shield(stream.stop("cancelled", {"type": "cancelled", "reason": stream.reason}))
-        except WebSocketDisconnect:
-            return
-        except Exception as error:
-            refusal = ApiError.of(error)
-            if refusal.status >= 500:
-                log.exception("a response failed")
-            told = {"type": "failed", "error": {"type": refusal.kind, "code": refusal.code, "message": refusal.message}}
-            with suppress(WebSocketDisconnect):
-                await stream.stop("failed", told)
-
-    async def _speak(self, stream: ResponseStream, text: str) -> None:
-        voice = self.settings.audio.output.voice or self.speech.voices[0]
-        await stream.transcript(text)
-        pieces = to_pcm16(self.speech.speak(text, voice))
-        while (pcm := await asyncio.to_thread(next, pieces, None)) is not None:
-            if pcm:
-                if not stream.sent:
-                    self.engine.telemetry.speech.observe(time.perf_counter() - stream.start)
-                await stream.sound(base64.b64encode(pcm).decode(), len(pcm) // 2)
-
-    def _question(self) -> Question:
-        """The latest written or spoken question, and the media that were sent until now. Raises ApiError."""
-        reader, text, sound = ConversationReader(self.served, self.config.limits), "", None
-        for item in self.conversation.items.values():
-            if item.role == "user":
-                written = reader.add(_readable(item), name=item.id)
-                if written or item.sound is not None:
-                    text, sound = written, item.sound
-        if sound is not None:
-            reader.media["audio"] = sound
-        return reader.question(text, param="response")
+        await self.responder.respond(options, self.settings)
 
     async def _cancel_event(self, event: Event) -> None:
         wanted = event.get("response_id")
-        active = self.response if self._task is not None and not self._task.done() else None
+        active = self.responder.active
         if active is None or wanted not in (None, active.id):
             raise ApiError("no such response is under way", code="response_cancel_not_active", param="response_id")
-        await self._cancel("client_cancelled")
-
-    async def _cancel(self, reason: str) -> None:
-        """Ends the response that is under way, if there is one; returns when its last event is sent."""
-        task, self._task = self._task, None
-        if task is None or task.done() or self.response is None:
-            return
-        self.response.reason = reason
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-
-def _readable(item: Item) -> list[dict[str, Any]]:
-    """The parts that `ConversationReader` reads."""
-    return [part for part in item.content if part.get("type") != "input_audio"]
+        await self.responder.cancel("client_cancelled")
 
 
 def add_realtime(app: FastAPI, engine: Engine, speech: Speech, config: ServerConfig) -> None:
