@@ -39,7 +39,8 @@ def paired_difference(
     groups: [n] labels, such as the scene that a question is about.
     """
     _check_paired(first, second, groups)
-    return _ratio(first - second, np.ones_like(first), groups, resamples, seed)
+    difference = _ratio(first - second, np.ones_like(first), groups, resamples, seed)
+    return _with_unseen(difference, first, second, groups, first.shape[1])
 
 
 def paired_ratio(
@@ -51,7 +52,22 @@ def paired_ratio(
     if first.min() < 0 or second.min() < 0 or not second.any(axis=1).all():
         raise ValueError("a ratio needs values that are not negative, and a second that is not all zero")
     ratio = _ratio(first, second, groups, resamples, seed)
+    ratio = _with_unseen(ratio, first, second, groups, float(second.sum(axis=1).mean()))
     return ratio._replace(low=max(0.0, ratio.low))
+
+
+def _with_unseen(
+    estimate: Estimate, first: np.ndarray, second: np.ndarray, groups: np.ndarray, total: float
+) -> Estimate:
+    """The interval for hits of one seed, where no sample changed for the better, or none for the worse. Resamples know
+    nothing of what was not seen, but it may happen in as many groups as the exact bound for no event allows (Clopper
+    and Pearson 1934), and change at least one sample in each. total: what the estimate was divided by."""
+    if len(first) > 1 or not (np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()):
+        return estimate
+    count = len(np.unique(groups))
+    unseen = count * (1 - 0.025 ** (1 / count)) / total
+    low = estimate.low - unseen * bool((first >= second).all())
+    return estimate._replace(low=low, high=estimate.high + unseen * bool((first <= second).all()))
 
 
 def _check_paired(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> None:
