@@ -46,15 +46,20 @@ def read_image(path: Path, *, size: int, exact: bool) -> np.ndarray:
     if exact and (image.mode != "RGB" or image.size != (size, size)):
         raise ImageError(f"{path}: got mode {image.mode}, size {image.size}: expected RGB, ({size}, {size})")
     if not exact:
-        if image.mode in ("I", "F"):
-            raise ImageError(f"{path}: pixels of mode {image.mode}: expected at most 16 bits for each channel")
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        image = ImageOps.exif_transpose(image)
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+        image = to_rgb(image, name=str(path)).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image).transpose(2, 0, 1)
+
+
+def to_rgb(image: Image.Image, *, name: str) -> Image.Image:
+    """The image upright, in 8 bits, without transparency; see `read_image`. Raises ImageError naming it."""
+    if image.mode in ("I", "F"):
+        raise ImageError(f"{name}: pixels of mode {image.mode}: expected at most 16 bits for each channel")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def prepare_audio(samples: np.ndarray | Tensor, rate: int, *, name: str, max_seconds: float = 30.0) -> np.ndarray:

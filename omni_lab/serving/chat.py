@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from omni_lab.batch import Modality
+from omni_lab.batch import ComputeLevel, Modality
 from omni_lab.engine.stacking import Sample
 from omni_lab.serving import media
 from omni_lab.serving.engine import EngineAnswer
@@ -18,7 +18,6 @@ from omni_lab.serving.errors import ApiError
 from omni_lab.serving.media import Limits, MediaError
 from omni_lab.serving.models import ServedModel
 
-LEVELS = ("skip", "tiny", "early_exit", "full")
 UNSUPPORTED = ("tools", "tool_choice", "functions", "function_call", "logit_bias", "web_search_options")
 AudioFormat = Literal["wav", "pcm16"]
 
@@ -203,7 +202,7 @@ def details(found: EngineAnswer) -> dict[str, Any]:
     return {
         "confidence": round(answer.confidence, 4),
         "others": {text: round(p, 4) for text, p in answer.top[1:]},
-        "encoders": {m: LEVELS[level] for m, level in answer.levels.items()},
+        "encoders": {m: ComputeLevel(level).name.lower() for m, level in answer.levels.items()},
         "paths": [f"{layer}: {query} from {key}" for layer, query, key in answer.route.paths],
         "flops_saved": None if answer.flops_saved is None else round(answer.flops_saved, 4),
         "milliseconds": {stage: round(1e3 * seconds, 2) for stage, seconds in found.seconds.items()},

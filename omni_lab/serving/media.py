@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile
 import soxr
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageSequence
 
 from omni_lab.batch import SAMPLE_RATE
-from omni_lab.data.media_io import AudioError, prepare_audio
+from omni_lab.data.media_io import AudioError, prepare_audio, to_rgb
 
 DATA_URL = re.compile(r"data:(?P<type>[\w.+/-]*)(?:;[\w=.+-]+)*;base64,(?P<data>.*)", re.DOTALL)
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -70,7 +70,7 @@ def read_picture(content: bytes, shape: Shape, *, name: str, limits: Limits) -> 
     """An image as [3, H, W] uint8 of `shape`; the first frame of an animation. Raises MediaError."""
     with _open_image(content, name=name, limits=limits) as image:
         try:
-            return _pixels(image, shape)
+            return _pixels(image, shape, name)
         except Exception as error:  # decoders of images raise whatever they like
             raise MediaError(f"{name}: a damaged image ({error})") from error
 
@@ -88,7 +88,7 @@ def read_clip(content: bytes, shape: Shape, *, name: str, limits: Limits) -> np.
         if count > limits.frames:
             raise MediaError(f"{name}: {count} frames: expected at most {limits.frames}")
         try:
-            frames = [_pixels(frame, shape[1:]) for frame in ImageSequence.Iterator(image)]
+            frames = [_pixels(frame, shape[1:], name) for frame in ImageSequence.Iterator(image)]
         except Exception as error:  # likewise
             raise MediaError(f"{name}: a damaged animation ({error})") from error
     return sample_frames(frames, shape)
@@ -161,9 +161,6 @@ def _open_image(content: bytes, *, name: str, limits: Limits) -> Image.Image:
     return image
 
 
-def _pixels(image: Image.Image, shape: Shape) -> np.ndarray:
-    upright = ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-    resized = upright.convert("RGB").resize((shape[2], shape[1]), Image.Resampling.BICUBIC)
+def _pixels(image: Image.Image, shape: Shape, name: str) -> np.ndarray:
+    resized = to_rgb(image, name=name).resize((shape[2], shape[1]), Image.Resampling.BICUBIC)
     return np.asarray(resized).transpose(2, 0, 1)

@@ -55,6 +55,10 @@ def test_pictures_clips_and_sounds_are_read() -> None:
     assert picture.shape == (3, 4, 4) and picture[:, 0, 0].tolist() == [255, 0, 0]
     clear = media.read_picture(png(color=(0, 0, 0, 0), mode="RGBA"), (3, 4, 4), name="picture", limits=LIMITS)
     assert (clear == 255).all(), "transparency is white"
+    deep = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 30_000, np.uint16)).save(deep, "PNG")
+    gray = media.read_picture(deep.getvalue(), (3, 4, 4), name="picture", limits=LIMITS)
+    assert (gray == 30_000 // 257).all(), "16 bits are not cut off"
     clip = media.read_clip(gif(4), (2, 3, 4, 4), name="clip", limits=LIMITS)
     assert clip.shape == (2, 3, 4, 4) and abs(int(clip[0, 0, 0, 0]) - 40) < 12 and abs(int(clip[1, 0, 0, 0]) - 120) < 12
     assert media.is_animation(gif(2), name="clip", limits=LIMITS)

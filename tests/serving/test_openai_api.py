@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -285,8 +286,7 @@ def test_kserve(url: str, served: ServedModel) -> None:
     ):
         wrong = httpx.post(f"{url}/v2/models/tiny/infer", json={"inputs": [question, pictures | changed]})
         assert wrong.status_code == 400 and set(wrong.json()) == {"error"}
-        with pytest.raises(AssertionError, match=message):
-            raise AssertionError(wrong.json()["error"])
+        assert re.search(message, wrong.json()["error"]), wrong.json()
     assert httpx.post(f"{url}/v2/models/tiny/versions/9/infer", json={"inputs": [question]}).status_code == 404
 
 
